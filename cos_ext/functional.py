@@ -1,0 +1,288 @@
+"""The operators as functions: validation (exception types and messages) and thin calls into the kernels.
+
+Argument checks live here and nowhere else in Python; the arithmetic is in csrc/core.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _ops
+
+FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+MAX_STEPS = 2**24  # counts stay exact in float32
+
+
+class IFResult(NamedTuple):
+    """spikes [T, *neurons]; v and spike_count [*neurons], None where they were not asked for."""
+
+    spikes: Tensor
+    v: Tensor | None
+    spike_count: Tensor | None
+
+
+class COSResult(NamedTuple):
+    """spikes [T, *neurons]; v, spike_count, v_init and offset_spikes [*neurons], None where they were not asked for."""
+
+    spikes: Tensor
+    v: Tensor | None
+    spike_count: Tensor | None
+    v_init: Tensor | None
+    offset_spikes: Tensor | None
+
+
+class Calibration(NamedTuple):
+    """v_init, offset_spikes and spike_count, each [*neurons]; spike_count and offset_spikes are those before calibration."""
+
+    v_init: Tensor
+    offset_spikes: Tensor
+    spike_count: Tensor
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which membrane potentials are kept: float64 for float64, float32 for the others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def if_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None = None, *,
+               v_reset: float | None = None, inplace: bool = False, return_v: bool = False,
+               return_count: bool = False) -> IFResult:  # fmt: skip
+    r"""Simulates integrate-and-fire neurons for T steps in one pass over memory.
+
+    .. math:: m(t) = v(t-1) + x(t), \quad s(t) = [m(t) \ge \theta], \quad v(t) = m(t) - \theta s(t)
+
+    (soft reset), or :math:`v(t) = s(t) ? v_\text{reset} : m(t)` (hard reset). The output at t is θ s(t). Computed
+    un-normalised, in exactly this order, in the state dtype: float64 for float64 input, else float32.
+
+    Args:
+        x_seq: input currents [T, *neurons], T >= 1; float32, float64, float16 or bfloat16; any strides. A time dimension
+            of stride 0 (``x.expand(T, ...)``) is read once per neuron.
+        v_threshold: θ > 0; a float, or a tensor that broadcasts to [*neurons] (per channel: [C, 1, 1]) in x_seq's dtype or
+            the state dtype.
+        v_init: v(0), likewise; None is θ/2.
+        v_reset: None for soft reset, or the potential after a spike.
+        inplace: write the spikes over x_seq.
+        return_v: return v(T), [*neurons], in the state dtype.
+        return_count: return the number of spikes, [*neurons], int32.
+
+    Returns:
+        IFResult(spikes, v, spike_count); spikes have x_seq's dtype and memory format and are 0 or θ.
+
+    NaN and infinity: a neuron whose potential is NaN does not fire and stays NaN; after +inf it fires at every step, after
+    -inf at none. The same on every device and path.
+
+    Raises:
+        TypeError: a tensor has another dtype, or an argument another type.
+        ValueError: T = 0, a threshold that is not positive and finite, a tensor that does not broadcast or is elsewhere,
+            inplace on elements that share memory. Values inside a CUDA threshold are not looked at.
+        RuntimeError: autograd would need a gradient (this is an inference operator), or no kernel serves the device.
+
+    Example:
+        >>> spikes, v, count = if_forward(torch.rand(4, 2, 3), 1.0, return_v=True, return_count=True)
+    """
+    theta, theta_value, init, init_value = _checked(x_seq, v_threshold, v_init, inplace)
+    reset = None if v_reset is None else _number("v_reset", v_reset)
+    if inplace:
+        v, count = _ops.ops.if_forward_(x_seq, theta, theta_value, init, init_value, reset, return_v, return_count)
+        _written(x_seq)
+        spikes = x_seq
+    else:
+        spikes, v, count = _ops.ops.if_forward(x_seq, theta, theta_value, init, init_value, reset, return_v, return_count)
+    return IFResult(spikes, v if return_v else None, count if return_count else None)
+
+
+def cos_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None = None, *, rho: int,
+                iterations: int | None = 1, inplace: bool = False, return_v: bool = False, return_count: bool = False,
+                return_v_init: bool = False, return_offset: bool = False) -> COSResult:  # fmt: skip
+    r"""Calibrates offset spikes per neuron and simulates T steps from the shifted potential, in one pass over memory.
+
+    The method of Hao et al., "Bridging the gap between ANNs and SNNs by calibrating offset spikes", ICLR 2023
+    (arXiv 2302.10685): watch the first rho steps, and let N be the spikes and r the residual membrane potential. The offset
+    spike (desired minus actual count) is
+
+    .. math:: \psi = \mathrm{clip}(\lfloor r/\theta \rfloor, -N, \rho - N)
+
+    and each iteration k = 0, 1, ... touches exactly the neurons with ψ < -k or ψ > k and changes their count by one:
+
+    .. math:: v(0) \mathrel{-}= \max(\theta, \min_{s(t)=1} m(t) - \theta(1-\varepsilon)), \quad
+              v(0) \mathrel{+}= \max(\theta, \theta(1+\varepsilon) - \max_{s(t)=0} v(t)), \quad \varepsilon = 10^{-3}
+
+    Then all T steps run from the shifted v(0) with soft reset. After k iterations exactly the neurons with abs(ψ) > k are
+    still wrong over the first rho steps.
+
+    Args:
+        x_seq, v_threshold, v_init, inplace, return_v, return_count: as for :func:`if_forward`.
+        rho: steps to watch, 1 <= rho <= T.
+        iterations: how many shifts at most, >= 0; None: until no neuron is left (at most rho).
+        return_v_init: return the shifted v(0), [*neurons], state dtype.
+        return_offset: return ψ before calibration, [*neurons], int32, signed: positive where spikes are missing.
+
+    Returns:
+        COSResult(spikes, v, spike_count, v_init, offset_spikes); spike_count counts the T emitted steps.
+
+    NaN and infinity: a neuron whose residual is NaN has ψ = 0 and is not shifted; otherwise as for :func:`if_forward`. Where
+    inputs exceed θ by more than the precision of the state dtype, a shift can have no spike to act on; it is then left out.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for :func:`if_forward`; ValueError also for rho outside 1..T or iterations < 0.
+
+    Example:
+        >>> result = cos_forward(torch.rand(8, 2, 3), 1.0, rho=4, return_offset=True)
+        >>> result.offset_spikes.shape
+        torch.Size([2, 3])
+    """
+    theta, theta_value, init, init_value = _checked(x_seq, v_threshold, v_init, inplace)
+    rounds = check_calibration(rho, iterations)
+    _check_rho(rho, x_seq)
+    wanted = (return_v, return_count, return_v_init, return_offset)
+    if inplace:
+        results = _ops.ops.cos_forward_(x_seq, theta, theta_value, init, init_value, rho, rounds, *wanted)
+        _written(x_seq)
+        spikes = x_seq
+    else:
+        spikes, *results = _ops.ops.cos_forward(x_seq, theta, theta_value, init, init_value, rho, rounds, *wanted)
+    v, count, shifted, offset = (result if asked else None for result, asked in zip(results, wanted))
+    return COSResult(spikes, v, count, shifted, offset)
+
+
+def calibrate_v_init(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None = None, *, rho: int,
+                     iterations: int | None = 1) -> Calibration:  # fmt: skip
+    """The calibration of :func:`cos_forward` alone: reads the first rho steps and emits nothing.
+
+    Args:
+        x_seq: [T, *neurons] with T >= rho; steps after rho are not read. The rest as for :func:`cos_forward`.
+
+    Returns:
+        Calibration(v_init, offset_spikes, spike_count): the shifted v(0) in the state dtype; ψ and the count N of the
+        first rho steps, both before calibration, int32. The desired count is spike_count + offset_spikes.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for :func:`cos_forward`.
+    """
+    theta, theta_value, init, init_value = _checked(x_seq, v_threshold, v_init, False)
+    rounds = check_calibration(rho, iterations)
+    _check_rho(rho, x_seq)
+    return Calibration(*_ops.ops.calibrate_v_init(x_seq, theta, theta_value, init, init_value, rho, rounds))
+
+
+def check_calibration(rho: int, iterations: int | None) -> int:
+    """Validate rho >= 1 and iterations; return iterations as the operators take it (-1 for None)."""
+    if isinstance(rho, bool) or not isinstance(rho, (int, torch.SymInt)):
+        raise TypeError(f"rho must be an int, got {type(rho).__name__}")
+    if rho < 1:
+        raise ValueError(f"rho must be >= 1, got {rho}")
+    if iterations is None:
+        return -1
+    if isinstance(iterations, bool) or not isinstance(iterations, int):
+        raise TypeError(f"iterations must be an int or None, got {type(iterations).__name__}")
+    if iterations < 0:
+        raise ValueError(f"iterations must be >= 0, or None for until exact, got {iterations}")
+    return iterations
+
+
+def check_values(name: str, value: Tensor) -> None:
+    """ValueError unless every element of a threshold tensor is positive and finite. Synchronises with the device."""
+    if value.numel():
+        low, high = torch.aminmax(value.detach())
+        if not (low > 0 and high < math.inf):  # NaN fails both
+            raise ValueError(f"{name} must be positive and finite, got values in [{low.item()}, {high.item()}]")
+
+
+def _check_rho(rho: int, x_seq: Tensor) -> None:
+    if rho > x_seq.shape[0]:
+        raise ValueError(f"rho must lie in 1..T = {x_seq.shape[0]}, got {rho}")
+
+
+def _number(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
+    if math.isnan(value):
+        raise ValueError(f"{name} must not be NaN")
+    return float(value)
+
+
+def _checked(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None,
+             inplace: bool) -> tuple[Tensor | None, float, Tensor | None, float | None]:  # fmt: skip
+    """Validate what all operators share; return (θ tensor, θ value, v_init tensor, v_init value) for the schema."""
+    if not isinstance(x_seq, Tensor):
+        raise TypeError(f"x_seq must be a tensor, got {type(x_seq).__name__}")
+    if x_seq.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"x_seq must be float32, float64, float16 or bfloat16, got {x_seq.dtype}")
+    if x_seq.dim() < 1 or not 1 <= x_seq.shape[0] <= MAX_STEPS:
+        raise ValueError(f"x_seq must be [T, *neurons] with 1 <= T <= {MAX_STEPS}, got shape {tuple(x_seq.shape)}")
+    _check_device(x_seq)
+    theta, theta_value = None, 0.0
+    if isinstance(v_threshold, Tensor):
+        theta = v_threshold
+        _check_parameter("v_threshold", theta, x_seq)
+        if theta.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_fake(theta):
+            check_values("v_threshold", theta)
+    else:
+        theta_value = check_threshold(v_threshold)
+    init, init_value = None, None
+    if isinstance(v_init, Tensor):
+        init = v_init
+        _check_parameter("v_init", init, x_seq)
+    elif v_init is not None:
+        init_value = _number("v_init", v_init)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x_seq, theta, init)):
+        raise RuntimeError("cos_ext's operators are for inference and have no gradient: an input requires one and grad mode "
+                           "is on; call under torch.no_grad(), or train with cos_ext.QCFS")  # fmt: skip
+    if inplace:
+        _check_inplace(x_seq)
+    return theta, theta_value, init, init_value
+
+
+def check_threshold(v_threshold: float) -> float:
+    """A float threshold, validated: TypeError or ValueError unless it is a positive, finite number."""
+    value = _number("v_threshold", v_threshold)
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"v_threshold must be positive and finite, got {value}")
+    return value
+
+
+def _is_fake(tensor: Tensor) -> bool:
+    return isinstance(tensor, torch._subclasses.FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _check_device(x_seq: Tensor) -> None:
+    kind = x_seq.device.type
+    if kind == "cuda":
+        reason = _ops.cuda_unavailable()
+        if reason is not None:
+            raise RuntimeError(f"x_seq is on {x_seq.device}, and this cos_ext has no CUDA kernels: {reason}")
+    elif kind not in ("cpu", "meta"):
+        raise RuntimeError(f"x_seq is on {x_seq.device}; cos_ext has kernels for cpu and cuda")
+
+
+def _check_parameter(name: str, parameter: Tensor, x_seq: Tensor) -> None:
+    allowed = (x_seq.dtype, state_dtype(x_seq.dtype))
+    if parameter.dtype not in allowed:
+        raise TypeError(f"{name} must have x_seq's dtype {allowed[0]} or the state dtype {allowed[1]}, got {parameter.dtype}")
+    if parameter.device != x_seq.device:
+        raise ValueError(f"{name} must be on x_seq's device {x_seq.device}, got {parameter.device}")
+    neurons, own = x_seq.shape[1:], parameter.shape
+    fits = len(own) <= len(neurons)
+    if not fits or any(a != b and a != 1 for a, b in zip(reversed(own), reversed(neurons))):
+        raise ValueError(f"{name} must broadcast to the neurons {tuple(neurons)}, got shape {tuple(own)}")
+
+
+def _check_inplace(x_seq: Tensor) -> None:
+    if x_seq.is_contiguous():
+        return
+    reach = 0
+    for stride, size in sorted((stride, size) for stride, size in zip(x_seq.stride(), x_seq.shape) if size > 1):
+        if stride <= reach:
+            raise ValueError(f"inplace needs an x_seq whose elements do not share memory, got strides {x_seq.stride()} "
+                             f"for shape {tuple(x_seq.shape)}")  # fmt: skip
+        reach += (size - 1) * stride
+
+
+def _written(x_seq: Tensor) -> None:
+    # Autograd must notice that a tensor it saved has changed; the stable ABI does not count versions.
+    if not torch.compiler.is_compiling() and not x_seq.is_inference():
+        torch.autograd.graph.increment_version(x_seq)

@@ -1,0 +1,219 @@
+"""The architectures of the ANN-SNN conversion literature, with QCFS activations and average pooling.
+
+Only module definitions and their initialisation live here. Every activation is its own module, so that `cos_ext.convert`
+gives each its own neuron.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .qcfs import QCFS
+
+_STEMS = ("cifar", "imagenet")
+
+
+def _check_stem(stem: str) -> None:
+    if stem not in _STEMS:
+        raise ValueError(f"stem must be one of {_STEMS}, got {stem!r}")
+
+
+def _initialise(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    return model
+
+
+def _conv(in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a residual; the activation follows the sum, so the block converts without loss."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, activation: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.conv1 = _conv(in_channels, channels, stride=stride)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.act1 = activation()
+        self.conv2 = _conv(channels, channels)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut = (
+            nn.Identity()
+            if stride == 1 and in_channels == channels
+            else nn.Sequential(_conv(in_channels, channels, 1, stride), nn.BatchNorm2d(channels))
+        )
+        self.act2 = activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act1(self.bn1(self.conv1(x)))
+        return self.act2(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """Residual network of basic blocks. Input [B, in_channels, H, W]; output [B, num_classes]."""
+
+    def __init__(
+        self,
+        blocks: list[int],
+        channels: list[int],
+        num_classes: int,
+        in_channels: int,
+        stem: str,
+        activation: Callable[[], nn.Module],
+    ) -> None:
+        super().__init__()
+        _check_stem(stem)
+        width = channels[0]
+        if stem == "cifar":
+            self.stem = nn.Sequential(_conv(in_channels, width), nn.BatchNorm2d(width), activation())
+        else:
+            self.stem = nn.Sequential(
+                _conv(in_channels, width, 7, 2), nn.BatchNorm2d(width), activation(), nn.AvgPool2d(3, 2, padding=1)
+            )
+        stages = []
+        for stage, (count, out_width) in enumerate(zip(blocks, channels)):
+            layers = []
+            for index in range(count):
+                layers.append(BasicBlock(width, out_width, 2 if stage and not index else 1, activation))
+                width = out_width
+            stages.append(nn.Sequential(*layers))
+        self.stages = nn.Sequential(*stages)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.fc = nn.Linear(width, num_classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.flatten(self.pool(self.stages(self.stem(x)))))
+
+
+class VGG(nn.Module):
+    """VGG-16 with BatchNorm and average pooling. Input [B, in_channels, H, W]; output [B, num_classes]."""
+
+    _PLAN = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
+
+    def __init__(
+        self, num_classes: int, in_channels: int, stem: str, dropout: float, activation: Callable[[], nn.Module]
+    ) -> None:
+        super().__init__()
+        _check_stem(stem)
+        layers: list[nn.Module] = []
+        width = in_channels
+        for item in self._PLAN:
+            if item == "pool":
+                layers.append(nn.AvgPool2d(2))
+            else:
+                layers += [_conv(width, item), nn.BatchNorm2d(item), activation()]
+                width = item
+        # The fifth pool: global for small images, so that 28x28 (1x1 by now) and 32x32 (2x2) both give one value a channel.
+        side = 1 if stem == "cifar" else 7
+        layers.append(nn.AdaptiveAvgPool2d(1) if stem == "cifar" else nn.AvgPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(width * side * side, 4096), activation(), nn.Dropout(dropout),
+            nn.Linear(4096, 4096), activation(), nn.Dropout(dropout),
+            nn.Linear(4096, num_classes),
+        )  # fmt: skip
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x))
+
+
+def _activation(levels: int, threshold: float, activation: Callable[[], nn.Module] | None) -> Callable[[], nn.Module]:
+    return activation if activation is not None else lambda: QCFS(levels, threshold)
+
+
+def resnet20(num_classes: int, in_channels: int = 3, *, levels: int = 8, threshold: float = 8.0, stem: str = "cifar",
+             activation: Callable[[], nn.Module] | None = None) -> ResNet:  # fmt: skip
+    """ResNet-20 (He et al. 2016, section 4.2): three stages of three blocks, 16, 32 and 64 channels.
+
+    Args:
+        num_classes: width of the output.
+        in_channels: channels of the input image.
+        levels, threshold: L and the initial θ of every QCFS activation.
+        stem: "cifar" (3x3, stride 1; 28x28 and 32x32 images) or "imagenet" (7x7, stride 2, average pool; 224x224).
+        activation: makes one activation module per call site, instead of QCFS(levels, threshold).
+    """
+    return ResNet([3, 3, 3], [16, 32, 64], num_classes, in_channels, stem, _activation(levels, threshold, activation))
+
+
+def resnet18(num_classes: int, in_channels: int = 3, *, levels: int = 8, threshold: float = 8.0, stem: str = "cifar",
+             activation: Callable[[], nn.Module] | None = None) -> ResNet:  # fmt: skip
+    """ResNet-18 of basic blocks, 64 to 512 channels. Arguments as for :func:`resnet20`."""
+    return ResNet([2, 2, 2, 2], [64, 128, 256, 512], num_classes, in_channels, stem,
+                  _activation(levels, threshold, activation))  # fmt: skip
+
+
+def resnet34(num_classes: int, in_channels: int = 3, *, levels: int = 8, threshold: float = 8.0, stem: str = "imagenet",
+             activation: Callable[[], nn.Module] | None = None) -> ResNet:  # fmt: skip
+    """ResNet-34 of basic blocks, 64 to 512 channels; the ImageNet stem by default. Arguments as for :func:`resnet20`."""
+    return ResNet([3, 4, 6, 3], [64, 128, 256, 512], num_classes, in_channels, stem,
+                  _activation(levels, threshold, activation))  # fmt: skip
+
+
+def vgg16(num_classes: int, in_channels: int = 3, *, levels: int = 8, threshold: float = 8.0, stem: str = "cifar",
+          dropout: float = 0.0, activation: Callable[[], nn.Module] | None = None) -> VGG:  # fmt: skip
+    """VGG-16 with BatchNorm. Arguments as for :func:`resnet20`; `dropout` is the classifier's rate."""
+    return VGG(num_classes, in_channels, stem, dropout, _activation(levels, threshold, activation))
+
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": resnet18, "resnet20": resnet20, "resnet34": resnet34, "vgg16": vgg16,
+}  # fmt: skip
+
+
+def build(architecture: str, num_classes: int, in_channels: int = 3, **options) -> nn.Module:
+    """The model called `architecture`; ValueError lists the known names."""
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture must be one of {sorted(ARCHITECTURES)}, got {architecture!r}")
+    return ARCHITECTURES[architecture](num_classes, in_channels, **options)
+
+
+def load_weights(model: nn.Module, path: str) -> dict[str, str]:
+    """Load a .safetensors file or a weights-only state dict into `model`; return the file's metadata.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated or corrupt, or its keys or shapes do not fit the model. The model is unchanged.
+    """
+    state, metadata = _read_state(path)
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - state.keys())
+    unexpected = sorted(state.keys() - expected.keys())
+    shapes = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in sorted(expected.keys() & state.keys())
+        if state[key].shape != expected[key].shape
+    ]
+    if missing or unexpected or shapes:
+        raise ValueError(f"{path} does not fit the model: missing {missing}, unexpected {unexpected}, shapes {shapes}")
+    model.load_state_dict(state)
+    return metadata
+
+
+def _read_state(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    with open(path, "rb") as probe:
+        zip_like = probe.read(2) == b"PK"
+    try:
+        if zip_like:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+                raise ValueError(f"{path} holds no state dict of tensors")
+            return state, {}
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is truncated or is not a checkpoint: {error}") from error

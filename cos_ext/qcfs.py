@@ -1,0 +1,77 @@
+"""The QCFS activation: the trainable, quantised clip that integrate-and-fire neurons reproduce. Only that lives here."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class _QCFSFunction(torch.autograd.Function):
+    """Quantised clip with the straight-through gradient of floor, saving one tensor instead of five."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, threshold: Tensor, levels: int) -> Tensor:
+        ctx.save_for_backward(z, threshold)
+        ctx.levels = levels
+        return _quantise(z, threshold, levels)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        z, threshold = ctx.saved_tensors
+        inside = (z >= 0) & (z <= threshold)
+        grad_z = grad * inside if ctx.needs_input_grad[0] else None
+        grad_threshold = None
+        if ctx.needs_input_grad[1]:
+            level = _quantise(z, threshold, ctx.levels) / threshold
+            grad_threshold = (grad * (level - inside * (z / threshold))).sum_to_size(threshold.shape)
+        return grad_z, grad_threshold, None
+
+
+def _quantise(z: Tensor, threshold: Tensor, levels: int) -> Tensor:
+    return (z * levels / threshold + 0.5).floor_().div_(levels).clamp_(0, 1).mul_(threshold)
+
+
+class QCFS(nn.Module):
+    r"""Quantisation clip-floor-shift activation (Bu et al., ICLR 2022, equation 7, with shift 1/2).
+
+    .. math:: a = \theta \, \mathrm{clip}\!\left(\frac{1}{L}\left\lfloor \frac{z L}{\theta} + \frac12 \right\rfloor,
+              0, 1\right)
+
+    An IF neuron with threshold θ and v_init = θ/2 that is driven for T = L steps and calibrated exactly emits, neuron for
+    neuron, the count a·L/θ; see :func:`cos_ext.functional.cos_forward`.
+
+    Args:
+        levels: L, the number of quantisation steps, an int >= 1.
+        threshold: initial value of the learnable scalar θ > 0.
+
+    Shape: any; the output has the input's shape and dtype.
+
+    Gradients: floor is straight-through, so da/dz is 1 for 0 <= z <= θ and 0 elsewhere, and da/dθ is a/θ minus z/θ inside
+    that range.
+
+    Raises:
+        TypeError: levels is not an int, or the input is not a floating-point tensor.
+        ValueError: levels < 1, or threshold is not positive and finite.
+    """
+
+    def __init__(self, levels: int, threshold: float = 8.0) -> None:
+        super().__init__()
+        if isinstance(levels, bool) or not isinstance(levels, int):
+            raise TypeError(f"levels must be an int, got {type(levels).__name__}")
+        if levels < 1:
+            raise ValueError(f"levels must be >= 1, got {levels}")
+        threshold = float(threshold)
+        if not (math.isfinite(threshold) and threshold > 0):
+            raise ValueError(f"threshold must be positive and finite, got {threshold}")
+        self.levels = levels
+        self.threshold = nn.Parameter(torch.tensor(threshold))
+
+    def forward(self, z: Tensor) -> Tensor:
+        if not z.is_floating_point():
+            raise TypeError(f"QCFS needs a floating-point input, got {z.dtype}")
+        return _QCFSFunction.apply(z, self.threshold.to(z.dtype), self.levels)
+
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}, threshold={self.threshold.item():.4g}"

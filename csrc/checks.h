@@ -1,0 +1,87 @@
+// What must hold before any kernel touches memory, once per operator, for both devices. Python (cos_ext/functional.py)
+// checks the same first and raises TypeError or ValueError; these keep direct callers of torch.ops safe.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+#include <optional>
+#include <vector>
+
+namespace cos_ext {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kMaxSteps = int64_t{1} << 24;  // counts stay exact in float32
+
+inline ScalarType state_type(ScalarType type) { return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
+
+inline void check_input(const Tensor& x) {
+  const auto type = x.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+                      type == ScalarType::BFloat16,
+                  "x_seq must be float32, float64, float16 or bfloat16");
+  STD_TORCH_CHECK(x.dim() >= 1 && x.size(0) >= 1, "x_seq must be [T, *neurons] with T >= 1");
+  STD_TORCH_CHECK(x.size(0) <= kMaxSteps, "x_seq must have at most ", kMaxSteps, " time-steps, got ", x.size(0));
+}
+
+// v_threshold or v_init given as a tensor: device, dtype and broadcasting to the neurons of x.
+inline void check_parameter(const char* name, const Tensor& parameter, const Tensor& x) {
+  STD_TORCH_CHECK(parameter.is_cuda() == x.is_cuda() && (x.is_cpu() || parameter.get_device_index() == x.get_device_index()),
+                  name, " must be on x_seq's device");
+  STD_TORCH_CHECK(parameter.scalar_type() == x.scalar_type() || parameter.scalar_type() == state_type(x.scalar_type()),
+                  name, " must have x_seq's dtype or its state dtype");
+  const int64_t neurons = x.dim() - 1, own = parameter.dim();
+  STD_TORCH_CHECK(own <= neurons, name, " has ", own, " dimensions, more than the neurons' ", neurons);
+  for (int64_t d = 0; d < own; ++d) {
+    const int64_t size = parameter.size(d), wanted = x.size(1 + neurons - own + d);
+    STD_TORCH_CHECK(size == wanted || size == 1, name, " does not broadcast to the neurons: size ", size, " against ", wanted);
+  }
+}
+
+inline void check_threshold(const std::optional<Tensor>& tensor, double value, const Tensor& x) {
+  if (tensor) {
+    check_parameter("v_threshold", *tensor, x);
+  } else {
+    STD_TORCH_CHECK(value > 0 && std::isfinite(value), "v_threshold must be positive and finite, got ", value);
+  }
+}
+
+inline void check_calibration(int64_t rho, int64_t iterations, const Tensor& x) {
+  STD_TORCH_CHECK(rho >= 1 && rho <= x.size(0), "rho must lie in 1..T = ", x.size(0), ", got ", rho);
+  STD_TORCH_CHECK(iterations >= -1, "iterations must be >= 0, or -1 for until exact, got ", iterations);
+}
+
+// In place, no two elements of x may share memory: sorted by stride, each must step over all the smaller ones.
+inline void check_inplace(const Tensor& x) {
+  const auto sizes = x.sizes(), strides = x.strides();
+  std::vector<int64_t> order(sizes.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return strides[a] < strides[b]; });
+  int64_t reach = 0;
+  for (const int64_t d : order) {
+    if (sizes[d] <= 1) continue;
+    STD_TORCH_CHECK(strides[d] > reach, "inplace needs an x_seq whose elements do not share memory");
+    reach += (sizes[d] - 1) * strides[d];
+  }
+}
+
+// In place, a parameter that lies in x's memory would be overwritten while it is read.
+inline void check_apart(const char* name, const std::optional<Tensor>& parameter, const Tensor& x) {
+  const auto extent = [](const Tensor& t) {
+    int64_t elements = 1;
+    for (int64_t d = 0; d < t.dim(); ++d) elements += (t.size(d) - 1) * t.stride(d);
+    const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+    return std::pair<uintptr_t, uintptr_t>(begin, begin + static_cast<uintptr_t>(elements) * t.element_size());
+  };
+  if (!parameter || parameter->numel() == 0 || x.numel() == 0) return;
+  const auto a = extent(*parameter), b = extent(x);
+  STD_TORCH_CHECK(a.second <= b.first || b.second <= a.first, name, " must not share memory with x_seq in place");
+}
+
+}  // namespace cos_ext

@@ -1,0 +1,116 @@
+// Calibration of offset spikes (Hao et al., ICLR 2023, arXiv 2302.10685) for a group of W neurons: watch rho steps, count the
+// offset spikes ψ, shift v(0), watch again. The equations live here once, for CPU and CUDA; no memory layout, no torch.
+//
+//   N = Σ s(t), r = v(rho) over the first rho steps from the unshifted v(0);  ψ = clip(floor(r/θ), -N, rho - N)
+//   iteration k touches the neurons with ψ < -k or ψ > k:
+//     one spike less:  v(0) -= max(θ, min over s(t)=1 of m(t) - θ(1-ε))
+//     one spike more:  v(0) += max(θ, θ(1+ε) - max over s(t)=0 of v(t))           ε = 1e-3
+// A NaN residual gives ψ = 0: the neuron is left alone.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "macros.h"
+#include "neuron.h"
+
+namespace cos_ext {
+
+// What a watch over rho steps leaves behind.
+template <class S, int W>
+struct Watch {
+  S v[W];            // residual membrane potential r = v(rho)
+  S min_fired[W];    // min of m(t) where s(t) = 1; +inf if it never fired
+  S max_silent[W];   // max of v(t) where s(t) = 0; -inf if it always fired
+  int32_t count[W];  // N
+};
+
+// The first Held steps are unrolled, as in emit(); rho may be smaller or larger.
+template <int Held, class S, int W, class Theta, class V, class In>
+COS_HD void watch(Watch<S, W>& w, const V& v_init, const Theta& theta, int64_t rho, In& in) {
+  const S inf = std::numeric_limits<S>::infinity();
+  COS_LANES
+  for (int i = 0; i < W; ++i) {
+    w.v[i] = v_init[i];
+    w.min_fired[i] = inf;
+    w.max_silent[i] = -inf;
+    w.count[i] = 0;
+  }
+  const auto advance = [&](const auto& x) {
+    COS_LANES
+    for (int i = 0; i < W; ++i) {
+      S m;
+      const bool fired = step(w.v[i], x(i), theta[i], SoftReset<S>{}, m);
+      const S low = fired ? m : inf;
+      const S high = fired ? -inf : w.v[i];
+      w.min_fired[i] = low < w.min_fired[i] ? low : w.min_fired[i];
+      w.max_silent[i] = high > w.max_silent[i] ? high : w.max_silent[i];
+      w.count[i] += fired;
+    }
+  };
+  COS_TIME
+  for (int t = 0; t < Held; ++t) {
+    if (t < rho) advance(in.held(t));
+  }
+  for (int64_t t = Held; t < rho; ++t) advance(in.load(t));
+}
+
+COS_HD float exact_floor(float x) { return floorf(x); }
+COS_HD double exact_floor(double x) { return floor(x); }
+COS_HD float fused(float a, float b, float c) { return fmaf(a, b, c); }
+COS_HD double fused(double a, double b, double c) { return fma(a, b, c); }
+
+// ψ of one neuron: positive, spikes missing; negative, spikes too many.
+template <class S>
+COS_HD int32_t offset_spikes(S r, S theta, int32_t count, int32_t rho) {
+  const S low = static_cast<S>(-count), high = static_cast<S>(rho - count);
+  S q = exact_floor(r / theta);
+  // The division may round up to the next integer. A correctly rounded r - qθ has the exact sign, so one look mends it.
+  q = fused(-q, theta, r) < 0 ? q - 1 : q;
+  q = q > low ? q : (q == q ? low : S(0));
+  q = q < high ? q : high;
+  return static_cast<int32_t>(q);
+}
+
+// One shift of v(0) of one neuron, from the latest watch. Rounding can leave nothing to remove or to add where inputs
+// exceed θ by the precision of the state type; such a neuron is left alone instead of being shifted to infinity.
+template <class S>
+COS_HD S shifted(S v_init, S theta, int32_t psi, int32_t k, S min_fired, S max_silent) {
+  const S inf = std::numeric_limits<S>::infinity();
+  const S down = min_fired - theta * S(0.999);
+  const S up = theta * S(1.001) - max_silent;
+  const S less = v_init - (down > theta ? down : theta);
+  const S more = v_init + (up > theta ? up : theta);
+  S v = v_init;
+  v = (psi < -k) & (min_fired < inf) ? less : v;
+  v = (psi > k) & (max_silent > -inf) ? more : v;
+  return v;
+}
+
+// The whole calibration. v_init is shifted in place; psi and count (N) are those before calibration.
+// iterations < 0: until no neuron of the group is left, at most rho rounds.
+template <int Held, class S, int W, class Theta, class In>
+COS_HD void calibrate(S (&v_init)[W], int32_t (&psi)[W], int32_t (&count)[W], const Theta& theta, int64_t rho,
+                      int64_t iterations, In& in) {
+  Watch<S, W> w;
+  watch<Held>(w, v_init, theta, rho, in);
+  COS_LANES
+  for (int i = 0; i < W; ++i) {
+    count[i] = w.count[i];
+    psi[i] = offset_spikes(w.v[i], theta[i], w.count[i], static_cast<int32_t>(rho));
+  }
+  int32_t worst = 0;
+  for (int i = 0; i < W; ++i) {
+    const int32_t size = psi[i] < 0 ? -psi[i] : psi[i];
+    worst = size > worst ? size : worst;
+  }
+  const int64_t rounds = iterations < 0 || iterations > worst ? worst : iterations;
+  for (int32_t k = 0; k < rounds; ++k) {
+    if (k > 0) watch<Held>(w, v_init, theta, rho, in);
+    COS_LANES
+    for (int i = 0; i < W; ++i) v_init[i] = shifted(v_init[i], theta[i], psi[i], k, w.min_fired[i], w.max_silent[i]);
+  }
+}
+
+}  // namespace cos_ext

@@ -1,0 +1,41 @@
+// Picks the CPU kernels' instruction set once per process. Nothing else.
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace cos_ext::cpu {
+namespace {
+
+struct Choice {
+  const char* name;
+  Kernel kernel;
+};
+
+Choice choose() {
+#ifdef COS_X86_VARIANTS
+  __builtin_cpu_init();
+  const bool has512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  const bool has2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+  const char* wanted = std::getenv("COS_EXT_CPU_CAPABILITY");
+  const auto allows = [&](const char* name) { return !wanted || !std::strcmp(wanted, name); };
+  if (has512 && allows("avx512")) return {"avx512", avx512::run};
+  if (has2 && (allows("avx2") || allows("avx512"))) return {"avx2", avx2::run};
+#endif
+  return {"baseline", baseline::run};
+}
+
+const Choice& chosen() {
+  static const Choice choice = choose();
+  return choice;
+}
+
+}  // namespace
+
+const char* capability() { return chosen().name; }
+Kernel kernel() { return chosen().kernel; }
+
+}  // namespace cos_ext::cpu

@@ -1,0 +1,3 @@
+// The CPU kernels for the compiler's baseline instruction set (any processor).
+#define COS_ISA baseline
+#include "kernels.inc"

@@ -1,0 +1,26 @@
+// The operators on CUDA devices: device guard, current stream, one launch, launch check.
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "../operators.h"
+#include "kernels.cuh"
+
+namespace {
+
+struct CudaLaunch {
+  static void run(const cos_ext::Job& job, const cos_ext::Tensor& x) {
+    const auto device = x.get_device_index();
+    torch::stable::accelerator::DeviceGuard guard(device);
+    void* stream = nullptr;
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == 0, "no current CUDA stream");
+    STD_TORCH_CHECK(job.neurons <= ((int64_t{1} << 31) - 1) * cos_ext::cuda::kThreads, "too many neurons for one launch");
+    cos_ext::cuda::launch(job, static_cast<cudaStream_t>(stream));
+    const cudaError_t error = cudaGetLastError();
+    STD_TORCH_CHECK(error == cudaSuccess, "cos_ext kernel launch failed: ", cudaGetErrorString(error));
+  }
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(cos_ext, CUDA, m) { COS_EXT_REGISTER(m, CudaLaunch); }

@@ -1,0 +1,214 @@
+// cos_ext._core: the arithmetic core over NumPy arrays, and the build facts. Knows nothing of torch.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <optional>
+#include <string>
+#include <thread>
+#include <variant>
+#include <vector>
+
+#include "../cpu/kernels.h"
+
+namespace py = pybind11;
+using namespace cos_ext;
+
+namespace {
+
+using Value = std::variant<double, py::array>;
+
+std::vector<int64_t> shape_of(const py::array& array, int from = 0) {
+  return std::vector<int64_t>(array.shape() + from, array.shape() + array.ndim());
+}
+
+std::vector<int64_t> strides_of(const py::array& array, int from = 0) {
+  std::vector<int64_t> strides;
+  for (py::ssize_t d = from; d < array.ndim(); ++d) strides.push_back(array.strides(d) / array.itemsize());
+  return strides;
+}
+
+std::string describe(const py::array& array) {
+  return std::string(py::str(array.dtype())) + " " + std::string(py::str(py::tuple(array.attr("shape"))));
+}
+
+// Holds the converted arrays of one call, and fills the job that the kernels see.
+class Call {
+ public:
+  explicit Call(const py::array& x) : x_(x) {
+    const char kind = x.dtype().kind();
+    const auto size = x.itemsize();
+    if (kind != 'f' || (size != 2 && size != 4 && size != 8) || x.ndim() < 1 || x.shape(0) < 1 ||
+        x.shape(0) > (1 << 24)) {
+      throw py::value_error("x_seq must be float16, float32 or float64 [T, *neurons] with 1 <= T <= 2**24, got " + describe(x));
+    }
+    for (py::ssize_t d = 0; d < x.ndim(); ++d) {
+      if (x.strides(d) % size != 0 || x.strides(d) < 0) throw py::value_error("x_seq must have non-negative strides of whole elements");
+    }
+    job.dtype = size == 2 ? DType::Float16 : size == 4 ? DType::Float32 : DType::Float64;
+    state_ = py::dtype(size == 8 ? "float64" : "float32");
+    sizes_ = shape_of(x, 1);
+    order_ = walk_order(sizes_, strides_of(x, 1));
+    job.neurons = 1;
+    for (int64_t s : sizes_) job.neurons *= s;
+    job.x = x.data();
+    job.x_layout = make_layout(sizes_, strides_of(x, 1), order_);
+    job.x_time = x.shape(0) > 1 ? x.strides(0) / size : 0;
+  }
+
+  void threshold(const Value& value) {
+    parameter("v_threshold", job.theta, theta_, value);
+    if (const double* number = std::get_if<double>(&value)) {
+      if (!(*number > 0 && std::isfinite(*number))) throw py::value_error("v_threshold must be positive and finite, got " + std::to_string(*number));
+    } else if (!theta_.attr("__gt__")(0).attr("all")().cast<bool>() ||
+               !py::module_::import("numpy").attr("isfinite")(theta_).attr("all")().cast<bool>()) {
+      throw py::value_error("v_threshold must be positive and finite everywhere");
+    }
+  }
+  void v_init(const std::optional<Value>& value) {
+    job.half_theta_init = !value;
+    if (value) parameter("v_init", job.v_init, v_init_, *value);
+  }
+  void calibration(int64_t rho, std::optional<int64_t> iterations) {
+    if (rho < 1 || rho > x_.shape(0)) throw py::value_error("rho must lie in 1..T = " + std::to_string(x_.shape(0)) + ", got " + std::to_string(rho));
+    if (iterations && *iterations < 0) throw py::value_error("iterations must be >= 0 or None, got " + std::to_string(*iterations));
+    job.rho = rho;
+    job.iterations = iterations.value_or(-1);
+  }
+
+  py::array spikes() {
+    std::vector<py::ssize_t> shape(x_.shape(), x_.shape() + x_.ndim());
+    spikes_ = py::array(x_.dtype(), shape);
+    job.steps = x_.shape(0);
+    job.spikes = spikes_.mutable_data();
+    job.spikes_layout = make_layout(sizes_, strides_of(spikes_, 1), order_);
+    job.spikes_time = spikes_.strides(0) / spikes_.itemsize();
+    return spikes_;
+  }
+  py::array counts(int32_t*& target) {
+    py::array made = result(py::dtype("int32"));
+    target = static_cast<int32_t*>(made.mutable_data());
+    return made;
+  }
+  py::array potentials(void*& target) {
+    py::array made = result(state_);
+    target = made.mutable_data();
+    return made;
+  }
+
+  void run(int threads) {
+    if (threads < 1) throw py::value_error("threads must be >= 1, got " + std::to_string(threads));
+    if (job.neurons == 0) return;
+    py::gil_scoped_release release;
+    const cpu::Kernel kernel = cpu::kernel();
+    const int64_t blocks = (job.neurons + cpu::kBlock - 1) / cpu::kBlock;
+    const int64_t each = (blocks + threads - 1) / threads;
+    const auto part = [&](int64_t first) {
+      const int64_t last = std::min(first + each, blocks);
+      kernel(job, first * cpu::kBlock, std::min(last * cpu::kBlock, job.neurons));
+    };
+    std::vector<std::thread> others;
+    for (int64_t first = each; first < blocks; first += each) others.emplace_back(part, first);
+    part(0);
+    for (auto& other : others) other.join();
+  }
+
+  Job job;
+
+ private:
+  py::array result(const py::dtype& dtype) {
+    py::array made(dtype, std::vector<py::ssize_t>(sizes_.begin(), sizes_.end()));
+    job.result_layout = make_layout(sizes_, strides_of(made), order_);
+    return made;
+  }
+
+  void parameter(const char* name, Parameter& parameter, py::array& held, const Value& value) {
+    if (const double* number = std::get_if<double>(&value)) {
+      parameter.value = *number;
+      return;
+    }
+    const py::array given = std::get<py::array>(value);
+    if (given.dtype().kind() != 'f') throw py::type_error(std::string(name) + " must be floating-point, got " + describe(given));
+    held = given.attr("astype")(state_, py::arg("order") = "C", py::arg("copy") = false);
+    const size_t own = static_cast<size_t>(held.ndim());
+    std::vector<int64_t> strides(sizes_.size(), 0);
+    bool fits = own <= sizes_.size();
+    for (size_t d = 0; fits && d < own; ++d) {
+      const size_t at = sizes_.size() - own + d;
+      fits = held.shape(d) == sizes_[at] || held.shape(d) == 1;
+      strides[at] = held.shape(d) == 1 ? 0 : held.strides(d) / held.itemsize();
+    }
+    if (!fits) throw py::value_error(std::string(name) + " does not broadcast to the neurons, got " + describe(held));
+    parameter.data = held.data();
+    parameter.layout = make_layout(sizes_, strides, order_);
+    if (parameter.layout.ndim == 1 && parameter.layout.stride[0] == 0) parameter.layout.ndim = 0;
+  }
+
+  py::array x_, theta_, v_init_, spikes_;
+  py::dtype state_;
+  std::vector<int64_t> sizes_;
+  std::vector<int> order_;
+};
+
+py::tuple if_forward(const py::array& x, const Value& theta, const std::optional<Value>& v_init, std::optional<double> v_reset,
+                     int threads) {
+  Call call(x);
+  call.threshold(theta);
+  call.v_init(v_init);
+  call.job.hard_reset = v_reset.has_value();
+  call.job.v_reset = v_reset.value_or(0);
+  py::array spikes = call.spikes(), v = call.potentials(call.job.v), count = call.counts(call.job.count);
+  call.run(threads);
+  return py::make_tuple(spikes, v, count);
+}
+
+py::tuple cos_forward(const py::array& x, const Value& theta, const std::optional<Value>& v_init, int64_t rho,
+                      std::optional<int64_t> iterations, int threads) {
+  Call call(x);
+  call.threshold(theta);
+  call.v_init(v_init);
+  call.calibration(rho, iterations);
+  py::array spikes = call.spikes(), v = call.potentials(call.job.v), count = call.counts(call.job.count);
+  py::array shifted = call.potentials(call.job.v_init_out), offset = call.counts(call.job.offset);
+  call.run(threads);
+  return py::make_tuple(spikes, v, count, shifted, offset);
+}
+
+py::tuple calibrate_v_init(const py::array& x, const Value& theta, const std::optional<Value>& v_init, int64_t rho,
+                           std::optional<int64_t> iterations, int threads) {
+  Call call(x);
+  call.threshold(theta);
+  call.v_init(v_init);
+  call.calibration(rho, iterations);
+  py::array shifted = call.potentials(call.job.v_init_out), offset = call.counts(call.job.offset);
+  py::array count = call.counts(call.job.count);
+  call.run(threads);
+  return py::make_tuple(shifted, offset, count);
+}
+
+py::dict facts() {
+  py::dict facts;
+  facts["compiler"] = __VERSION__;
+  facts["cpu_capability"] = cpu::capability();
+  facts["built_with_torch"] = COS_EXT_BUILD_TORCH;
+  facts["built_with_cuda"] = COS_EXT_BUILD_CUDA;
+  facts["cuda_archs"] = COS_EXT_BUILD_CUDA_ARCHS;
+  facts["cuda_off"] = COS_EXT_BUILD_CUDA_OFF;
+  return facts;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "cos_ext's kernels over NumPy arrays (float16, float32, float64), without torch.";
+  m.def("if_forward", &if_forward, py::arg("x_seq"), py::arg("v_threshold"), py::arg("v_init") = py::none(), py::kw_only(),
+        py::arg("v_reset") = py::none(), py::arg("threads") = 1, "-> (spikes, v, spike_count); see cos_ext.functional.if_forward");
+  m.def("cos_forward", &cos_forward, py::arg("x_seq"), py::arg("v_threshold"), py::arg("v_init") = py::none(), py::kw_only(),
+        py::arg("rho"), py::arg("iterations") = 1, py::arg("threads") = 1,
+        "-> (spikes, v, spike_count, v_init, offset_spikes); see cos_ext.functional.cos_forward");
+  m.def("calibrate_v_init", &calibrate_v_init, py::arg("x_seq"), py::arg("v_threshold"), py::arg("v_init") = py::none(),
+        py::kw_only(), py::arg("rho"), py::arg("iterations") = 1, py::arg("threads") = 1,
+        "-> (v_init, offset_spikes, spike_count); see cos_ext.functional.calibrate_v_init");
+  m.def("build_facts", &facts, "How this module was compiled, and the CPU capability chosen on this machine.");
+}
