@@ -1,7 +1,11 @@
 """cos_ext turns a trained ANN into a spiking network that answers in 1 to 8 time-steps, by calibrating offset spikes."""
 
-from . import functional
+from . import data, functional, models
 from ._ops import build_info
+from .convert import ConversionError, ConversionReport, SpikingNetwork, convert
+from .evaluate import Evaluation, evaluate
+from .neuron import IFNode
 from .qcfs import QCFS
 
-__all__ = ["QCFS", "build_info", "functional"]
+__all__ = ["QCFS", "ConversionError", "ConversionReport", "Evaluation", "IFNode", "SpikingNetwork", "build_info", "convert",
+           "data", "evaluate", "functional", "models"]  # fmt: skip

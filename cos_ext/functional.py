@@ -72,8 +72,8 @@ def if_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tenso
     Returns:
         IFResult(spikes, v, spike_count); spikes have x_seq's dtype and memory format and are 0 or θ.
 
-    NaN and infinity: a neuron whose potential is NaN does not fire and stays NaN; after +inf it fires at every step, after
-    -inf at none. The same on every device and path.
+    NaN and infinity: a neuron whose potential is NaN does not fire and stays NaN; one at -inf never fires again; one that
+    reaches +inf fires at every step from then on (soft reset) or goes to v_reset. The same on every device and path.
 
     Raises:
         TypeError: a tensor has another dtype, or an argument another type.

@@ -40,9 +40,8 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs",):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be >= 1, got {self.epochs}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {SCHEDULES}, got {self.schedule!r}")
         if self.precision not in PRECISIONS:
@@ -128,11 +127,12 @@ def fit(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], test_batches
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, device: str | torch.device = "cpu") -> float:
+def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, device: str | torch.device = "cpu",
+             progress: bool = False) -> float:  # fmt: skip
     """Top-1 accuracy of an ANN as a fraction; the model is put in eval mode and left on `device`."""
     model.to(device).eval()
     correct = seen = 0
-    for images, labels in batches:
+    for images, labels in tqdm(batches, desc="ANN", disable=not progress, leave=False):
         correct += int((model(images.to(device)).argmax(1).cpu() == labels.cpu()).sum())
         seen += len(labels)
     return correct / max(seen, 1)
@@ -140,14 +140,14 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, devi
 
 def save_checkpoint(model: nn.Module, path: str | Path, record: dict[str, Any]) -> None:
     """Write the weights as safetensors to `path` and `record`, with versions, as JSON beside it; both or neither appear."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     weights, notes = path.with_suffix(path.suffix + ".part"), path.with_suffix(".json.part")
     record = {**record, "versions": {"python": platform.python_version(), "torch": torch.__version__}}
-    save_file(state, weights, metadata={"format": "pt"})
+    weights.write_bytes(save(state, metadata={"format": "pt"}))
     notes.write_text(json.dumps(record, indent=2) + "\n")
     os.replace(weights, path)
     os.replace(notes, path.with_suffix(".json"))

@@ -1,0 +1,140 @@
+"""Side-by-side timing of the kernels, a copy, and what a user would write without cos_ext. In one process, interleaved.
+
+The workloads and their byte floors (DESIGN: T·N·s read and T·N·s written) live here; bench/ runs them under pytest-benchmark.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import functional as F
+from ._ops import build_info
+
+
+def plain_if(x: Tensor, theta: float) -> Tensor:
+    """Integrate-and-fire as a plain torch loop with a fresh output."""
+    spikes = torch.empty_like(x)
+    v = torch.full_like(x[0], theta / 2)
+    for t in range(x.shape[0]):
+        m = v + x[t]
+        s = (m >= theta).to(x.dtype) * theta
+        v = m - s
+        spikes[t] = s
+    return spikes
+
+
+def plain_cos(x: Tensor, theta: float, rho: int) -> Tensor:
+    """One iteration of the calibration as plain torch operations, the way public scripts do it.
+
+    Simulate rho steps and keep the potentials, take minimum and maximum over time, select, shift, simulate T steps.
+    """
+    v = torch.full_like(x[0], theta / 2)
+    before, after, fired = [], [], []
+    for t in range(rho):
+        m = v + x[t]
+        s = (m >= theta).to(x.dtype)
+        v = m - theta * s
+        before.append(m)
+        after.append(v)
+        fired.append(s)
+    before, after, fired = torch.stack(before), torch.stack(after), torch.stack(fired)
+    count = fired.sum(0)
+    lowest = torch.where(fired > 0, before, torch.full_like(before, torch.inf)).amin(0)
+    highest = torch.where(fired > 0, torch.full_like(after, -torch.inf), after).amax(0)
+    less = torch.clamp(lowest - theta * (1 - 1e-3), min=theta)
+    more = torch.clamp(theta * (1 + 1e-3) - highest, min=theta)
+    start = torch.full_like(v, theta / 2)
+    start = torch.where((v < 0) & (count > 0), start - less, start)
+    start = torch.where((v >= theta) & (count < rho), start + more, start)
+    spikes = torch.empty_like(x)
+    v = start
+    for t in range(x.shape[0]):
+        m = v + x[t]
+        s = (m >= theta).to(x.dtype) * theta
+        v = m - s
+        spikes[t] = s
+    return spikes
+
+
+def workloads(x: Tensor, rho: int, *, slow: bool = True, compiled: bool = False) -> dict[str, Callable[[], Any]]:
+    """Name to a call on x [T, N]; the in-place ones overwrite x (callers restore it outside the timing)."""
+    y = torch.empty_like(x)
+    calls: dict[str, Callable[[], Any]] = {
+        "copy_": lambda: y.copy_(x),
+        "relu_": lambda: torch.relu_(x),
+        "clone": lambda: x.clone(),
+        "if_forward(inplace)": lambda: F.if_forward(x, 1.0, inplace=True),
+        "if_forward": lambda: F.if_forward(x, 1.0),
+        "cos_forward(inplace)": lambda: F.cos_forward(x, 1.0, rho=rho, inplace=True),
+        "cos_forward(exact, inplace)": lambda: F.cos_forward(x, 1.0, rho=rho, iterations=None, inplace=True),
+        "cos_forward": lambda: F.cos_forward(x, 1.0, rho=rho),
+    }
+    if slow:
+        calls["plain torch loop, IF"] = lambda: plain_if(x, 1.0)
+        calls["plain torch, calibrated"] = lambda: plain_cos(x, 1.0, rho)
+    if compiled:
+        loop = torch.compile(plain_if, fullgraph=True, dynamic=False)
+        loop(x, 1.0)
+        calls["torch.compile loop, IF"] = lambda: loop(x, 1.0)
+    return calls
+
+
+def measure(calls: dict[str, Callable[[], Any]], restore: Callable[[], Any], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every call, `repeats` rounds over all of them; restore() runs before each call, untimed."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(repeats + 1):
+        for name, call in calls.items():
+            restore()
+            start = time.perf_counter()
+            kept = call()
+            elapsed = time.perf_counter() - start
+            del kept
+            if round_:  # the first round warms up
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def run_bench(mib: Iterable[int], timesteps: Iterable[int], *, rho: int = 4, threads: int | None = None, repeats: int = 15,
+              compiled: bool = False, json_path: Path | None = None) -> list[dict[str, Any]]:  # fmt: skip
+    """Measure, print a table per size, and return (and write) one record per row."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    records: list[dict[str, Any]] = []
+    cases = [(size, steps) for size in mib for steps in timesteps]
+    for size, steps in tqdm(cases, desc="bench", leave=False):
+        count = size * 2**20 // 4 // steps
+        source = torch.randn(steps, count)
+        x = source.clone()
+        seconds = measure(workloads(x, min(rho, steps), compiled=compiled), lambda: x.copy_(source), repeats)
+        copy = statistics.median(seconds["copy_"])
+        floor = 2 * x.numel() * x.element_size()
+        tqdm.write(f"\n{size} MiB float32, T = {steps}, rho = {min(rho, steps)}, {torch.get_num_threads()} threads; byte floor "
+                   f"{floor / 2**20:.0f} MiB (read + written)")  # fmt: skip
+        tqdm.write(f"{'':30}{'median ms':>10}{'GB/s':>8}{'x copy_':>9}")
+        for name, values in seconds.items():
+            median = statistics.median(values)
+            records.append({"mib": size, "timesteps": steps, "rho": min(rho, steps), "call": name, "median_ms": 1e3 * median,
+                            "min_ms": 1e3 * min(values), "gb_per_s": floor / median / 1e9, "x_copy": median / copy})  # fmt: skip
+            tqdm.write(f"{name:30}{1e3 * median:10.2f}{floor / median / 1e9:8.1f}{median / copy:9.2f}")
+    if json_path is not None:
+        machine = {"processor": _processor(), "threads": torch.get_num_threads(), "platform": platform.platform()}
+        json_path.write_text(json.dumps({"machine": machine, "build": build_info(), "records": records}, indent=1) + "\n")
+    return records
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"

@@ -1,0 +1,182 @@
+"""IFNode: integrate-and-fire neurons as a module that stands where an activation was. The mathematics is in functional."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import functional as F
+
+STEP_MODES = ("m", "s")
+
+
+class IFNode(nn.Module):
+    """Integrate-and-fire neurons with soft or hard reset, and calibration of offset spikes where rho > 0.
+
+    Args:
+        v_threshold: θ > 0, a float or a tensor that broadcasts to the neurons (per channel: [C, 1, 1]).
+        v_init: v(0), likewise; None is θ/2.
+        v_reset: None for soft reset, else the potential after a spike (hard reset).
+        timesteps: None: the input is [T, *neurons]. An int T: time is folded into the batch, time-major, [T*B, ...], so that
+            convolutions, BatchNorm, pooling and Flatten work unmodified between nodes.
+        rho: steps to watch for calibration (:func:`cos_ext.functional.cos_forward`); 0 is none.
+        iterations: of the calibration; None is until exact.
+        step_mode: "m": each call is a whole simulation from v_init. "s": each call is one step, input [*neurons], and the
+            potential is kept until :meth:`reset`.
+        inplace: write the spikes over the input.
+        static_input: the input is [B, ...] and the same at every step; it is read once, and the output is [T*B, ...].
+
+    v_threshold and v_init are buffers and part of the state_dict. In float32 with ``v_init=0., v_threshold=1.`` the output
+    equals, spike for spike, that of a fresh (or reset) SpikingJelly ``neuron.IFNode(v_reset=None)``.
+
+    Raises:
+        TypeError, ValueError: a bad argument (also when it is set later, or loaded), rho > 0 with hard reset, step_mode "s" or
+            more than `timesteps`, a batch that is not divisible by timesteps; and as for the functional forms.
+    """
+
+    v_threshold: Tensor
+    v_init: Tensor
+
+    def __init__(self, v_threshold: float | Tensor = 1.0, *, v_init: float | Tensor | None = None,
+                 v_reset: float | None = None, timesteps: int | None = None, rho: int = 0, iterations: int | None = 1,
+                 step_mode: str = "m", inplace: bool = False, static_input: bool = False) -> None:  # fmt: skip
+        super().__init__()
+        threshold = _parameter("v_threshold", v_threshold)
+        F.check_values("v_threshold", threshold)
+        self.register_buffer("v_threshold", threshold)
+        self.register_buffer("v_init", threshold / 2 if v_init is None else _parameter("v_init", v_init).to(threshold))
+        if v_reset is not None and (isinstance(v_reset, bool) or not isinstance(v_reset, (int, float))):
+            raise TypeError(f"v_reset must be a float or None, got {type(v_reset).__name__}")
+        if step_mode not in STEP_MODES:
+            raise ValueError(f"step_mode must be one of {STEP_MODES}, got {step_mode!r}")
+        self.v_reset = None if v_reset is None else float(v_reset)
+        self.step_mode = step_mode
+        self.inplace = bool(inplace)
+        self.static_input = bool(static_input)
+        self.v: Tensor | None = None
+        # Where set, forward adds up what it emitted: (spikes, neurons · steps), for the mean firing rate.
+        self.count_spikes = False
+        self.emitted: tuple[Tensor, int] | None = None
+        self.configure(timesteps, rho, iterations)
+
+    def configure(self, timesteps: int | None, rho: int, iterations: int | None) -> None:
+        """Set all three at once, validated together; the node is unchanged if they do not fit."""
+        if timesteps is not None and (isinstance(timesteps, bool) or not isinstance(timesteps, int)):
+            raise TypeError(f"timesteps must be an int or None, got {type(timesteps).__name__}")
+        if timesteps is not None and timesteps < 1:
+            raise ValueError(f"timesteps must be >= 1, got {timesteps}")
+        if isinstance(rho, bool) or not isinstance(rho, int):
+            raise TypeError(f"rho must be an int, got {type(rho).__name__}")
+        if rho < 0:
+            raise ValueError(f"rho must be >= 0, got {rho}")
+        if timesteps is not None and rho > timesteps:
+            raise ValueError(f"rho must be at most timesteps = {timesteps}, got {rho}")
+        F.check_calibration(max(rho, 1), iterations)
+        if rho and self.v_reset is not None:
+            raise ValueError(f"rho must be 0 with hard reset (calibration is defined for v_reset=None), got {rho}")
+        if rho and self.step_mode == "s":
+            raise ValueError(f"rho must be 0 with step_mode 's' (calibration needs the whole input), got {rho}")
+        if self.static_input and (timesteps is None or self.step_mode == "s"):
+            raise ValueError("static_input needs timesteps and step_mode 'm'")
+        self._timesteps, self._rho, self._iterations = timesteps, rho, iterations
+
+    @property
+    def timesteps(self) -> int | None:
+        return self._timesteps
+
+    @property
+    def rho(self) -> int:
+        return self._rho
+
+    @property
+    def iterations(self) -> int | None:
+        return self._iterations
+
+    @timesteps.setter
+    def timesteps(self, value: int | None) -> None:
+        self.configure(value, self._rho, self._iterations)
+
+    @rho.setter
+    def rho(self, value: int) -> None:
+        self.configure(self._timesteps, value, self._iterations)
+
+    @iterations.setter
+    def iterations(self, value: int | None) -> None:
+        self.configure(self._timesteps, self._rho, value)
+
+    def reset(self) -> None:
+        """Forget the potential kept by step_mode "s"; the next step starts from v_init."""
+        self.v = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.step_mode == "s":
+            return self._single_step(x)
+        if self._timesteps is None:
+            return self._simulate(x, self.inplace)
+        if self.static_input:
+            return self._simulate(x.unsqueeze(0).expand(self._timesteps, *x.shape), False).flatten(0, 1)
+        if x.shape[0] % self._timesteps:
+            raise ValueError(f"the batch must be divisible by timesteps = {self._timesteps} (time is folded into it), "
+                             f"got shape {tuple(x.shape)}")  # fmt: skip
+        folded = x.unflatten(0, (self._timesteps, x.shape[0] // self._timesteps))
+        return self._simulate(folded, self.inplace).flatten(0, 1)
+
+    def _parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        allowed = (x.dtype, F.state_dtype(x.dtype))
+        return tuple(p if p.dtype in allowed else p.to(allowed[1]) for p in (self.v_threshold, self.v_init))
+
+    def _simulate(self, x_seq: Tensor, inplace: bool) -> Tensor:
+        if x_seq.dtype not in F.FLOAT_DTYPES:
+            raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x_seq.dtype}")
+        theta, v_init = self._parameters_for(x_seq)
+        if self._rho:
+            result = F.cos_forward(x_seq, theta, v_init, rho=self._rho, iterations=self._iterations, inplace=inplace,
+                                   return_count=self.count_spikes)  # fmt: skip
+        else:
+            result = F.if_forward(x_seq, theta, v_init, v_reset=self.v_reset, inplace=inplace, return_count=self.count_spikes)
+        if self.count_spikes:
+            spikes, steps = self.emitted or (0, 0)
+            self.emitted = (spikes + result.spike_count.sum(), steps + x_seq.numel())
+        return result.spikes
+
+    def _single_step(self, x: Tensor) -> Tensor:
+        if x.dtype not in F.FLOAT_DTYPES:
+            raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
+        theta, v_init = self._parameters_for(x)
+        if self.v is not None:
+            if self.v.shape != x.shape or self.v.device != x.device or self.v.dtype != F.state_dtype(x.dtype):
+                raise ValueError(f"x must fit the kept potential {self.v.dtype} {tuple(self.v.shape)} on {self.v.device}, "
+                                 f"got {x.dtype} {tuple(x.shape)} on {x.device}; call reset() between inputs")  # fmt: skip
+            v_init = self.v
+        result = F.if_forward(x.unsqueeze(0), theta, v_init, v_reset=self.v_reset, inplace=self.inplace, return_v=True)
+        self.v = result.v
+        return result.spikes[0]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, local_metadata, strict, missing_keys,
+                              unexpected_keys, error_msgs) -> None:  # fmt: skip
+        loaded = state_dict.get(prefix + "v_threshold")
+        if isinstance(loaded, Tensor):
+            try:
+                F.check_values(prefix + "v_threshold", loaded)
+            except ValueError as error:
+                error_msgs.append(str(error))
+                return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+    def extra_repr(self) -> str:
+        theta = f"{self.v_threshold.item():.4g}" if self.v_threshold.dim() == 0 else f"{tuple(self.v_threshold.shape)}"
+        parts = [f"v_threshold={theta}", f"v_reset={self.v_reset}", f"timesteps={self._timesteps}", f"rho={self._rho}",
+                 f"iterations={self._iterations}", f"step_mode={self.step_mode!r}"]  # fmt: skip
+        return ", ".join(parts)
+
+
+def _parameter(name: str, value: float | Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            raise TypeError(f"{name} must be floating-point, got {value.dtype}")
+        return value.detach().clone()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a float or a tensor, got {type(value).__name__}")
+    return torch.tensor(float(value), dtype=torch.get_default_dtype())

@@ -1,0 +1,55 @@
+"""What several test files share: devices, dtypes, layouts, the shipped model. No tests here."""
+
+import pytest
+import torch
+
+import cos_ext
+from cos_ext import data, models
+from cos_ext.__main__ import DEMO_CHECKPOINT
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() and cos_ext.build_info()["cuda"] else [])
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return request.param
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shipped_model():
+    model = models.resnet20(10, 1)
+    models.load_weights(model, DEMO_CHECKPOINT)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def test_set():
+    return data.fashion_mnist()
+
+
+def layouts(x):
+    """Tensors equal to x [T, B, C, H, W], by name, in every kind of memory layout."""
+    padded = torch.zeros(*x.shape[:-1], 2 * x.shape[-1] + 3, dtype=x.dtype, device=x.device)
+    padded[..., 1 : 1 + 2 * x.shape[-1] : 2] = x
+    flat = torch.zeros(x.numel() + 1, dtype=x.dtype, device=x.device)
+    flat[1:] = x.flatten()
+    return {
+        "contiguous": x.clone(),
+        "misaligned": flat[1:].view_as(x),
+        "channels_last": x.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, x.shape[:2]),
+        "batch_major": x.transpose(0, 1).contiguous().transpose(0, 1),
+        "time_innermost": x.movedim(0, -1).contiguous().movedim(-1, 0),
+        "strided": padded[..., 1 : 1 + 2 * x.shape[-1] : 2],
+        "reversed_dims": x.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0),
+    }

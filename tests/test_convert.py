@@ -1,0 +1,213 @@
+"""What convert() accepts, what it refuses, and that it says everything at once. The shipped network is in test_network.py."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as TF
+
+from cos_ext import QCFS, ConversionError, IFNode, SpikingNetwork, convert
+
+
+def small(*layers):
+    return nn.Sequential(nn.Conv2d(1, 4, 3), *layers, nn.Flatten(), nn.LazyLinear(3))
+
+
+class Wrapped(nn.Module):
+    """A model whose forward is the given function of (self, x), with some layers to use."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.act = QCFS(4, 1.0)
+        self.head = nn.Linear(4 * 36, 3)
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.function = forward
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+IMAGES = torch.rand(2, 1, 6, 6)
+
+
+def lossless(model, **options):
+    """In float64, with rho = T = L = 4 and exact calibration, the network's rate is the model's output."""
+    model = model.double().eval()
+    with torch.no_grad():
+        expected = model(IMAGES.double())
+    network = convert(model, timesteps=4, rho=4, iterations=None, **options)
+    assert isinstance(network, SpikingNetwork)
+    torch.testing.assert_close(network.rate(IMAGES.double()), expected, rtol=0, atol=1e-9)
+    return network
+
+
+def test_relu_needs_a_threshold_and_takes_one():
+    model = small(nn.ReLU())
+    model(IMAGES)
+    with pytest.raises(ConversionError, match=r"1 \(ReLU\): has no threshold of its own"):
+        convert(model, timesteps=4)
+    network = convert(model, timesteps=4, thresholds={"1": torch.full((4, 1, 1), 0.7)})
+    assert network.nodes()["1"].v_threshold.shape == (4, 1, 1)
+    assert convert(model, timesteps=4, thresholds={"1": 2.0}, example_input=IMAGES).nodes()["1"].v_threshold.item() == 2.0
+    with pytest.raises(ValueError, match=r"thresholds names \['typo'\].*\['1'\]"):
+        convert(model, timesteps=4, thresholds={"1": 1.0, "typo": 1.0})
+    with pytest.raises(ConversionError, match="v_threshold must be positive"):
+        convert(model, timesteps=4, thresholds={"1": -1.0})
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Identity(), nn.ConvTranspose2d(4, 4, 2),
+     nn.ZeroPad2d(1), nn.Sequential(nn.Conv2d(4, 8, 1, groups=4), QCFS(4, 0.5))],
+)  # fmt: skip
+def test_modules_that_stay(layer):
+    torch.manual_seed(1)
+    model = small(QCFS(4, 0.8), layer, QCFS(4, 0.6))
+    model(IMAGES)
+    if isinstance(layer, nn.BatchNorm2d):
+        layer.running_mean.uniform_(-0.1, 0.1)
+    lossless(model)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: m.head((m.act(m.conv(x)) + m.second(m.other(x))).flatten(1)),
+        lambda m, x: m.head(torch.flatten(torch.add(m.act(m.conv(x)), m.other(x)), 1)),  # spiking + static
+        lambda m, x: m.head((m.other(x) + m.act(m.conv(x))).view(x.shape[0], -1) if False else
+                            (m.other(x) + m.act(m.conv(x))).view(-1, 144)),
+        lambda m, x: m.wide(torch.cat([m.act(m.conv(x)), m.other(x)], 1).flatten(1)),
+        lambda m, x: m.wide(torch.cat((m.act(m.conv(x)), m.second(m.other(x))), dim=1).reshape(-1, 288)),
+        lambda m, x: m.short(m.act(m.conv(x)).mean((2, 3))),
+        lambda m, x: m.short(TF.adaptive_avg_pool2d(m.act(m.conv(x)), 1).flatten(1)),
+    ],
+)  # fmt: skip
+def test_functions_that_stay(forward):
+    torch.manual_seed(2)
+    lossless(Wrapped(forward, other=nn.Conv2d(1, 4, 1), second=QCFS(4, 0.5), wide=nn.Linear(288, 3), short=nn.Linear(4, 3)))
+
+
+def test_view_by_the_size_of_a_spiking_tensor():
+    def forward(m, x):
+        y = m.act(m.conv(x))
+        return m.head(y.view(y.size(0), -1))
+
+    lossless(Wrapped(forward))
+
+
+@pytest.mark.parametrize(
+    "forward, layers, message",
+    [
+        (lambda m, x: m.head(m.act(m.conv(x)).view(x.size(0), -1)), {}, "fixes the batch"),
+        (lambda m, x: m.head(m.act(m.conv(x)).view(2, -1)), {}, "fixes the batch"),
+        (lambda m, x: m.head(TF.relu(m.act(m.conv(x))).flatten(1)), {}, "relu.*activations must be modules"),
+        (lambda m, x: m.head(torch.relu(m.act(m.conv(x))).flatten(1)), {}, "relu.*activations must be modules"),
+        (lambda m, x: m.head(m.act(m.conv(x)).relu_().flatten(1)), {}, "relu_"),
+        (lambda m, x: m.head((m.act(m.conv(x)) * 2).flatten(1)), {}, "mul"),
+        (lambda m, x: m.head(m.act(m.conv(x)).flatten(0)), {}, "includes the batch"),
+        (lambda m, x: m.head(torch.cat([m.act(m.conv(x))] * 2).flatten(1)), {}, "includes the batch"),
+        (lambda m, x: m.head(m.act(m.conv(x)).flatten(1)[0]), {}, "indexing"),
+        (lambda m, x: m.head(m.act(m.act(m.conv(x))).flatten(1)), {}, r"act \(QCFS\): one module object is called at 2 places"),
+        (lambda m, x: m.head(m.pool(m.act(m.conv(x))).flatten(1)), {"pool": nn.MaxPool2d(2)}, r"pool \(MaxPool2d\): max pooling"),
+        (lambda m, x: m.head(m.f(m.act(m.conv(x)))), {"f": nn.Flatten(0)}, "merges the batch"),
+        (lambda m, x: m.head(m.g(m.act(m.conv(x))).flatten(1)), {"g": nn.GELU()}, r"g \(GELU\): no rule"),
+        (lambda m, x: m.head(m.g(m.act(m.conv(x))).flatten(1)), {"g": nn.GroupNorm(2, 4)}, r"g \(GroupNorm\)"),
+        (lambda m, x: m.head(m.g(m.act(m.conv(x))).flatten(1)), {"g": nn.LeakyReLU()}, r"g \(LeakyReLU\)"),
+        (lambda m, x: m.head(m.g(m.act(m.conv(x))).flatten(1)), {"g": IFNode()}, "spiking already"),
+        (lambda m, x: m.head(m.b(m.act(m.conv(x))).flatten(1)), {"b": nn.BatchNorm2d(4, track_running_stats=False)},
+         "no running statistics"),
+        (lambda m, x: m.head(m.conv(x).flatten(1)), {}, "no activation module"),
+        (lambda m, x: (m.act(m.conv(x)), m.conv(x)), {}, "one tensor output"),
+        (lambda m, x: m.head(m.act(m.conv(x)).flatten(1)) if x.sum() > 0 else x, {}, "cannot be traced"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(forward, layers, message):
+    with pytest.raises(ConversionError, match=message):
+        convert(Wrapped(forward, **layers), timesteps=4)
+
+
+def test_every_offender_is_listed_at_once():
+    model = small(nn.ReLU(), nn.MaxPool2d(2), nn.GELU(), QCFS(4), nn.SiLU())
+    model(IMAGES)
+    with pytest.raises(ConversionError) as caught:
+        convert(model, timesteps=4)
+    listed = [(entry.site, entry.kind) for entry in caught.value.report.unsupported()]
+    assert listed == [("1", "ReLU"), ("2", "MaxPool2d"), ("3", "GELU"), ("5", "SiLU")]
+    assert all(f"{site} ({kind})" in str(caught.value) for site, kind in listed)
+    assert "4 offending" in str(caught.value)
+
+
+def test_a_module_object_under_two_names_is_shared_too():
+    act = QCFS(4)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), act, nn.Conv2d(4, 4, 3), act, nn.Flatten(), nn.Linear(16, 3))
+    with pytest.raises(ConversionError, match="called at 2 places"):
+        convert(model, timesteps=4)
+
+
+def test_a_subclass_of_an_activation_is_not_taken_for_it():
+    class Leaky(nn.ReLU):
+        def forward(self, x):
+            return TF.leaky_relu(x)
+
+    model = small(Leaky())
+    model(IMAGES)
+    with pytest.raises(ConversionError):
+        convert(model, timesteps=4, thresholds={"1": 1.0})
+
+
+def test_a_non_positive_learned_threshold_is_refused():
+    model = Wrapped(lambda m, x: m.head(m.act(m.conv(x)).flatten(1)))
+    with torch.no_grad():
+        model.act.threshold.fill_(-0.1)
+    with pytest.raises(ConversionError, match=r"act \(QCFS\): v_threshold must be positive"):
+        convert(model, timesteps=4)
+
+
+def test_the_report_names_everything_and_prints():
+    network = lossless(Wrapped(lambda m, x: m.head(m.act(m.conv(x)).flatten(1)), spare=nn.ReLU()))
+    assert [(e.site, e.status) for e in network.report.entries] == [
+        ("conv", "kept"), ("act", "converted"), ("flatten", "kept"), ("head", "kept"), ("spare", "unused")]  # fmt: skip
+    lines = str(network.report).splitlines()
+    assert lines[0].split() == ["call", "site", "kind", "status", "threshold", "reason"]
+    assert any("act" in line and "converted" in line and "learned; static input" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"timesteps": 0}, ValueError, "timesteps must be >= 1"),
+        ({"timesteps": 2.0}, TypeError, "timesteps must be an int"),
+        ({"timesteps": 4, "rho": -1}, ValueError, "rho must be >= 0"),
+        ({"timesteps": 4, "rho": 1.0}, TypeError, "rho must be an int"),
+        ({"timesteps": 4, "iterations": -1}, ValueError, "iterations must be >= 0"),
+        ({"timesteps": 4, "max_pool": "maybe"}, ValueError, "max_pool must be 'error', got 'maybe'"),
+    ],
+)
+def test_arguments(options, error, message):
+    with pytest.raises(error, match=message):
+        convert(Wrapped(lambda m, x: m.head(m.act(m.conv(x)).flatten(1))), **options)
+    with pytest.raises(TypeError, match="model must be an nn.Module, got function"):
+        convert(lambda x: x, timesteps=4)
+
+
+def test_a_model_whose_head_is_spiking_gives_rates():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 5), QCFS(4, 0.5))
+    network = lossless(model)
+    out = network(IMAGES.double())
+    assert out.shape == (4, 2, 5)
+    assert set(out.unique().tolist()) <= {0.0, 0.5}
+
+
+def test_neurons_do_not_overwrite_what_others_read():
+    torch.manual_seed(3)
+
+    def forward(m, x):
+        y = m.conv2(m.act(m.conv(x)))
+        return m.head((m.second(y) + y).flatten(1))
+
+    network = lossless(Wrapped(forward, conv2=nn.Conv2d(4, 4, 1), second=QCFS(4, 0.5)))
+    assert not network.nodes()["second"].inplace
+    plain = lossless(Wrapped(lambda m, x: m.head(m.second(m.conv2(m.act(m.conv(x)))).flatten(1)),
+                             conv2=nn.Conv2d(4, 4, 1), second=QCFS(4, 0.5)))  # fmt: skip
+    assert plain.nodes()["second"].inplace
