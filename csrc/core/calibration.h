@@ -1,4 +1,4 @@
-// Calibration of offset spikes (Hao et al., ICLR 2023, arXiv 2302.10685) for a group of W neurons: watch rho steps, count the
+// Calibration of offset spikes (Hao et al., ICLR 2023, arXiv 2302.10685) for a group of neurons: watch rho steps, count the
 // offset spikes ψ, shift v(0), watch again. The equations live here once, for CPU and CUDA; no memory layout, no torch.
 //
 //   N = Σ s(t), r = v(rho) over the first rho steps from the unshifted v(0);  ψ = clip(floor(r/θ), -N, rho - N)
@@ -18,35 +18,35 @@
 namespace cos_ext {
 
 // What a watch over rho steps leaves behind.
-template <class S, int W>
+template <class V, int W>
 struct Watch {
-  S v[W];            // residual membrane potential r = v(rho)
-  S min_fired[W];    // min of m(t) where s(t) = 1; +inf if it never fired
-  S max_silent[W];   // max of v(t) where s(t) = 0; -inf if it always fired
-  int32_t count[W];  // N
+  V v[W];              // residual membrane potential r = v(rho)
+  V min_fired[W];      // min of m(t) where s(t) = 1; +inf if it never fired
+  V max_silent[W];     // max of v(t) where s(t) = 0; -inf if it always fired
+  count_t<V> count[W];  // N
 };
 
 // The first Held steps are unrolled, as in emit(); rho may be smaller or larger.
-template <int Held, class S, int W, class Theta, class V, class In>
-COS_HD void watch(Watch<S, W>& w, const V& v_init, const Theta& theta, int64_t rho, In& in) {
-  const S inf = std::numeric_limits<S>::infinity();
+template <int Held, class V, int W, class Theta, class Start, class In>
+COS_HD void watch(Watch<V, W>& w, const Start& v_init, const Theta& theta, int64_t rho, In& in) {
+  const V inf = V{} + std::numeric_limits<scalar_t<V>>::infinity();
   COS_LANES
   for (int i = 0; i < W; ++i) {
     w.v[i] = v_init[i];
     w.min_fired[i] = inf;
     w.max_silent[i] = -inf;
-    w.count[i] = 0;
+    w.count[i] = count_t<V>{};
   }
   const auto advance = [&](const auto& x) {
     COS_LANES
     for (int i = 0; i < W; ++i) {
-      S m;
-      const bool fired = step(w.v[i], x(i), theta[i], SoftReset<S>{}, m);
-      const S low = fired ? m : inf;
-      const S high = fired ? -inf : w.v[i];
+      V m;
+      const auto fired = step(w.v[i], x(i), theta[i], SoftReset{}, m);
+      const V low = fired ? m : inf;
+      const V high = fired ? -inf : w.v[i];
       w.min_fired[i] = low < w.min_fired[i] ? low : w.min_fired[i];
       w.max_silent[i] = high > w.max_silent[i] ? high : w.max_silent[i];
-      w.count[i] += fired;
+      ValueOf<V>::add(w.count[i], fired);
     }
   };
   COS_TIME
@@ -88,26 +88,28 @@ COS_HD S shifted(S v_init, S theta, int32_t psi, int32_t k, S min_fired, S max_s
   return v;
 }
 
-// The whole calibration. v_init is shifted in place; psi and count (N) are those before calibration.
+// The whole calibration of a group of W neurons. v_init is shifted in place; psi and count (N) are those before calibration.
+// `look(w, v_init, k)` watches rho steps from v_init with watch(); for k > 0 it may leave out neurons with |ψ| <= k.
 // iterations < 0: until no neuron of the group is left, at most rho rounds.
-template <int Held, class S, int W, class Theta, class In>
+template <class S, int W, class Theta, class Look>
 COS_HD void calibrate(S (&v_init)[W], int32_t (&psi)[W], int32_t (&count)[W], const Theta& theta, int64_t rho,
-                      int64_t iterations, In& in) {
+                      int64_t iterations, const Look& look) {
   Watch<S, W> w;
-  watch<Held>(w, v_init, theta, rho, in);
+  look(w, v_init, 0);
   COS_LANES
   for (int i = 0; i < W; ++i) {
     count[i] = w.count[i];
     psi[i] = offset_spikes(w.v[i], theta[i], w.count[i], static_cast<int32_t>(rho));
   }
   int32_t worst = 0;
+  COS_LANES
   for (int i = 0; i < W; ++i) {
     const int32_t size = psi[i] < 0 ? -psi[i] : psi[i];
     worst = size > worst ? size : worst;
   }
   const int64_t rounds = iterations < 0 || iterations > worst ? worst : iterations;
   for (int32_t k = 0; k < rounds; ++k) {
-    if (k > 0) watch<Held>(w, v_init, theta, rho, in);
+    if (k > 0) look(w, v_init, k);
     COS_LANES
     for (int i = 0; i < W; ++i) v_init[i] = shifted(v_init[i], theta[i], psi[i], k, w.min_fired[i], w.max_silent[i]);
   }

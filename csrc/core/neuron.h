@@ -1,9 +1,12 @@
-// The recurrence of an integrate-and-fire neuron, one step at a time, and a simulation of a group of W neurons.
+// The recurrence of an integrate-and-fire neuron, one step at a time, and the simulation of a group of neurons.
 //
 //   m(t) = v(t-1) + x(t);  s(t) = [m(t) >= θ];  v(t) = m(t) - θ s(t)  (soft reset)  or  s(t) ? v_reset : m(t)  (hard)
 //
 // Exactly these operations in this order, in the state type; compile without floating-point contraction.
-// NaN: m is NaN, does not fire, and stays NaN. +inf fires for ever, -inf never again. No memory layout, no torch here.
+// NaN: m is NaN, does not fire, and stays NaN. At +inf a neuron fires for ever (soft reset), at -inf never again.
+// No memory layout, no torch here.
+//
+// V is a number (one neuron) or a SIMD vector of numbers (vector.h: one neuron a lane). A group is W values of type V.
 #pragma once
 
 #include <cstdint>
@@ -12,54 +15,71 @@
 
 namespace cos_ext {
 
-// A parameter (θ or v_init) of a group: one value for all lanes, or one each.
-template <class S, int W>
-struct Uniform {
-  S value;
-  COS_HD S operator[](int) const { return value; }
+// The scalar of V, and the type that counts spikes.
+template <class V>
+struct ValueOf {
+  using scalar = V;
+  using count = int32_t;
+  static COS_HD void add(count& sum, bool fired) { sum += fired; }
 };
-template <class S, int W>
+template <class V>
+using scalar_t = typename ValueOf<V>::scalar;
+template <class V>
+using count_t = typename ValueOf<V>::count;
+
+// A parameter (θ or v_init) of a group: one value for all, or one each.
+template <class V, int W>
+struct Uniform {
+  V value;
+  COS_HD V operator[](int) const { return value; }
+};
+template <class V, int W>
 struct PerLane {
-  S values[W];
-  COS_HD S operator[](int lane) const { return values[lane]; }
+  V values[W];
+  COS_HD V operator[](int lane) const { return values[lane]; }
 };
 
-template <class S>
 struct SoftReset {
-  COS_HD S operator()(S m, S theta) const { return m - theta; }
+  template <class V>
+  COS_HD V operator()(V m, V theta) const {
+    return m - theta;
+  }
 };
 template <class S>
 struct HardReset {
   S v_reset;
-  COS_HD S operator()(S, S) const { return v_reset; }
+  template <class V>
+  COS_HD V operator()(V, V) const {
+    return V{} + v_reset;
+  }
 };
 
-// One step of one neuron: v becomes v(t), the return value is s(t), and m is handed out for whoever watches.
-template <class S, class Reset>
-COS_HD bool step(S& v, S x, S theta, const Reset& reset, S& m) {
+// One step: v becomes v(t), the return value is s(t), and m is handed out for whoever watches.
+template <class V, class Reset>
+COS_HD auto step(V& v, V x, V theta, const Reset& reset, V& m) {
   m = v + x;
-  const bool fired = m >= theta;
+  const auto fired = m >= theta;
   v = fired ? reset(m, theta) : m;
   return fired;
 }
 
-// T steps of W neurons. `in.load(t)` gives x(t) by lane; `out.open(t)` takes a predicate by lane, `out.close` stores it.
+// T steps of a group. `in.load(t)` gives x(t); `out.open(t)` takes the predicates, `out.close` stores them.
 // count[i] receives Σ s(t) when Count is set. The first Held steps are unrolled, so that a GPU finds inputs that a
 // calibration has read already in registers, by `in.held(t)`.
-template <bool Count, int Held, class S, int W, class Theta, class Reset, class In, class Out>
-COS_HD void emit(S (&v)[W], int32_t (&count)[W], const Theta& theta, const Reset& reset, int64_t steps, In& in, Out& out) {
+template <bool Count, int Held, class V, int W, class Theta, class Reset, class In, class Out>
+COS_HD void emit(V (&v)[W], count_t<V> (&count)[W], const Theta& theta, const Reset& reset, int64_t steps, In& in, Out& out) {
   if (Count) {
     COS_LANES
-    for (int i = 0; i < W; ++i) count[i] = 0;
+    for (int i = 0; i < W; ++i) count[i] = count_t<V>{};
   }
   const auto advance = [&](int64_t t, const auto& x) {
     auto s = out.open(t);
     COS_LANES
     for (int i = 0; i < W; ++i) {
-      S m;
-      const bool fired = step(v[i], x(i), theta[i], reset, m);
+      V m;
+      const auto fired = step(v[i], x(i), theta[i], reset, m);
       s(i, fired);
-      if (Count) count[i] += fired;
+      if (Count) ValueOf<V>::add(count[i], fired);
     }
     out.close(t, s);
   };

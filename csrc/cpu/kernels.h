@@ -8,7 +8,7 @@
 
 namespace cos_ext::cpu {
 
-constexpr int64_t kBlock = 1024;  // neurons per group: a row of floats is one page, a group's state stays in L1
+constexpr int64_t kBlock = 512;
 
 using Kernel = void (*)(const Job& job, int64_t begin, int64_t end);
 

@@ -10,5 +10,7 @@
 #include <vector>
 #pragma GCC target("arch=x86-64-v3")
 #define COS_ISA avx2
+#define COS_VECTOR_BYTES 32
+#define COS_VECTORS 2
 #include "kernels.inc"
 #endif

@@ -10,5 +10,7 @@
 #include <vector>
 #pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
 #define COS_ISA avx512
+#define COS_VECTOR_BYTES 64
+#define COS_VECTORS 4
 #include "kernels.inc"
 #endif

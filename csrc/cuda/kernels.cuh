@@ -118,7 +118,8 @@ __global__ void __launch_bounds__(kThreads) run(const __grid_constant__ Job job)
   int32_t count[V];
   if (job.rho > 0) {
     int32_t psi[V];
-    calibrate<Held>(v, psi, count, theta, job.rho, job.iterations, in);
+    calibrate(v, psi, count, theta, job.rho, job.iterations,
+              [&](Watch<S, V>& w, const S(&from)[V], int32_t) { watch<Held>(w, from, theta, job.rho, in); });
     put(job, psi, job.offset, start);
     put(job, v, job.v_init_out, start);
   }
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(kThreads) run(const __grid_constant__ Job job)
     if (job.hard_reset) {
       emit<true, Held>(v, count, theta, HardReset<S>{static_cast<S>(job.v_reset)}, job.steps, in, out);
     } else {
-      emit<true, Held>(v, count, theta, SoftReset<S>{}, job.steps, in, out);
+      emit<true, Held>(v, count, theta, SoftReset{}, job.steps, in, out);
     }
   }
   put(job, count, job.count, start);
