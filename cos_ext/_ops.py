@@ -30,7 +30,7 @@ def _load() -> str | None:
     try:
         torch.ops.load_library(str(cuda))
     except OSError as error:
-        return f"{cuda.name} cannot be loaded by torch {torch.__version__}: {error}"
+        return f"{cuda.name} cannot be loaded by torch {torch.__version__}: {error.__cause__ or error}"
     return None
 
 
@@ -46,9 +46,9 @@ def cuda_unavailable() -> str | None:
 def build_info() -> dict[str, Any]:
     """Versions and build facts, as a dict of plain values.
 
-    Keys: cos_ext, torch, python-independent build facts of the extension (compiler, built_with_torch, built_with_cuda,
-    cuda_archs), cpu_capability (the instruction set chosen here: avx512, avx2 or baseline), cuda (whether CUDA tensors are
-    served) and cuda_off (why not, or None).
+    Keys: cos_ext, torch (versions); compiler, built_with_torch, built_with_cuda, cuda_archs (of the build); cpu_capability
+    (the instruction set chosen here: avx512, avx2 or baseline); cuda (whether CUDA tensors are served) and cuda_off (why
+    not, or None).
     """
     facts = core_facts()
     facts.pop("cuda_off")

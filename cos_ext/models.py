@@ -203,17 +203,18 @@ def load_weights(model: nn.Module, path: str) -> dict[str, str]:
 
 
 def _read_state(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     with open(path, "rb") as probe:
         zip_like = probe.read(2) == b"PK"
     try:
         if zip_like:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-                raise ValueError(f"{path} holds no state dict of tensors")
-            return state, {}
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+            state, metadata = torch.load(path, map_location="cpu", weights_only=True), {}
+        else:
+            with safe_open(path, framework="pt") as file:
+                state, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except Exception as error:  # damaged bytes and refused pickles raise nearly anything
         raise ValueError(f"{path} is truncated or is not a checkpoint: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise ValueError(f"{path} holds no state dict of tensors")
+    return state, metadata

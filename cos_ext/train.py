@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import os
 import platform
 import sys
@@ -26,8 +28,9 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 class TrainConfig:
     """Settings of :func:`fit`. SGD with Nesterov momentum; thresholds and biases are not decayed.
 
-    epochs, learning_rate (the peak), momentum, weight_decay, label_smoothing: as in torch; schedule: "onecycle"
-    (linear-cosine warm-up over the first quarter) or "cosine"; precision: "float32", or autocast to "bfloat16"/"float16".
+    epochs, learning_rate (the peak), momentum, weight_decay, label_smoothing: as in torch; schedule: "onecycle" (cosine
+    warm-up over the first quarter, while momentum swings 0.05 to either side) or "cosine"; precision: "float32", or
+    autocast to "bfloat16"/"float16".
     """
 
     epochs: int = 300
@@ -42,6 +45,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"epochs must be >= 1, got {self.epochs}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be >= 0 and finite, got {self.weight_decay}")
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1], got {self.label_smoothing}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {SCHEDULES}, got {self.schedule!r}")
         if self.precision not in PRECISIONS:
@@ -71,9 +82,12 @@ def fit(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], test_batches
         progress: a progress bar on stderr.
 
     Raises:
-        ValueError: state_path holds a state of other settings, or a broken file; the model is then unchanged.
+        ValueError: there is no batch; or state_path holds a state of another model, other settings or another number of
+            batches, or a broken file. The model is then unchanged.
         FloatingPointError: the loss is no longer finite.
     """
+    if not len(batches):
+        raise ValueError("batches must hold at least one batch, got none; is batch_size larger than the set?")
     torch.manual_seed(config.seed)
     model.to(device)
     optimizer = torch.optim.SGD(parameter_groups(model, config.weight_decay), lr=config.learning_rate,
@@ -81,7 +95,11 @@ def fit(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], test_batches
     steps = config.epochs * len(batches)
     scheduler: torch.optim.lr_scheduler.LRScheduler
     if config.schedule == "onecycle":
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps, pct_start=0.25)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, config.learning_rate, total_steps=steps, cycle_momentum=config.momentum > 0,
+            pct_start=0.3 if steps == 4 else 0.25,  # torch divides by zero where the warm-up is exactly one step
+            base_momentum=max(config.momentum - 0.05, 0), max_momentum=min(config.momentum + 0.05, 0.99),
+        )  # fmt: skip
     else:
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     autocast = PRECISIONS[config.precision]
@@ -91,7 +109,7 @@ def fit(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], test_batches
     generator = getattr(batches, "generator", None)
     history: list[dict[str, float]] = []
     if resume and state_path is not None and Path(state_path).exists():
-        history = _restore(Path(state_path), model, optimizer, scheduler, scaler, generator, config)
+        history = _restore(Path(state_path), model, optimizer, scheduler, scaler, generator, config, device)
 
     for epoch in range(len(history), config.epochs):
         model.train()
@@ -121,7 +139,7 @@ def fit(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], test_batches
             tqdm.write(f"epoch {epoch + 1}: loss {last['loss']:.4f}, train {last['train_accuracy']:.4f}, "
                        f"test {last['test_accuracy']:.4f}, {last['seconds']:.0f} s", file=sys.stderr)  # fmt: skip
         if state_path is not None:
-            _save_state(Path(state_path), model, optimizer, scheduler, scaler, generator, config, history)
+            _save_state(Path(state_path), model, optimizer, scheduler, scaler, generator, config, history, device)
     model.eval()
     return history
 
@@ -147,36 +165,51 @@ def save_checkpoint(model: nn.Module, path: str | Path, record: dict[str, Any]) 
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     weights, notes = path.with_suffix(path.suffix + ".part"), path.with_suffix(".json.part")
     record = {**record, "versions": {"python": platform.python_version(), "torch": torch.__version__}}
-    weights.write_bytes(save(state, metadata={"format": "pt"}))
-    notes.write_text(json.dumps(record, indent=2) + "\n")
+    text = json.dumps(record, indent=2) + "\n"  # may fail: before any file is written
+    weights.write_bytes(save(state, metadata={"format": "pt"}))  # save_file would let only its owner read it
+    notes.write_text(text)
     os.replace(weights, path)
     os.replace(notes, path.with_suffix(".json"))
 
 
-def _save_state(path: Path, model, optimizer, scheduler, scaler, generator, config: TrainConfig, history) -> None:
+def _save_state(path: Path, model, optimizer, scheduler, scaler, generator, config: TrainConfig, history,
+                device) -> None:  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(path.suffix + ".part")
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
                 "scaler": scaler.state_dict(), "config": asdict(config), "history": history,
                 "torch_rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state(device) if torch.device(device).type == "cuda" else None,
                 "data_rng": None if generator is None else generator.get_state()}, part)  # fmt: skip
     os.replace(part, path)
 
 
-def _restore(path: Path, model, optimizer, scheduler, scaler, generator, config: TrainConfig) -> list[dict[str, float]]:
+def _restore(path: Path, model, optimizer, scheduler, scaler, generator, config: TrainConfig,
+             device) -> list[dict[str, float]]:  # fmt: skip
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        saved, history = state["config"], state["history"]
+        saved, history = dict(state["config"]), list(state["history"])
     except Exception as error:  # torch.load raises several kinds for damaged files
         raise ValueError(f"{path} is not a training state, or is truncated: {error}") from error
     if saved != asdict(config):
         changed = sorted(key for key in asdict(config) if saved.get(key) != asdict(config)[key])
         raise ValueError(f"{path} was written with other settings: {changed} differ; start anew or use the same")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    scaler.load_state_dict(state["scaler"])
-    torch.set_rng_state(state["torch_rng"])
-    if generator is not None and state["data_rng"] is not None:
-        generator.set_state(state["data_rng"])
+    before = copy.deepcopy(model.state_dict())
+    total = "total_steps" if config.schedule == "onecycle" else "T_max"
+    try:
+        steps, expected = state["scheduler"][total], scheduler.state_dict()[total]
+        if steps != expected:
+            raise ValueError(f"it is for {steps} steps in all, and these batches and epochs make {expected}")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["torch_rng"])
+        if state.get("cuda_rng") is not None and torch.device(device).type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], device)
+        if generator is not None and state["data_rng"] is not None:
+            generator.set_state(state["data_rng"])
+    except Exception as error:  # load_state_dict may fail half-way, in several ways
+        model.load_state_dict(before)
+        raise ValueError(f"{path} does not fit this model and these batches: {error}") from error
     return history
