@@ -22,7 +22,12 @@ DEBUG = os.environ.get("DEBUG", "0") == "1"
 # sm_80 and sm_90 machine code, and PTX that newer devices compile for themselves.
 DEFAULT_ARCHS = "8.0;9.0+PTX"
 TARGET_VERSION = "0x020b000000000000"  # only functions that torch 2.11 has
-KERNELS = ["csrc/cpu/dispatch.cpp", "csrc/cpu/kernels_baseline.cpp", "csrc/cpu/kernels_avx2.cpp", "csrc/cpu/kernels_avx512.cpp"]
+KERNELS = [
+    "csrc/cpu/dispatch.cpp",
+    "csrc/cpu/kernels_baseline.cpp",
+    "csrc/cpu/kernels_avx2.cpp",
+    "csrc/cpu/kernels_avx512.cpp",
+]
 # Spikes are exact: no contraction to fused multiply-add, no fast-math. -fno-trapping-math only allows vectorised selects.
 CXX_FLAGS = ["-std=c++17", "-fvisibility=hidden", "-fno-trapping-math", "-fno-math-errno", "-ffp-contract=off", "-Wall",
              *(["-O0", "-g"] if DEBUG else ["-O3", "-g0"])]  # fmt: skip
@@ -36,13 +41,17 @@ def toolkit() -> tuple[Path | None, str]:
     if not candidates:
         nvcc = shutil.which("nvcc")
         if nvcc:
-            dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True, check=False)
+            dry = subprocess.run(
+                [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True, check=False
+            )
             top = re.search(r"^#\$ TOP=(.+)$", dry.stderr, re.MULTILINE)
             candidates += [os.path.normpath(top.group(1).strip())] if top else []
         candidates.append("/usr/local/cuda")
     for candidate in map(Path, candidates):
         if (candidate / "include" / "cuda_runtime.h").is_file() and (candidate / "bin" / "nvcc").is_file():
-            said = subprocess.run([candidate / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+            said = subprocess.run(
+                [candidate / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True
+            ).stdout
             return candidate, re.search(r"release (\d+\.\d+)", said).group(1)
     return None, f"no CUDA toolkit (bin/nvcc and include/cuda_runtime.h) in {', '.join(candidates)}"
 
@@ -93,7 +102,10 @@ def main() -> None:
         sys.exit(f"cos_ext needs torch >= 2.11 (stable ABI), found {torch.__version__}")
     home, note = cuda_decision(torch.__version__, torch.version.cuda)
     archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHS
-    print(f"cos_ext: {'building CUDA kernels: ' + note + ' for ' + archs if home else 'no CUDA kernels: ' + note}", flush=True)
+    print(
+        f"cos_ext: {'building CUDA kernels: ' + note + ' for ' + archs if home else 'no CUDA kernels: ' + note}",
+        flush=True,
+    )
 
     macros = [("TORCH_TARGET_VERSION", TARGET_VERSION)]
     extensions = [
@@ -123,7 +135,10 @@ def main() -> None:
     )  # fmt: skip
     core.include_dirs, core.libraries, core.library_dirs = [pybind11.get_include()], [], []
     extensions.append(core)
-    setup(ext_modules=extensions, cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(no_python_abi_suffix=False)})
+    setup(
+        ext_modules=extensions,
+        cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(no_python_abi_suffix=False)},
+    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cos_ext", description="ANN to SNN conversion by calibrating offset spikes")
+    parser = argparse.ArgumentParser(
+        prog="python -m cos_ext", description="ANN to SNN conversion by calibrating offset spikes"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
 
     demo = commands.add_parser("demo", help="convert the shipped ResNet-20 and show its accuracy at every time-step")
@@ -41,16 +43,26 @@ def _parser() -> argparse.ArgumentParser:
     evaluation = commands.add_parser("eval", help="the same for a checkpoint, an architecture and a data set of yours")
     evaluation.set_defaults(run=_eval)
     evaluation.add_argument("--checkpoint", type=Path, required=True, help=".safetensors or a weights-only state dict")
-    evaluation.add_argument("--arch", choices=sorted(models.ARCHITECTURES), help="default: from the JSON beside the checkpoint")
+    evaluation.add_argument(
+        "--arch", choices=sorted(models.ARCHITECTURES), help="default: from the JSON beside the checkpoint"
+    )
     evaluation.add_argument("--levels", type=int, help="QCFS levels L; default: from the JSON beside the checkpoint")
-    evaluation.add_argument("--stem", choices=("cifar", "imagenet"), help="default: from the JSON, or the architecture's own")
+    evaluation.add_argument(
+        "--stem", choices=("cifar", "imagenet"), help="default: from the JSON, or the architecture's own"
+    )
     for command in (demo, evaluation):
         command.add_argument("--rho", type=int, default=4, help="steps to watch for calibration (default 4)")
         command.add_argument("--timesteps", type=int, default=8, help="steps T to emit (default 8)")
-        command.add_argument("--iterations", type=int, metavar="K", help="show calibration with K iterations instead of 1 and 2")
-        command.add_argument("--exact", action="store_true", help="show exact calibration; without either option all are shown")
+        command.add_argument(
+            "--iterations", type=int, metavar="K", help="show calibration with K iterations instead of 1 and 2"
+        )
+        command.add_argument(
+            "--exact", action="store_true", help="show exact calibration; without either option all are shown"
+        )
         command.add_argument("--samples", type=int, help="the first so many test images (default: all)")
-        command.add_argument("--plot", type=Path, metavar="FILE", help="accuracy over time-steps as a figure (extra `plots`)")
+        command.add_argument(
+            "--plot", type=Path, metavar="FILE", help="accuracy over time-steps as a figure (extra `plots`)"
+        )
         command.add_argument("--json", type=Path, metavar="FILE", help="the results as JSON")
 
     training = commands.add_parser("train", help="train a QCFS network")
@@ -67,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--schedule", choices=train.SCHEDULES, default="cosine")
     training.add_argument("--precision", choices=sorted(train.PRECISIONS), default="float32")
     training.add_argument("--seed", type=int, default=0)
-    training.add_argument("--output", type=Path, required=True, help="the checkpoint, .safetensors; a JSON is written beside it")
+    training.add_argument(
+        "--output", type=Path, required=True, help="the checkpoint, .safetensors; a JSON is written beside it"
+    )
     training.add_argument("--resume", action="store_true", help="go on from OUTPUT.state if it is there")
     for command in (evaluation, training):
         command.add_argument("--dataset", choices=data.DATASETS, default="fashion-mnist")
@@ -75,13 +89,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--size", type=int, default=224, help="image size for --dataset folder (default 224)")
     for command in (demo, evaluation, training):
         command.add_argument("--batch-size", type=int, default=128)
-        command.add_argument("--device", default=None, help="default: cuda where it and its kernels are there, else cpu")
+        command.add_argument(
+            "--device", default=None, help="default: cuda where it and its kernels are there, else cpu"
+        )
         command.add_argument("--quiet", action="store_true", help="no progress bars")
 
     bench = commands.add_parser("bench", help="kernels against copies and plain torch, side by side")
     bench.set_defaults(run=_bench)
     bench.add_argument("--mib", type=int, nargs="+", default=[128, 16], help="sizes of x_seq in MiB (default 128 16)")
     bench.add_argument("--timesteps", type=int, nargs="+", default=[4, 8, 32])
+    bench.add_argument("--rho", type=int, default=4)
     bench.add_argument("--threads", type=int, help="default: torch's")
     bench.add_argument("--repeats", type=int, default=15)
     bench.add_argument("--compile", action="store_true", help="also torch.compile of the plain loop (compiles first)")
@@ -105,7 +122,15 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    run_bench(args.mib, args.timesteps, threads=args.threads, repeats=args.repeats, compiled=args.compile, json_path=args.json)
+    run_bench(
+        args.mib,
+        args.timesteps,
+        rho=args.rho,
+        threads=args.threads,
+        repeats=args.repeats,
+        compiled=args.compile,
+        json_path=args.json,
+    )
     return 0
 
 
@@ -125,7 +150,9 @@ def _eval(args: argparse.Namespace) -> int:
         if value is not None:
             record[key] = value
         elif key not in record and key != "stem":
-            raise ValueError(f"--{key.replace('architecture', 'arch')} is needed: there is no JSON beside {args.checkpoint}")
+            raise ValueError(
+                f"--{key.replace('architecture', 'arch')} is needed: there is no JSON beside {args.checkpoint}"
+            )
     model = _model(record)
     models.load_weights(model, args.checkpoint)
     print(f"{record['architecture']}, L = {record['levels']}, {args.dataset}")
@@ -144,7 +171,9 @@ def _record(checkpoint: Path) -> dict[str, Any]:
 
 def _model(record: dict[str, Any]) -> torch.nn.Module:
     options = {"stem": record["stem"]} if record.get("stem") else {}
-    return models.build(record["architecture"], record["num_classes"], record["in_channels"], levels=record["levels"], **options)
+    return models.build(
+        record["architecture"], record["num_classes"], record["in_channels"], levels=record["levels"], **options
+    )
 
 
 def _compare(args: argparse.Namespace, model: torch.nn.Module, test_set: data.ImageSet | data.ImageFolder) -> int:
@@ -204,7 +233,13 @@ def _plot(path: Path, ann: float, results: dict[str, Evaluation]) -> None:
     axes.axhline(100 * ann, color="black", linestyle="--", linewidth=1, label="ANN")
     for name, result in results.items():
         label = name if name == "none" else f"{name}, rho = {result.latency[0] - 1}"
-        axes.plot(range(1, len(result.accuracy) + 1), [100 * a for a in result.accuracy], marker="o", markersize=3, label=label)
+        axes.plot(
+            range(1, len(result.accuracy) + 1),
+            [100 * a for a in result.accuracy],
+            marker="o",
+            markersize=3,
+            label=label,
+        )
     axes.set_xlabel("time-step t (latency rho + t)")
     axes.set_ylabel("accuracy (%)")
     axes.legend()
@@ -232,7 +267,9 @@ def _train(args: argparse.Namespace) -> int:
     record |= {"dataset": args.dataset, "test_accuracy": history[-1]["test_accuracy"], "seed": args.seed,
                "command": "python -m cos_ext " + shlex.join(sys.argv[1:]), "history": history}  # fmt: skip
     train.save_checkpoint(model, args.output, record)
-    print(f"test accuracy {history[-1]['test_accuracy']:.2%}; wrote {args.output} and {args.output.with_suffix('.json')}")
+    print(
+        f"test accuracy {history[-1]['test_accuracy']:.2%}; wrote {args.output} and {args.output.with_suffix('.json')}"
+    )
     return 0
 
 

@@ -1,10 +1,11 @@
-"""Side-by-side timing of the kernels, a copy, and what a user would write without cos_ext. In one process, interleaved.
+"""Side-by-side timing of the kernels, a copy, and what a user would run without cos_ext. In one process, interleaved.
 
-The workloads and their byte floors (DESIGN: T·N·s read and T·N·s written) live here; bench/ runs them under pytest-benchmark.
+The workloads and their byte floors (T·N·s read and T·N·s written) live here; bench/ runs them under pytest-benchmark.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import platform
 import statistics
@@ -23,8 +24,12 @@ from ._ops import build_info
 
 def plain_if(x: Tensor, theta: float) -> Tensor:
     """Integrate-and-fire as a plain torch loop with a fresh output."""
-    spikes = torch.empty_like(x)
-    v = torch.full_like(x[0], theta / 2)
+    return plain_if_into(x, theta, torch.empty_like(x))
+
+
+def plain_if_into(x: Tensor, theta: float, spikes: Tensor, v: Tensor | None = None) -> Tensor:
+    """The same into a given output, from a given potential (None is θ/2)."""
+    v = torch.full_like(x[0], theta / 2) if v is None else v
     for t in range(x.shape[0]):
         m = v + x[t]
         s = (m >= theta).to(x.dtype) * theta
@@ -56,18 +61,31 @@ def plain_cos(x: Tensor, theta: float, rho: int) -> Tensor:
     start = torch.full_like(v, theta / 2)
     start = torch.where((v < 0) & (count > 0), start - less, start)
     start = torch.where((v >= theta) & (count < rho), start + more, start)
-    spikes = torch.empty_like(x)
-    v = start
-    for t in range(x.shape[0]):
-        m = v + x[t]
-        s = (m >= theta).to(x.dtype) * theta
-        v = m - s
-        spikes[t] = s
-    return spikes
+    return plain_if_into(x, theta, torch.empty_like(x), start)
+
+
+def spikingjelly_if(x: Tensor, theta: float) -> Callable[[], Any] | None:
+    """SpikingJelly's multi-step IFNode, in inference mode, its potential reset in every call; None where it is missing."""
+    try:
+        from spikingjelly.activation_based import neuron
+    except ImportError:
+        return None
+    node = neuron.IFNode(v_threshold=theta, v_reset=None, step_mode="m").eval()
+
+    @torch.inference_mode()
+    def call() -> Tensor:
+        node.reset()
+        return node(x)
+
+    return call
 
 
 def workloads(x: Tensor, rho: int, *, slow: bool = True, compiled: bool = False) -> dict[str, Callable[[], Any]]:
-    """Name to a call on x [T, N]; the in-place ones overwrite x (callers restore it outside the timing)."""
+    """Name to a call on x [T, N]; the in-place ones overwrite x (callers restore it outside the timing).
+
+    slow: also the plain torch versions, and SpikingJelly where it is installed. compiled: also torch.compile of the plain
+    IF loop, with a fresh output and into a preallocated one.
+    """
     y = torch.empty_like(x)
     calls: dict[str, Callable[[], Any]] = {
         "copy_": lambda: y.copy_(x),
@@ -82,10 +100,16 @@ def workloads(x: Tensor, rho: int, *, slow: bool = True, compiled: bool = False)
     if slow:
         calls["plain torch loop, IF"] = lambda: plain_if(x, 1.0)
         calls["plain torch, calibrated"] = lambda: plain_cos(x, 1.0, rho)
+        peer = spikingjelly_if(x, 1.0)
+        if peer is not None:
+            calls["SpikingJelly IFNode"] = peer
     if compiled:
         loop = torch.compile(plain_if, fullgraph=True, dynamic=False)
-        loop(x, 1.0)
         calls["torch.compile loop, IF"] = lambda: loop(x, 1.0)
+        into = torch.compile(plain_if_into, fullgraph=True, dynamic=False)
+        calls["torch.compile loop, IF, no allocation"] = lambda: into(x, 1.0, y)
+        for name in ("torch.compile loop, IF", "torch.compile loop, IF, no allocation"):
+            calls[name]()  # compiles
     return calls
 
 
@@ -109,6 +133,8 @@ def run_bench(mib: Iterable[int], timesteps: Iterable[int], *, rho: int = 4, thr
     """Measure, print a table per size, and return (and write) one record per row."""
     if threads is not None:
         torch.set_num_threads(threads)
+    if importlib.util.find_spec("spikingjelly") is None:
+        tqdm.write("SpikingJelly is not installed, so the peer is missing: pip install --no-deps spikingjelly")
     records: list[dict[str, Any]] = []
     cases = [(size, steps) for size in mib for steps in timesteps]
     for size, steps in tqdm(cases, desc="bench", leave=False):
@@ -120,15 +146,17 @@ def run_bench(mib: Iterable[int], timesteps: Iterable[int], *, rho: int = 4, thr
         floor = 2 * x.numel() * x.element_size()
         tqdm.write(f"\n{size} MiB float32, T = {steps}, rho = {min(rho, steps)}, {torch.get_num_threads()} threads; byte floor "
                    f"{floor / 2**20:.0f} MiB (read + written)")  # fmt: skip
-        tqdm.write(f"{'':30}{'median ms':>10}{'GB/s':>8}{'x copy_':>9}")
+        tqdm.write(f"{'':40}{'median ms':>10}{'GB/s':>8}{'x copy_':>9}")
         for name, values in seconds.items():
             median = statistics.median(values)
             records.append({"mib": size, "timesteps": steps, "rho": min(rho, steps), "call": name, "median_ms": 1e3 * median,
                             "min_ms": 1e3 * min(values), "gb_per_s": floor / median / 1e9, "x_copy": median / copy})  # fmt: skip
-            tqdm.write(f"{name:30}{1e3 * median:10.2f}{floor / median / 1e9:8.1f}{median / copy:9.2f}")
+            tqdm.write(f"{name:40}{1e3 * median:10.2f}{floor / median / 1e9:8.1f}{median / copy:9.2f}")
     if json_path is not None:
         machine = {"processor": _processor(), "threads": torch.get_num_threads(), "platform": platform.platform()}
-        json_path.write_text(json.dumps({"machine": machine, "build": build_info(), "records": records}, indent=1) + "\n")
+        json_path.write_text(
+            json.dumps({"machine": machine, "build": build_info(), "records": records}, indent=1) + "\n"
+        )
     return records
 
 

@@ -85,7 +85,9 @@ class SpikingNetwork(nn.Module):
     `report` lists what the conversion did.
     """
 
-    def __init__(self, module: nn.Module, report: ConversionReport, timesteps: int, rho: int, iterations: int | None) -> None:
+    def __init__(
+        self, module: nn.Module, report: ConversionReport, timesteps: int, rho: int, iterations: int | None
+    ) -> None:
         super().__init__()
         self.module = module
         self.report = report
@@ -176,8 +178,11 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if max_pool != "error":
         raise ValueError(f"max_pool must be 'error', got {max_pool!r}")
-    IFNode(timesteps=max(timesteps, rho) if isinstance(timesteps, int) and isinstance(rho, int) else timesteps, rho=rho,
-           iterations=iterations)  # fmt: skip  (validates all three)
+    IFNode(
+        timesteps=max(timesteps, rho) if isinstance(timesteps, int) and isinstance(rho, int) else timesteps,
+        rho=rho,
+        iterations=iterations,
+    )  # fmt: skip  (validates all three)
     model = copy.deepcopy(model).eval()
     try:
         graph = _Tracer().trace(model)
@@ -189,10 +194,14 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
     offenders = planner.report.unsupported()
     if offenders:
         listed = "\n".join(f"  {e.site} ({e.kind}): {e.reason}" for e in offenders)
-        raise ConversionError(f"{type(model).__name__} cannot be converted; {len(offenders)} offending:\n{listed}", planner.report)
+        raise ConversionError(
+            f"{type(model).__name__} cannot be converted; {len(offenders)} offending:\n{listed}", planner.report
+        )
     unknown = sorted(set(thresholds or {}) - planner.sites)
     if unknown:
-        raise ValueError(f"thresholds names {unknown}, which are no activation call sites; those are {sorted(planner.sites)}")
+        raise ValueError(
+            f"thresholds names {unknown}, which are no activation call sites; those are {sorted(planner.sites)}"
+        )
     planner.rewrite()
     module = fx.GraphModule(model, graph, type(model).__name__).eval().requires_grad_(False)
     network = SpikingNetwork(module, planner.report, timesteps, rho, iterations).eval()
@@ -230,7 +239,9 @@ class _Planner:
                 self._refuse("forward", "output", "one tensor output is supported")
         for name, module in self.model.named_modules():
             if name not in calls and isinstance(module, (*ACTIVATIONS, *MAX_POOLS)):
-                self.report.entries.append(Entry(name, type(module).__name__, "unused", reason="forward does not call it"))
+                self.report.entries.append(
+                    Entry(name, type(module).__name__, "unused", reason="forward does not call it")
+                )
         if not self.report.unsupported():
             if not self.neurons:
                 self._refuse("forward", type(self.model).__name__, "there is no activation module to convert")
@@ -252,7 +263,9 @@ class _Planner:
             if module.track_running_stats:
                 self._keep(site, kind, "in place, with its running statistics")
             else:
-                self._refuse(site, kind, "has no running statistics, so its output would depend on the other time-steps")
+                self._refuse(
+                    site, kind, "has no running statistics, so its output would depend on the other time-steps"
+                )
         elif isinstance(module, nn.Flatten):
             if module.start_dim >= 1:
                 self._keep(site, kind)
@@ -329,7 +342,14 @@ class _Planner:
                 self._keep(site, name)
             else:
                 self._refuse(site, name, f"its first size {first} fixes the batch, into which time is folded")
-        elif name in ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool1d", "avg_pool2d", "dropout", "contiguous"):
+        elif name in (
+            "adaptive_avg_pool1d",
+            "adaptive_avg_pool2d",
+            "avg_pool1d",
+            "avg_pool2d",
+            "dropout",
+            "contiguous",
+        ):
             self._keep(site, name)
         else:
             self._refuse(site, name, "no rule converts this function; activations must be modules")

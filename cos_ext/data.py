@@ -23,7 +23,18 @@ from torch import Tensor
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 
-_FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+_FASHION_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 _IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _CIFAR_MEAN = {"cifar10": (0.4914, 0.4822, 0.4465), "cifar100": (0.5071, 0.4865, 0.4409)}
 _CIFAR_STD = {"cifar10": (0.2470, 0.2435, 0.2616), "cifar100": (0.2673, 0.2564, 0.2762)}
@@ -51,7 +62,9 @@ class ImageSet:
         if len(self.images) != len(self.labels):
             raise ValueError(f"images and labels must have one length, got {len(self.images)} and {len(self.labels)}")
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes:
-            raise ValueError(f"labels must lie in 0..{self.num_classes - 1}, got {self.labels.min()}..{self.labels.max()}")
+            raise ValueError(
+                f"labels must lie in 0..{self.num_classes - 1}, got {self.labels.min()}..{self.labels.max()}"
+            )
         if not len(self.mean) == len(self.std) == self.images.shape[1]:
             raise ValueError(f"mean and std must have one value per channel, got {self.mean} and {self.std} "
                              f"for {self.images.shape[1]} channels")  # fmt: skip
@@ -60,7 +73,9 @@ class ImageSet:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.normalise(self.images[index : index + 1] if index >= 0 else self.images[[index]])[0], int(self.labels[index])
+        return self.normalise(self.images[index : index + 1] if index >= 0 else self.images[[index]])[0], int(
+            self.labels[index]
+        )
 
     def first(self, count: int | None) -> ImageSet:
         """The first `count` images (all for None), sharing memory."""
@@ -144,7 +159,9 @@ def read_idx(path: str | Path) -> np.ndarray:
     shape = struct.unpack(f">{ndim}I", raw[4:start])
     expected = start + math.prod(shape) * dtype.itemsize
     if len(raw) != expected:
-        raise ValueError(f"{path} is truncated or corrupt: shape {shape} needs {expected} bytes, the file has {len(raw)}")
+        raise ValueError(
+            f"{path} is truncated or corrupt: shape {shape} needs {expected} bytes, the file has {len(raw)}"
+        )
     try:
         return np.frombuffer(raw, dtype, offset=start).reshape(shape)
     except ValueError as error:  # more dimensions, or longer ones, than NumPy knows
@@ -172,13 +189,21 @@ def fashion_mnist(root: str | Path | None = None, *, train: bool = False) -> Ima
     """
     if root is None:
         if train:
-            raise ValueError("root must name the folder of the IDX files for train=True: only the test set ships with cos_ext")
+            raise ValueError(
+                "root must name the folder of the IDX files for train=True: only the test set ships with cos_ext"
+            )
         root = ASSETS / "fashion-mnist"
     stem = "train" if train else "t10k"
-    images = read_idx(_find(Path(root), [f"{stem}-images-idx3-ubyte", f"{stem}-images.idx3-ubyte"], "Fashion-MNIST images"))
-    labels = read_idx(_find(Path(root), [f"{stem}-labels-idx1-ubyte", f"{stem}-labels.idx1-ubyte"], "Fashion-MNIST labels"))
+    images = read_idx(
+        _find(Path(root), [f"{stem}-images-idx3-ubyte", f"{stem}-images.idx3-ubyte"], "Fashion-MNIST images")
+    )
+    labels = read_idx(
+        _find(Path(root), [f"{stem}-labels-idx1-ubyte", f"{stem}-labels.idx1-ubyte"], "Fashion-MNIST labels")
+    )
     if images.ndim != 3 or images.dtype.itemsize != 1 or labels.shape != images.shape[:1]:
-        raise ValueError(f"{root}: images {images.shape} {images.dtype} and labels {labels.shape} are not Fashion-MNIST")
+        raise ValueError(
+            f"{root}: images {images.shape} {images.dtype} and labels {labels.shape} are not Fashion-MNIST"
+        )
     return ImageSet(torch.from_numpy(images.astype(np.uint8))[:, None], torch.from_numpy(labels.astype(np.int64)),
                     (0.2860,), (0.3530,), 10, _FASHION_CLASSES)  # fmt: skip
 
@@ -201,7 +226,13 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def _cifar_files(root: Path, names: list[str], archives: list[str]) -> dict[str, bytes]:
     """The wanted batches, from a folder (at any of the official places) or straight from the official archive."""
-    folders = [root, root / "cifar-10-batches-py", root / "cifar-10-batches-bin", root / "cifar-100-python", root / "cifar-100-binary"]
+    folders = [
+        root,
+        root / "cifar-10-batches-py",
+        root / "cifar-10-batches-bin",
+        root / "cifar-100-python",
+        root / "cifar-100-binary",
+    ]
     for folder in folders:
         if all((folder / name).is_file() for name in names):
             return {name: (folder / name).read_bytes() for name in names}
@@ -241,7 +272,9 @@ def _cifar(name: str, root: str | Path, train: bool, label_key: bytes, label_byt
         for batch, raw in files.items():
             record = label_bytes + 3072
             if not raw or len(raw) % record:
-                raise ValueError(f"{name}: {batch} in {root} is truncated: {len(raw)} bytes are no multiple of {record}")
+                raise ValueError(
+                    f"{name}: {batch} in {root} is truncated: {len(raw)} bytes are no multiple of {record}"
+                )
             table = np.frombuffer(raw, np.uint8).reshape(-1, record)
             pixels.append(table[:, label_bytes:])
             labels.append(table[:, label_bytes - 1].astype(np.int64))
@@ -327,12 +360,17 @@ class ImageFolder(torch.utils.data.Dataset):
         if self.augment:
             area = width * height * float(torch.empty(()).uniform_(0.08, 1.0))
             ratio = math.exp(float(torch.empty(()).uniform_(math.log(3 / 4), math.log(4 / 3))))
-            w, h = min(width, max(1, round(math.sqrt(area * ratio)))), min(height, max(1, round(math.sqrt(area / ratio))))
+            w, h = (
+                min(width, max(1, round(math.sqrt(area * ratio)))),
+                min(height, max(1, round(math.sqrt(area / ratio)))),
+            )
             left, top = int(torch.randint(0, width - w + 1, ())), int(torch.randint(0, height - h + 1, ()))
             image = image.resize((self.size, self.size), pillow.Resampling.BILINEAR, box=(left, top, left + w, top + h))
             return image.transpose(pillow.Transpose.FLIP_LEFT_RIGHT) if torch.rand(()) < 0.5 else image
         scale = self.size * 256 / 224 / min(width, height)
-        resized = image.resize((max(self.size, round(width * scale)), max(self.size, round(height * scale))), pillow.Resampling.BILINEAR)
+        resized = image.resize(
+            (max(self.size, round(width * scale)), max(self.size, round(height * scale))), pillow.Resampling.BILINEAR
+        )
         left, top = (resized.width - self.size) // 2, (resized.height - self.size) // 2
         return resized.crop((left, top, left + self.size, top + self.size))
 

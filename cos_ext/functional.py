@@ -91,7 +91,9 @@ def if_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tenso
         _written(x_seq)
         spikes = x_seq
     else:
-        spikes, v, count = _ops.ops.if_forward(x_seq, theta, theta_value, init, init_value, reset, return_v, return_count)
+        spikes, v, count = _ops.ops.if_forward(
+            x_seq, theta, theta_value, init, init_value, reset, return_v, return_count
+        )
     return IFResult(spikes, v if return_v else None, count if return_count else None)
 
 
@@ -262,7 +264,9 @@ def _check_device(x_seq: Tensor) -> None:
 def _check_parameter(name: str, parameter: Tensor, x_seq: Tensor) -> None:
     allowed = (x_seq.dtype, state_dtype(x_seq.dtype))
     if parameter.dtype not in allowed:
-        raise TypeError(f"{name} must have x_seq's dtype {allowed[0]} or the state dtype {allowed[1]}, got {parameter.dtype}")
+        raise TypeError(
+            f"{name} must have x_seq's dtype {allowed[0]} or the state dtype {allowed[1]}, got {parameter.dtype}"
+        )
     if parameter.device != x_seq.device:
         raise ValueError(f"{name} must be on x_seq's device {x_seq.device}, got {parameter.device}")
     neurons, own = x_seq.shape[1:], parameter.shape

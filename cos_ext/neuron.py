@@ -135,7 +135,9 @@ class IFNode(nn.Module):
             result = F.cos_forward(x_seq, theta, v_init, rho=self._rho, iterations=self._iterations, inplace=inplace,
                                    return_count=self.count_spikes)  # fmt: skip
         else:
-            result = F.if_forward(x_seq, theta, v_init, v_reset=self.v_reset, inplace=inplace, return_count=self.count_spikes)
+            result = F.if_forward(
+                x_seq, theta, v_init, v_reset=self.v_reset, inplace=inplace, return_count=self.count_spikes
+            )
         if self.count_spikes:
             spikes, steps = self.emitted or (0, 0)
             self.emitted = (spikes + result.spike_count.sum(), steps + x_seq.numel())
@@ -163,7 +165,9 @@ class IFNode(nn.Module):
             except ValueError as error:
                 error_msgs.append(str(error))
                 return
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def extra_repr(self) -> str:
         theta = f"{self.v_threshold.item():.4g}" if self.v_threshold.dim() == 0 else f"{tuple(self.v_threshold.shape)}"

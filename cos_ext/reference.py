@@ -43,7 +43,9 @@ def calibrate_v_init(x_seq: Tensor, v_threshold: float | Tensor, v_init: float |
             _, _, lowest, highest = _watch(x_seq, theta, v, rho)
         less = v - torch.maximum(theta, lowest - theta * (1 - EPSILON))
         more = v + torch.maximum(theta, theta * (1 + EPSILON) - highest)
-        v = torch.where((psi < -k) & (lowest < torch.inf), less, torch.where((psi > k) & (highest > -torch.inf), more, v))
+        v = torch.where(
+            (psi < -k) & (lowest < torch.inf), less, torch.where((psi > k) & (highest > -torch.inf), more, v)
+        )
         k += 1
     return Calibration(v, psi, count)
 

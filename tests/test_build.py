@@ -69,7 +69,10 @@ def test_a_wrapper_on_the_path_is_asked_for_its_toolkit(build, toolkit, tmp_path
 def test_arch_list(build):
     assert build.arch_flags("8.0;9.0+PTX") == ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=sm_90",
                                                "-gencode=arch=compute_90,code=compute_90"]  # fmt: skip
-    assert build.arch_flags("9.0a 10.0") == ["-gencode=arch=compute_90a,code=sm_90a", "-gencode=arch=compute_100,code=sm_100"]
+    assert build.arch_flags("9.0a 10.0") == [
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_100,code=sm_100",
+    ]
     with pytest.raises(SystemExit, match="'Hopper' is not like 9.0"):
         build.arch_flags("8.0;Hopper")
 
@@ -98,7 +101,9 @@ def test_the_isolated_environment_is_shown_the_installed_torch(monkeypatch, tmp_
     spec.loader.exec_module(backend)
     real = importlib.util.find_spec
     monkeypatch.setattr(sys, "path", [])
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: real("json") if str(tmp_path) in sys.path else None)
+    monkeypatch.setattr(
+        backend.importlib.util, "find_spec", lambda name: real("json") if str(tmp_path) in sys.path else None
+    )
     monkeypatch.setattr(backend.sysconfig, "get_paths", lambda: {"purelib": str(tmp_path), "platlib": str(tmp_path)})
     assert backend._installed_torch()
     assert sys.path == [str(tmp_path)]

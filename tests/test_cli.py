@@ -43,7 +43,9 @@ def test_demo_prints_one_table_and_writes_json(capsys, tmp_path):
 )  # fmt: skip
 def test_demo_chooses_calibrations(capsys, tmp_path, options, expected):
     path = tmp_path / "demo.json"
-    code, out, _ = run(capsys, "demo", "--samples", 8, "--timesteps", 3, "--rho", 2, "--quiet", "--json", path, *options)
+    code, out, _ = run(
+        capsys, "demo", "--samples", 8, "--timesteps", 3, "--rho", 2, "--quiet", "--json", path, *options
+    )
     assert code == 0
     content = json.loads(path.read_text())
     assert list(content["results"]) == expected
@@ -66,7 +68,9 @@ def test_plot_without_matplotlib_fails_before_the_work(capsys, monkeypatch, tmp_
 def test_eval_agrees_with_demo(capsys, tmp_path):
     a, b = tmp_path / "a.json", tmp_path / "b.json"
     assert run(capsys, "demo", "--samples", 50, "--quiet", "--exact", "--json", a)[0] == 0
-    assert run(capsys, "eval", "--checkpoint", DEMO_CHECKPOINT, "--samples", 50, "--quiet", "--exact", "--json", b)[0] == 0
+    assert (
+        run(capsys, "eval", "--checkpoint", DEMO_CHECKPOINT, "--samples", 50, "--quiet", "--exact", "--json", b)[0] == 0
+    )
     first, second = (json.loads(path.read_text()) for path in (a, b))
     assert first["ann_accuracy"] == second["ann_accuracy"]
     assert all(first["results"][name]["accuracy"] == second["results"][name]["accuracy"] for name in ("none", "exact"))
@@ -79,7 +83,9 @@ def test_eval_without_a_record_asks_for_the_architecture(capsys, tmp_path):
     assert code == 2 and "--arch is needed" in err
     code, _, err = run(capsys, "eval", "--checkpoint", copy, "--arch", "resnet20", "--samples", 5, "--quiet")
     assert code == 2 and "--levels is needed" in err
-    code, out, _ = run(capsys, "eval", "--checkpoint", copy, "--arch", "resnet20", "--levels", 8, "--samples", 5, "--quiet")
+    code, out, _ = run(
+        capsys, "eval", "--checkpoint", copy, "--arch", "resnet20", "--levels", 8, "--samples", 5, "--quiet"
+    )
     assert code == 0 and "5 images" in out
     code, _, err = run(capsys, "eval", "--checkpoint", copy, "--arch", "vgg16", "--levels", 8, "--quiet")
     assert code == 2 and "does not fit the model" in err

@@ -49,7 +49,9 @@ def test_relu_needs_a_threshold_and_takes_one():
         convert(model, timesteps=4)
     network = convert(model, timesteps=4, thresholds={"1": torch.full((4, 1, 1), 0.7)})
     assert network.nodes()["1"].v_threshold.shape == (4, 1, 1)
-    assert convert(model, timesteps=4, thresholds={"1": 2.0}, example_input=IMAGES).nodes()["1"].v_threshold.item() == 2.0
+    assert (
+        convert(model, timesteps=4, thresholds={"1": 2.0}, example_input=IMAGES).nodes()["1"].v_threshold.item() == 2.0
+    )
     with pytest.raises(ValueError, match=r"thresholds names \['typo'\].*\['1'\]"):
         convert(model, timesteps=4, thresholds={"1": 1.0, "typo": 1.0})
     with pytest.raises(ConversionError, match="v_threshold must be positive"):
@@ -85,7 +87,9 @@ def test_modules_that_stay(layer):
 )  # fmt: skip
 def test_functions_that_stay(forward):
     torch.manual_seed(2)
-    lossless(Wrapped(forward, other=nn.Conv2d(1, 4, 1), second=QCFS(4, 0.5), wide=nn.Linear(288, 3), short=nn.Linear(4, 3)))
+    lossless(
+        Wrapped(forward, other=nn.Conv2d(1, 4, 1), second=QCFS(4, 0.5), wide=nn.Linear(288, 3), short=nn.Linear(4, 3))
+    )
 
 
 def test_view_by_the_size_of_a_spiking_tensor():

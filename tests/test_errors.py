@@ -109,7 +109,11 @@ def test_v_reset(v_reset, error):
 
 
 def test_in_place_needs_memory_of_its_own():
-    shared = [torch.zeros(3, 5).expand(4, 3, 5), torch.zeros(4, 1, 5).expand(4, 3, 5), torch.zeros(10).as_strided((4, 5), (1, 1))]
+    shared = [
+        torch.zeros(3, 5).expand(4, 3, 5),
+        torch.zeros(4, 1, 5).expand(4, 3, 5),
+        torch.zeros(10).as_strided((4, 5), (1, 1)),
+    ]
     for x in shared:
         for call in (lambda: F.if_forward(x, 1.0, inplace=True), lambda: F.cos_forward(x, 1.0, rho=1, inplace=True)):  # noqa: B023
             with pytest.raises(ValueError, match="inplace needs an x_seq whose elements do not share memory"):

@@ -31,7 +31,9 @@ def test_spikes_equal_the_authors(index, how):
     x, expected, rho, theta = case(index)
     # Their script adds about 1001 θ to a neuron that fired at each of the first rho steps and has r >= θ.
     watched = reference.if_forward(x[:rho], theta)
-    excused = (watched.spike_count == rho) & (watched.v >= theta) if x.shape[0] > rho else torch.zeros_like(x[0], dtype=bool)
+    excused = (
+        (watched.spike_count == rho) & (watched.v >= theta) if x.shape[0] > rho else torch.zeros_like(x[0], dtype=bool)
+    )
     if how == "operator":
         spikes = F.cos_forward(x, theta, rho=rho).spikes
     elif how == "in place":

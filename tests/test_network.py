@@ -86,7 +86,9 @@ def test_settings_can_be_changed_without_converting_again(shipped_model, test_se
 
 
 def test_results_do_not_depend_on_the_batch(shipped_model, test_set):
-    model = copy.deepcopy(shipped_model).double()  # float64: convolutions may sum in another order for another batch size
+    model = copy.deepcopy(
+        shipped_model
+    ).double()  # float64: convolutions may sum in another order for another batch size
     network = convert(model, timesteps=4, rho=4, iterations=2)
     images = next(iter(test_set.first(24).batches(24)))[0].double()
     whole = network(images)
@@ -116,7 +118,9 @@ def test_evaluate_counts_right(shipped_model, test_set):
     outputs = torch.cat([network(images) for images, _ in subset.batches(90)], 1).cumsum(0)
     labels = subset.labels
     assert result.accuracy == [(outputs[t].argmax(1) == labels).double().mean().item() for t in range(3)]
-    assert result.top5 == [(outputs[t].topk(5).indices == labels[:, None]).any(1).double().mean().item() for t in range(3)]
+    assert result.top5 == [
+        (outputs[t].topk(5).indices == labels[:, None]).any(1).double().mean().item() for t in range(3)
+    ]
     assert (result.samples, result.latency) == (90, [3, 4, 5])
     spikes = steps = 0
     for node in network.nodes().values():

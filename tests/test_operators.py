@@ -68,7 +68,9 @@ def test_every_layout_and_parameter_shape(layout, which, dtype, device):
     spikes = F.if_forward(x, theta, v_init).spikes
     assert spikes.stride() == torch.empty_like(x).stride()
     for v_reset in (None, 0.0, 0.3):
-        assert_same(F.if_forward(x, theta, v_init, v_reset=v_reset, **ALL), R.if_forward(x, theta, v_init, v_reset=v_reset))
+        assert_same(
+            F.if_forward(x, theta, v_init, v_reset=v_reset, **ALL), R.if_forward(x, theta, v_init, v_reset=v_reset)
+        )
     for iterations in (1, None):
         expected = R.cos_forward(x, theta, v_init, rho=5, iterations=iterations)
         assert_same(F.cos_forward(x, theta, v_init, rho=5, iterations=iterations, **ALL_COS), expected)

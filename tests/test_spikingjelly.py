@@ -109,7 +109,7 @@ def test_without_reset_the_potential_is_kept(case):
     step_by_step(node, case.x)
     out = step_by_step(node, case.x)
     twice = case.node()(torch.cat([case.x, case.x]))
-    assert torch.equal(out, twice[len(case.x):])
+    assert torch.equal(out, twice[len(case.x) :])
     assert not torch.equal(out > 0, case.spikes)
 
 
