@@ -26,6 +26,7 @@ KEPT = (
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
 ADDITIONS = (operator.add, operator.iadd, torch.add)
+SHAPE_ATTRIBUTES = ("shape", "ndim", "dtype", "device")
 # Modules whose output is a fresh tensor that nothing else holds, so that a single reader may overwrite it.
 FRESH = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear, *BATCH_NORMS,
          nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)  # fmt: skip
@@ -167,7 +168,8 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
         thresholds: by activation call site (the module's name), a float or a tensor that broadcasts to its neurons.
         max_pool: "error": a max pooling is an offender.
         fold_batchnorm: BatchNorm is kept in place at present, whatever is given here; the report says so.
-        example_input: a [B, ...] input; if given, it is run once, so that a shape error shows here.
+        example_input: a [B, ...] input on the model's device. If given, the traced graph is compared with the model on it,
+            and the network is run on it once, so that what tracing cannot see, and shape errors, show here.
 
     Raises:
         ConversionError: listing every module and call site that cannot be converted, an activation module that is called at
@@ -202,12 +204,29 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
         raise ValueError(
             f"thresholds names {unknown}, which are no activation call sites; those are {sorted(planner.sites)}"
         )
+    if example_input is not None:
+        _check_trace(model, graph, example_input)
     planner.rewrite()
     module = fx.GraphModule(model, graph, type(model).__name__).eval().requires_grad_(False)
     network = SpikingNetwork(module, planner.report, timesteps, rho, iterations).eval()
     if example_input is not None:
         network(example_input)
     return network
+
+
+@torch.no_grad()
+def _check_trace(model: nn.Module, graph: fx.Graph, example_input: Tensor) -> None:
+    """ConversionError unless the traced graph computes what the model computes on the example.
+
+    Tracing cannot see that two names share memory: `y = x; x += 1` changes y in the model, and not in the graph.
+    """
+    expected = model(example_input.clone())
+    traced = fx.GraphModule(model, graph)(example_input.clone())
+    if not torch.allclose(traced, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
+        raise ConversionError(
+            f"the traced graph of {type(model).__name__} differs from the model on example_input by up to "
+            f"{(traced - expected).abs().max().item():.3g}; look for in-place operations on tensors that are read again"
+        )
 
 
 class _Planner:
@@ -259,18 +278,18 @@ class _Planner:
         if isinstance(module, ACTIVATIONS) and type(module) in ACTIVATIONS:
             self.sites.add(site)
             self._activation(node, module, calls)
-        elif isinstance(module, BATCH_NORMS):
+        elif type(module) in BATCH_NORMS:
             if module.track_running_stats:
                 self._keep(site, kind, "in place, with its running statistics")
             else:
                 self._refuse(
                     site, kind, "has no running statistics, so its output would depend on the other time-steps"
                 )
-        elif isinstance(module, nn.Flatten):
+        elif type(module) is nn.Flatten:
             if module.start_dim >= 1:
                 self._keep(site, kind)
             else:
-                self._refuse(site, kind, f"start_dim={module.start_dim} merges the batch, into which time is folded")
+                self._refuse(site, kind, f"start_dim={module.start_dim} may merge the batch, into which time is folded")
         elif isinstance(module, MAX_POOLS):
             self._refuse(site, kind, "max pooling does not commute with the mean over time; use average pooling")
         elif type(module) in KEPT:
@@ -285,6 +304,10 @@ class _Planner:
         if calls > 1:
             if not any(entry.site == site for entry in self.report.entries):
                 self._refuse(site, kind, f"one module object is called at {calls} places; give each its own")
+            self.spiking.add(node)
+            return
+        if getattr(module, "inplace", False) and self._read_later(node):
+            self._refuse(site, kind, "works in place on a tensor that is read again afterwards; use inplace=False")
             self.spiking.add(node)
             return
         given = self.thresholds.get(site, module.threshold.detach() if isinstance(module, QCFS) else None)
@@ -309,57 +332,77 @@ class _Planner:
         reason = source + ("; static input, read once" if static else "")
         self.report.entries.append(Entry(site, kind, "converted", shown, reason))
 
+    def _read_later(self, node: fx.Node) -> bool:
+        (source,) = node.all_input_nodes
+        order = {other: index for index, other in enumerate(self.graph.nodes)}
+        return any(order[user] > order[node] for user in source.users)
+
     def _may_overwrite(self, node: fx.Node, static: bool) -> bool:
         (source,) = node.all_input_nodes
         if static or len(source.users) != 1:
             return False
         if source.op == "call_module":
             return type(self.model.get_submodule(source.target)) in FRESH
-        return source.op == "call_function" and source.target in ADDITIONS
+        # Not operator.iadd: its result is the memory of its first operand, which others may read.
+        return source.op == "call_function" and source.target in (operator.add, torch.add)
 
     def _function(self, node: fx.Node) -> None:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         site = self._where(node)
         if node.target in ADDITIONS or name in ("add", "add_"):
-            self._keep(site, name)
-        elif name in ("size", "getattr", "getitem"):
-            if name == "getitem" and not self._is_size(node):
+            if any(self._is_size(source) for source in node.all_input_nodes):
+                self._refuse(site, name, "adds a size, which changes when time is folded into the batch")
+            else:
+                self._keep(site, name)
+        elif name == "getattr":
+            if node.args[1] not in SHAPE_ATTRIBUTES:
+                self._refuse(site, f"getattr {node.args[1]}", "no rule converts this attribute")
+        elif name == "getitem":
+            if not self._is_size(node):
                 self._refuse(site, name, "indexing could pick from the batch, into which time is folded")
         elif name in ("cat", "concat", "concatenate"):
             dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
             self._per_sample(site, name, [dim])
         elif name == "flatten":
             start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
-            self._per_sample(site, name, [start])
+            self._per_sample(site, name, [start], last=False)
         elif name in ("mean", "sum"):
             dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
             self._per_sample(site, name, dims if isinstance(dims, (tuple, list)) else [dims])
         elif name in ("view", "reshape"):
             shape = node.args[1:] if not isinstance(node.args[1], (tuple, list)) else node.args[1]
-            first = shape[0]
-            if first == -1 or (isinstance(first, fx.Node) and self._is_size(first)
-                               and (node.args[0] in self.spiking) == (first in self.spiking)):  # fmt: skip
+            first, rest = shape[0], shape[1:]
+            own = isinstance(first, fx.Node) and self._is_size(first)
+            if any(isinstance(size, fx.Node) and not self._is_size(size) for size in shape):
+                self._refuse(site, name, "its sizes are computed")
+            elif (first == -1 and -1 not in rest) or (
+                own and (node.args[0] in self.spiking) == (first in self.spiking)
+            ):
                 self._keep(site, name)
             else:
                 self._refuse(site, name, f"its first size {first} fixes the batch, into which time is folded")
-        elif name in (
-            "adaptive_avg_pool1d",
-            "adaptive_avg_pool2d",
-            "avg_pool1d",
-            "avg_pool2d",
-            "dropout",
-            "contiguous",
+        elif name == "dropout":
+            training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
+            if training is False:
+                self._keep(site, name)
+            else:
+                self._refuse(site, name, "is active in evaluation too; pass training=self.training")
+        elif name in ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool1d", "avg_pool2d", "contiguous"):
+            self._keep(site, name)
+        elif name != "size":
+            self._refuse(site, name, "no rule converts this function; activations must be modules")
+
+    def _per_sample(self, site: str, name: str, dims, last: bool = True) -> None:
+        # Dimension 0 is the batch. A negative one may be it, depending on the rank; -1 is not, nor are -2 and -1 together.
+        negative = {dim for dim in dims if isinstance(dim, int) and dim < 0}
+        if all(isinstance(dim, int) and dim != 0 for dim in dims) and (
+            last and negative in ({-1}, {-1, -2}) or not negative
         ):
             self._keep(site, name)
         else:
-            self._refuse(site, name, "no rule converts this function; activations must be modules")
-
-    def _per_sample(self, site: str, name: str, dims) -> None:
-        # Dimension 0 is the batch; a negative one may be it, depending on the rank, and -1 to -3 of an image is not.
-        if all(isinstance(dim, int) and (dim >= 1 or -3 <= dim <= -1) for dim in dims):
-            self._keep(site, name)
-        else:
-            self._refuse(site, name, f"dim {dims} includes the batch, into which time is folded")
+            self._refuse(
+                site, name, f"dim {list(dims)} may be the batch, into which time is folded; count from the front"
+            )
 
     def _is_size(self, node: fx.Node) -> bool:
         """Whether `node` is a number taken from a shape: x.size(0), x.shape[0], x.shape."""
@@ -368,6 +411,14 @@ class _Planner:
         if node.op == "call_function" and node.target is getattr:
             return node.args[1] == "shape"
         return node.op == "call_function" and node.target is operator.getitem and self._is_size(node.args[0])
+
+    def _from_input(self) -> set[fx.Node]:
+        """The nodes that depend on the model's input, unlike parameters, which have no batch."""
+        found: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            if node.op == "placeholder" or any(source in found for source in node.all_input_nodes):
+                found.add(node)
+        return found
 
     def _where(self, node: fx.Node) -> str:
         stack = node.meta.get("nn_module_stack") or {}
@@ -378,12 +429,13 @@ class _Planner:
         for node, neuron in self.neurons.items():
             parent, _, leaf = node.target.rpartition(".")
             setattr(self.model.get_submodule(parent), leaf, neuron)
+        batched = self._from_input()
         broadcasts: dict[fx.Node, fx.Node] = {}
         for node in list(self.graph.nodes):
             if node.op not in ("call_function", "call_method") or node not in self.spiking:
                 continue
             for source in node.all_input_nodes:
-                if source in self.spiking or self._is_size(source):
+                if source in self.spiking or source not in batched or self._is_size(source):
                     continue
                 if source not in broadcasts:
                     name = f"time_broadcast_{len(broadcasts)}"

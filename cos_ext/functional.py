@@ -15,6 +15,13 @@ from . import _ops
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MAX_STEPS = 2**24  # counts stay exact in float32
+# A threshold must lie strictly between these, or it would be rounded to 0 or infinity in the spikes' dtype.
+_THRESHOLD_RANGE = {
+    torch.float16: (2.0**-25, 65520.0),
+    torch.bfloat16: (2.0**-134, (2 - 2.0**-8) * 2.0**127),
+    torch.float32: (2.0**-150, (2 - 2.0**-24) * 2.0**127),
+    torch.float64: (0.0, math.inf),
+}
 
 
 class IFResult(NamedTuple):
@@ -77,7 +84,7 @@ def if_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tenso
 
     Raises:
         TypeError: a tensor has another dtype, or an argument another type.
-        ValueError: T = 0, a threshold that is not positive and finite, a tensor that does not broadcast or is elsewhere,
+        ValueError: T = 0, a threshold that is not positive and finite (in x_seq's dtype), a tensor that does not broadcast or is elsewhere,
             inplace on elements that share memory. Values inside a CUDA threshold are not looked at.
         RuntimeError: autograd would need a gradient (this is an inference operator), or no kernel serves the device.
 
@@ -186,12 +193,19 @@ def check_calibration(rho: int, iterations: int | None) -> int:
     return iterations
 
 
-def check_values(name: str, value: Tensor) -> None:
-    """ValueError unless every element of a threshold tensor is positive and finite. Synchronises with the device."""
+def check_values(name: str, value: Tensor, dtype: torch.dtype | None = None) -> None:
+    """ValueError unless every element of a threshold tensor is positive and finite, also when rounded to `dtype`.
+
+    Synchronises with the device.
+    """
     if value.numel():
+        lowest, highest = _THRESHOLD_RANGE[dtype or value.dtype]
         low, high = torch.aminmax(value.detach())
-        if not (low > 0 and high < math.inf):  # NaN fails both
-            raise ValueError(f"{name} must be positive and finite, got values in [{low.item()}, {high.item()}]")
+        if not (low > lowest and high < highest):  # NaN fails both
+            raise ValueError(
+                f"{name} must be positive and finite in {dtype or value.dtype}, "
+                f"got values in [{low.item()}, {high.item()}]"
+            )
 
 
 def _check_rho(rho: int, x_seq: Tensor) -> None:
@@ -222,9 +236,9 @@ def _checked(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor 
         theta = v_threshold
         _check_parameter("v_threshold", theta, x_seq)
         if theta.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_fake(theta):
-            check_values("v_threshold", theta)
+            check_values("v_threshold", theta, x_seq.dtype)
     else:
-        theta_value = check_threshold(v_threshold)
+        theta_value = check_threshold(v_threshold, x_seq.dtype)
     init, init_value = None, None
     if isinstance(v_init, Tensor):
         init = v_init
@@ -239,11 +253,12 @@ def _checked(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor 
     return theta, theta_value, init, init_value
 
 
-def check_threshold(v_threshold: float) -> float:
-    """A float threshold, validated: TypeError or ValueError unless it is a positive, finite number."""
+def check_threshold(v_threshold: float, dtype: torch.dtype) -> float:
+    """A float threshold, validated: TypeError or ValueError unless it is positive and finite in `dtype`."""
     value = _number("v_threshold", v_threshold)
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"v_threshold must be positive and finite, got {value}")
+    lowest, highest = _THRESHOLD_RANGE[dtype]
+    if not lowest < value < highest:
+        raise ValueError(f"v_threshold must be positive and finite in {dtype}, got {value}")
     return value
 
 

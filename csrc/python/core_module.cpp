@@ -43,6 +43,7 @@ class Call {
         x.shape(0) > (1 << 24)) {
       throw py::value_error("x_seq must be float16, float32 or float64 [T, *neurons] with 1 <= T <= 2**24, got " + describe(x));
     }
+    if (!x.dtype().attr("isnative").cast<bool>()) throw py::value_error("x_seq must have this machine's byte order");
     for (py::ssize_t d = 0; d < x.ndim(); ++d) {
       if (x.strides(d) % size != 0 || x.strides(d) < 0) throw py::value_error("x_seq must have non-negative strides of whole elements");
     }
