@@ -51,6 +51,8 @@ def _parser() -> argparse.ArgumentParser:
         "--stem", choices=("cifar", "imagenet"), help="default: from the JSON, or the architecture's own"
     )
     for command in (demo, evaluation):
+        # On a CPU, activations beyond malloc's reuse limit (32 MiB) would page-fault anew in every layer.
+        command.add_argument("--batch-size", type=int, help="default: 32 on a CPU, 256 on a GPU")
         command.add_argument("--rho", type=int, default=4, help="steps to watch for calibration (default 4)")
         command.add_argument("--timesteps", type=int, default=8, help="steps T to emit (default 8)")
         command.add_argument(
@@ -79,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--schedule", choices=train.SCHEDULES, default="cosine")
     training.add_argument("--precision", choices=sorted(train.PRECISIONS), default="float32")
     training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--batch-size", type=int, default=128)
     training.add_argument(
         "--output", type=Path, required=True, help="the checkpoint, .safetensors; a JSON is written beside it"
     )
@@ -88,7 +91,6 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--data", type=Path, help="the folder (or archive) of the data set")
         command.add_argument("--size", type=int, default=224, help="image size for --dataset folder (default 224)")
     for command in (demo, evaluation, training):
-        command.add_argument("--batch-size", type=int, default=128)
         command.add_argument(
             "--device", default=None, help="default: cuda where it and its kernels are there, else cpu"
         )
@@ -182,7 +184,8 @@ def _compare(args: argparse.Namespace, model: torch.nn.Module, test_set: data.Im
     if args.plot is not None:
         _pyplot()  # so that a missing matplotlib shows before the work
     network = convert(model.to(device), timesteps=args.timesteps, rho=args.rho)
-    batches = test_set.batches(args.batch_size)
+    default = 256 if device.type == "cuda" else 32
+    batches = test_set.batches(default if args.batch_size is None else args.batch_size)
     ann = train.accuracy(model, batches, device=device, progress=progress)
     wanted: list[tuple[str, int, int | None]] = [("none", 0, 1)]
     given = [args.iterations] if args.iterations is not None else [] if args.exact else [1, 2]
