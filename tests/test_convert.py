@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as TF
 
 from cos_ext import QCFS, ConversionError, IFNode, SpikingNetwork, convert
@@ -31,6 +31,11 @@ class Wrapped(nn.Module):
 IMAGES = torch.rand(2, 1, 6, 6)
 
 
+@fx.wrap
+def mean(x):  # a rule must not go by the name
+    return x.abs()
+
+
 def lambda_free_forward(m, x):
     return m.head((m.act(m.conv(x)) + m.conv(x)).flatten(1))
 
@@ -40,7 +45,7 @@ def lossless(model, **options):
     model = model.double().eval()
     with torch.no_grad():
         expected = model(IMAGES.double())
-    network = convert(model, timesteps=4, rho=4, iterations=None, **options)
+    network = convert(model, timesteps=4, rho=4, iterations=None, example_input=IMAGES.double(), **options)
     assert isinstance(network, SpikingNetwork)
     torch.testing.assert_close(network.rate(IMAGES.double()), expected, rtol=0, atol=1e-9)
     return network
@@ -81,8 +86,7 @@ def test_modules_that_stay(layer):
     [
         lambda m, x: m.head((m.act(m.conv(x)) + m.second(m.other(x))).flatten(1)),
         lambda m, x: m.head(torch.flatten(torch.add(m.act(m.conv(x)), m.other(x)), 1)),  # spiking + static
-        lambda m, x: m.head((m.other(x) + m.act(m.conv(x))).view(x.shape[0], -1) if False else
-                            (m.other(x) + m.act(m.conv(x))).view(-1, 144)),
+        lambda m, x: m.head((m.other(x) + m.act(m.conv(x))).view(-1, 144)),
         lambda m, x: m.wide(torch.cat([m.act(m.conv(x)), m.other(x)], 1).flatten(1)),
         lambda m, x: m.wide(torch.cat((m.act(m.conv(x)), m.second(m.other(x))), dim=1).reshape(-1, 288)),
         lambda m, x: m.short(m.act(m.conv(x)).mean((2, 3))),
@@ -105,27 +109,107 @@ def test_parameters_and_constants_are_added_as_they_are():
     lossless(Shifted())
 
 
-def test_in_place_operations_of_the_model():
+class InPlace(nn.Module):
+    """Linear layers and activations for the in-place cases; `function` is the forward."""
+
+    def __init__(self, function, inplace=True):
+        super().__init__()
+        self.a, self.b, self.c, self.d, self.e = (nn.Linear(6, 6, bias=False) for _ in range(5))
+        self.norm, self.identity = nn.BatchNorm1d(6), nn.Identity()
+        self.q1, self.q2, self.relu = QCFS(4, 0.5), QCFS(4, 0.7), nn.ReLU(inplace=inplace)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def in_place_addition(m, x):
+    y = m.norm(m.a(x))
+    y += m.b(m.q1(m.c(x)))
+    return m.d(m.q2(y))
+
+
+def in_place_addition_to_a_static_tensor(m, x):
+    y = m.a(x)
+    y += m.b(m.q1(m.c(x)))
+    return m.d(m.q2(y))
+
+
+@pytest.mark.parametrize("forward", [in_place_addition, in_place_addition_to_a_static_tensor])
+def test_in_place_additions_that_nobody_else_sees(forward):
     torch.manual_seed(4)
+    model = InPlace(forward).double().eval()
+    network = convert(model, timesteps=4, rho=4, iterations=None, example_input=torch.rand(3, 6).double())
+    x = torch.rand(5, 6).double()
+    torch.testing.assert_close(network.rate(x), model(x), rtol=0, atol=1e-9)
+    assert network.nodes()["q2"].inplace
 
-    def forward(m, x):
-        y = m.conv2(m.act(m.conv(x)))
-        z = y
-        y += m.other(x)
-        return m.head((m.second(y) + z).flatten(1))
 
-    # torch.fx takes += for an addition, so that z would be another tensor than in the model; the example shows it.
-    model = Wrapped(forward, conv2=nn.Conv2d(4, 4, 1), other=nn.Conv2d(1, 4, 1), second=QCFS(4, 0.5))
-    with pytest.raises(ConversionError, match="differs from the model on example_input by up to"):
+def alias_of_an_addition(m, x):
+    y = m.a(m.q1(m.c(x)))
+    z = y
+    y += m.b(x)
+    return m.d(m.q2(y)) + m.e(z)
+
+
+def ignored_add_(m, x):
+    y = m.a(x)
+    y.add_(m.q1(m.b(x)))
+    return m.d(m.q2(m.c(y))) + m.e(y)
+
+
+def relu_of_an_alias(m, x):
+    x = m.a(m.q1(m.c(x)))
+    i = m.identity(x)
+    return m.d(m.relu(x) + i)
+
+
+def relu_read_again(m, x):
+    y = m.a(x)
+    m.relu(y)
+    return m.d(y) + m.e(m.q1(m.b(x)))
+
+
+@pytest.mark.parametrize("forward", [alias_of_an_addition, ignored_add_, relu_of_an_alias, relu_read_again])
+def test_in_place_operations_that_others_see_are_refused(forward):
+    with pytest.raises(ConversionError, match="in place (to|on) a tensor that others may read"):
+        convert(InPlace(forward), timesteps=4, thresholds={"relu": 1.0})
+
+
+def test_an_in_place_relu_that_owns_its_input_converts():
+    model = InPlace(lambda m, x: m.d(m.relu(m.norm(m.a(x)))))
+    assert convert(model, timesteps=4, thresholds={"relu": 1.0}).nodes()["relu"].static_input
+
+
+def test_hooks_are_refused():
+    for name in ("act", "conv"):
+        for register in ("register_forward_hook", "register_forward_pre_hook"):
+            model = Wrapped(lambda m, x: m.head(m.act(m.conv(x)).flatten(1)))
+            getattr(getattr(model, name), register)(lambda *_: None)
+            with pytest.raises(ConversionError, match=f"{name} .*has forward hooks"):
+                convert(model, timesteps=4)
+
+
+def test_batch_norm_without_statistics_is_refused():
+    model = Wrapped(lambda m, x: m.head(m.norm(m.act(m.conv(x))).flatten(1)), norm=nn.BatchNorm2d(4))
+    model.norm.running_mean = model.norm.running_var = None
+    with pytest.raises(ConversionError, match="no running statistics"):
+        convert(model, timesteps=4)
+
+
+def test_an_example_shows_what_mixes_the_batch():
+    model = Wrapped(lambda m, x: m.head(m.act(m.conv(x)).flatten(1)))
+    model.conv.forward = lambda x: TF.conv2d(x, model.conv.weight, padding=1) + x.mean()
+    with pytest.raises(ConversionError, match="depends on the other samples"):
         convert(model, timesteps=4, example_input=IMAGES)
 
-    def read_again(m, x):
-        y = m.conv(x)
-        m.relu(y)
-        return m.head(y.flatten(1))
 
-    with pytest.raises(ConversionError, match=r"relu \(ReLU\): works in place on a tensor that is read again"):
-        convert(Wrapped(read_again, relu=nn.ReLU(inplace=True)), timesteps=4, thresholds={"relu": 1.0})
+def test_keyword_calls_convert():
+    lossless(Wrapped(lambda m, x: m.head(m.act(z=m.conv(input=x)).flatten(start_dim=1))))
+    lossless(Wrapped(lambda m, x: m.head(torch.reshape(m.act(m.conv(x)), shape=(-1, 144)))))
+    short = nn.Linear(4, 3)
+    lossless(Wrapped(lambda m, x: m.short(m.act(m.conv(x)).mean((-1, -2))), short=short))
+    lossless(Wrapped(lambda m, x: m.short(m.act(m.conv(x)).mean(dim=[2, 3], keepdim=True).flatten(1)), short=short))
 
 
 def test_networks_can_be_pickled(tmp_path):
@@ -165,15 +249,24 @@ def test_view_by_the_size_of_a_spiking_tensor():
         (lambda m, x: m.head(m.b(m.act(m.conv(x))).flatten(1)), {"b": nn.BatchNorm2d(4, track_running_stats=False)},
          "no running statistics"),
         (lambda m, x: m.head(m.act(m.conv(x)).flatten(1)) + x.shape[0], {}, "adds a size"),
-        (lambda m, x: m.head(m.act(m.conv(x)).flatten(1)).T, {}, "getattr T"),
-        (lambda m, x: m.head(m.act(m.conv(x)).flatten(-3)), {}, "may be the batch"),
+        (lambda m, x: m.head(m.act(m.conv(x)).flatten(1)).T, {}, "no rule converts the attribute T"),
+        (lambda m, x: m.head(m.act(x).flatten(-3)), {}, "may be the batch"),  # of unknown rank
+        (lambda m, x: (lambda z: z + z.sum((-1, -2)))(m.head(m.act(m.conv(x)).flatten(1))), {}, "may be the batch"),
+        (lambda m, x: m.head(m.act(m.conv(x)).flatten(1)).sum(()), {}, "may be the batch"),
+        (lambda m, x: m.head(m.act(m.conv(x)).flatten(1)).mean(), {}, "may be the batch"),
+        (lambda m, x: m.head(m.act(m.conv(x)).flatten(1)).view(-1).sum(-1), {}, "batch must be a dimension of its own"),
+        (lambda m, x: (lambda z: z.view(z.size(1), -1).sum(1))(m.head(m.act(m.conv(x)).flatten(1))), {}, "fixes the batch"),
+        (lambda m, x: (lambda z: z.view(-1, z.size(0)))(m.head(m.act(m.conv(x)).flatten(1))), {}, "plain numbers"),
+        (lambda m, x: m.head(torch.reshape(m.act(m.conv(x)), shape=(4, -1))), {}, "fixes the batch"),
+        (lambda m, x: m.head(m.act(m.head.weight) + m.conv(x).flatten(1)), {}, r"act \(QCFS\): is not called with one tensor"),
+        (lambda m, x: m.head(mean(m.act(m.conv(x))).flatten(1)), {}, "mean.*no rule converts this function"),
         (lambda m, x: torch.cat([m.head(m.act(m.conv(x)).flatten(1))] * 2, -2), {}, "may be the batch"),
         (lambda m, x: m.head(m.act(m.conv(x)).flatten(1)).mean(-2), {}, "may be the batch"),
         (lambda m, x: m.head(TF.dropout(m.act(m.conv(x)), 0.5).flatten(1)), {}, "is active in evaluation"),
         (lambda m, x: m.head(m.act(m.conv(x)).view(x.shape[0] + 0, -1)), {}, "adds a size"),
         (lambda m, x: m.head(m.conv(x).flatten(1)), {}, "no activation module"),
         (lambda m, x: (m.act(m.conv(x)), m.conv(x)), {}, "one tensor output"),
-        (lambda m, x: m.head(m.act(m.conv(x)).flatten(1)) if x.sum() > 0 else x, {}, "cannot be traced"),
+        (lambda m, x: m.head(m.act(m.conv(x)).flatten(1)) if x.sum() > 0 else x, {}, "cannot be copied and traced"),
     ],
 )  # fmt: skip
 def test_what_is_refused(forward, layers, message):
@@ -236,6 +329,8 @@ def test_the_report_names_everything_and_prints():
         ({"timesteps": 4, "rho": 1.0}, TypeError, "rho must be an int"),
         ({"timesteps": 4, "iterations": -1}, ValueError, "iterations must be >= 0"),
         ({"timesteps": 4, "max_pool": "maybe"}, ValueError, "max_pool must be 'error', got 'maybe'"),
+        ({"timesteps": 4, "thresholds": [1.0]}, TypeError, "thresholds must be a mapping"),
+        ({"timesteps": 4, "example_input": "x"}, TypeError, "example_input must be a tensor"),
     ],
 )
 def test_arguments(options, error, message):
