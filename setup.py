@@ -95,7 +95,11 @@ def main() -> None:
         import torch
         from torch.utils import cpp_extension
     except ImportError as error:
-        sys.exit(f"cos_ext builds against an installed torch >= 2.11, and `import torch` failed: {error}")
+        # A source distribution and a package's metadata need no torch; only building does.
+        if {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "install"} & set(sys.argv):
+            sys.exit(f"cos_ext builds against an installed torch >= 2.11, and `import torch` failed: {error}")
+        setup()
+        return
     import pybind11
 
     if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < (2, 11):

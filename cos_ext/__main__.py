@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return args.run(args)
-    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+    except (ValueError, TypeError, FileNotFoundError, ImportError, FloatingPointError) as error:
         print(f"cos_ext {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -113,7 +113,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _device(name: str | None) -> torch.device:
     if name is not None:
-        return torch.device(name)
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"--device: {error}") from error
+        reason = build_info()["cuda_off"]
+        if device.type == "cuda" and (reason is not None or not torch.cuda.is_available()):
+            raise ValueError(f"--device {name}: {reason or 'torch finds no GPU'}")
+        return device
     return torch.device("cuda" if torch.cuda.is_available() and build_info()["cuda"] else "cpu")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,9 @@ def _library(name: str) -> Path | None:
 
 def _load() -> str | None:
     """Load _C, then _C_cuda if it is there and can be; return why CUDA is off, or None where it is on."""
+    wanted = os.environ.get("COS_EXT_CPU_CAPABILITY", "avx512")
+    if wanted not in ("baseline", "avx2", "avx512"):
+        raise ImportError(f"COS_EXT_CPU_CAPABILITY must be baseline, avx2 or avx512, got {wanted!r}")
     cpu = _library("_C.")
     if cpu is None:
         raise ImportError(f"cos_ext's operators are not built in {_FOLDER}; install it with: pip install .")

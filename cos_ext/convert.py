@@ -122,7 +122,7 @@ class SpikingNetwork(nn.Module):
         IFNode(timesteps=steps, rho=rho, iterations=iterations)
         for module in self.modules():
             if isinstance(module, IFNode):
-                module.configure(steps, rho, iterations)
+                module.configure(timesteps=steps, rho=rho, iterations=iterations)
             elif isinstance(module, TimeBroadcast):
                 module.timesteps = steps
         self._timesteps, self._rho, self._iterations = timesteps, rho, iterations

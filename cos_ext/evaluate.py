@@ -56,7 +56,7 @@ def evaluate(network: SpikingNetwork, loader: Iterable[tuple[Tensor, Tensor]], *
 
     Raises:
         TypeError: network is not a SpikingNetwork.
-        ValueError: the loader yields no sample, or outputs are not [T, B, classes].
+        ValueError: the loader yields no sample, outputs are not [T, B, classes], or labels are not [B].
     """
     if not isinstance(network, SpikingNetwork):
         raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
@@ -77,6 +77,8 @@ def evaluate(network: SpikingNetwork, loader: Iterable[tuple[Tensor, Tensor]], *
             outputs = network(inputs)
             if outputs.dim() != 3:
                 raise ValueError(f"the network's outputs must be [T, B, classes], got {tuple(outputs.shape)}")
+            if labels.shape != outputs.shape[1:2]:
+                raise ValueError(f"labels must be [B] = {tuple(outputs.shape[1:2])}, got shape {tuple(labels.shape)}")
             totals = outputs.cumsum(0)
             correct = correct + (totals.argmax(-1) == labels).sum(1)
             if outputs.shape[-1] > 5:

@@ -6,9 +6,11 @@ Argument checks live here and nowhere else in Python; the arithmetic is in csrc/
 from __future__ import annotations
 
 import math
+import numbers
 from typing import NamedTuple
 
 import torch
+import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 
 from . import _ops
@@ -67,7 +69,8 @@ def if_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tenso
 
     Args:
         x_seq: input currents [T, *neurons], T >= 1; float32, float64, float16 or bfloat16; any strides. A time dimension
-            of stride 0 (``x.expand(T, ...)``) is read once per neuron.
+            of stride 0 (``x.expand(T, ...)``) is read once per neuron. At most 16 neuron dimensions that are not
+            neighbours in memory.
         v_threshold: θ > 0; a float, or a tensor that broadcasts to [*neurons] (per channel: [C, 1, 1]) in x_seq's dtype or
             the state dtype.
         v_init: v(0), likewise; None is θ/2.
@@ -92,7 +95,7 @@ def if_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tenso
         >>> spikes, v, count = if_forward(torch.rand(4, 2, 3), 1.0, return_v=True, return_count=True)
     """
     theta, theta_value, init, init_value = _checked(x_seq, v_threshold, v_init, inplace)
-    reset = None if v_reset is None else _number("v_reset", v_reset)
+    reset = None if v_reset is None else check_number("v_reset", v_reset)
     if inplace:
         v, count = _ops.ops.if_forward_(x_seq, theta, theta_value, init, init_value, reset, return_v, return_count)
         _written(x_seq)
@@ -198,6 +201,8 @@ def check_values(name: str, value: Tensor, dtype: torch.dtype | None = None) -> 
 
     Synchronises with the device.
     """
+    if value.dtype not in _THRESHOLD_RANGE:
+        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {value.dtype}")
     if value.numel():
         lowest, highest = _THRESHOLD_RANGE[dtype or value.dtype]
         low, high = torch.aminmax(value.detach())
@@ -213,10 +218,11 @@ def _check_rho(rho: int, x_seq: Tensor) -> None:
         raise ValueError(f"rho must lie in 1..T = {x_seq.shape[0]}, got {rho}")
 
 
-def _number(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def check_number(name: str, value: float) -> float:
+    """A Python or NumPy real number as a float: TypeError for another type, ValueError for NaN."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(f"{name} must be a float, got {type(value).__name__}")
-    if math.isnan(value):
+    if value != value:
         raise ValueError(f"{name} must not be NaN")
     return float(value)
 
@@ -244,18 +250,24 @@ def _checked(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor 
         init = v_init
         _check_parameter("v_init", init, x_seq)
     elif v_init is not None:
-        init_value = _number("v_init", v_init)
+        init_value = check_number("v_init", v_init)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x_seq, theta, init)):
         raise RuntimeError("cos_ext's operators are for inference and have no gradient: an input requires one and grad mode "
                            "is on; call under torch.no_grad(), or train with cos_ext.QCFS")  # fmt: skip
+    if not torch.compiler.is_compiling() and fwAD._current_level >= 0:
+        if any(t is not None and fwAD.unpack_dual(t).tangent is not None for t in (x_seq, theta, init)):
+            raise RuntimeError("cos_ext's operators are for inference and have no gradient, forward mode included")
     if inplace:
         _check_inplace(x_seq)
+        for name, parameter in (("v_threshold", theta), ("v_init", init)):
+            if parameter is not None and not torch.compiler.is_compiling() and _overlap(parameter, x_seq):
+                raise ValueError(f"{name} must not share memory with x_seq in place")
     return theta, theta_value, init, init_value
 
 
 def check_threshold(v_threshold: float, dtype: torch.dtype) -> float:
     """A float threshold, validated: TypeError or ValueError unless it is positive and finite in `dtype`."""
-    value = _number("v_threshold", v_threshold)
+    value = check_number("v_threshold", v_threshold)
     lowest, highest = _THRESHOLD_RANGE[dtype]
     if not lowest < value < highest:
         raise ValueError(f"v_threshold must be positive and finite in {dtype}, got {value}")
@@ -299,6 +311,19 @@ def _check_inplace(x_seq: Tensor) -> None:
             raise ValueError(f"inplace needs an x_seq whose elements do not share memory, got strides {x_seq.stride()} "
                              f"for shape {tuple(x_seq.shape)}")  # fmt: skip
         reach += (size - 1) * stride
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether the stretches of memory from the first to the last element of two tensors overlap."""
+    if _is_fake(a) or _is_fake(b) or a.is_meta or a.numel() == 0 or b.numel() == 0:
+        return False
+
+    def extent(t: Tensor) -> tuple[int, int]:
+        last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride()))
+        return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()
+
+    (first_a, end_a), (first_b, end_b) = extent(a), extent(b)
+    return first_a < end_b and first_b < end_a
 
 
 def _written(x_seq: Tensor) -> None:

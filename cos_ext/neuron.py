@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import torch
@@ -12,11 +13,17 @@ from . import functional as F
 STEP_MODES = ("m", "s")
 
 
+def _setting(name: str) -> property:
+    """One of configure()'s settings as an attribute that is validated when it is set."""
+    return property(lambda node: node._settings[name], lambda node, value: node.configure(**{name: value}))
+
+
 class IFNode(nn.Module):
     """Integrate-and-fire neurons with soft or hard reset, and calibration of offset spikes where rho > 0.
 
     Args:
-        v_threshold: θ > 0, a float or a tensor that broadcasts to the neurons (per channel: [C, 1, 1]).
+        v_threshold: θ > 0, a float (kept in torch's default dtype) or a tensor that broadcasts to the neurons (per channel:
+            [C, 1, 1]).
         v_init: v(0), likewise; None is θ/2.
         v_reset: None for soft reset, else the potential after a spike (hard reset).
         timesteps: None: the input is [T, *neurons]. An int T: time is folded into the batch, time-major, [T*B, ...], so that
@@ -46,23 +53,33 @@ class IFNode(nn.Module):
         threshold = _parameter("v_threshold", v_threshold)
         F.check_values("v_threshold", threshold)
         self.register_buffer("v_threshold", threshold)
-        self.register_buffer("v_init", threshold / 2 if v_init is None else _parameter("v_init", v_init).to(threshold))
-        if v_reset is not None and (isinstance(v_reset, bool) or not isinstance(v_reset, (int, float))):
-            raise TypeError(f"v_reset must be a float or None, got {type(v_reset).__name__}")
-        if step_mode not in STEP_MODES:
-            raise ValueError(f"step_mode must be one of {STEP_MODES}, got {step_mode!r}")
-        self.v_reset = None if v_reset is None else float(v_reset)
-        self.step_mode = step_mode
+        start = threshold / 2 if v_init is None else _parameter("v_init", v_init).to(threshold.device)
+        _check_not_nan("v_init", start)
+        self.register_buffer("v_init", start)
         self.inplace = bool(inplace)
-        self.static_input = bool(static_input)
         self.v: Tensor | None = None
         # Where set, forward adds up what it emitted: (spikes, neurons · steps), for the mean firing rate.
         self.count_spikes = False
         self.emitted: tuple[Tensor, int] | None = None
-        self.configure(timesteps, rho, iterations)
+        self._settings: dict[str, Any] = {}
+        self.configure(
+            v_reset=v_reset,
+            timesteps=timesteps,
+            rho=rho,
+            iterations=iterations,
+            step_mode=step_mode,
+            static_input=bool(static_input),
+        )
 
-    def configure(self, timesteps: int | None, rho: int, iterations: int | None) -> None:
-        """Set all three at once, validated together; the node is unchanged if they do not fit."""
+    def configure(self, **changes: Any) -> None:
+        """Change any of v_reset, timesteps, rho, iterations, step_mode and static_input, validated together.
+
+        The node is unchanged if they do not fit.
+        """
+        new = {**self._settings, **changes}
+        timesteps, rho, v_reset = new["timesteps"], new["rho"], new["v_reset"]
+        if v_reset is not None:
+            new["v_reset"] = F.check_number("v_reset", v_reset)
         if timesteps is not None and (isinstance(timesteps, bool) or not isinstance(timesteps, int)):
             raise TypeError(f"timesteps must be an int or None, got {type(timesteps).__name__}")
         if timesteps is not None and timesteps < 1:
@@ -73,54 +90,48 @@ class IFNode(nn.Module):
             raise ValueError(f"rho must be >= 0, got {rho}")
         if timesteps is not None and rho > timesteps:
             raise ValueError(f"rho must be at most timesteps = {timesteps}, got {rho}")
-        F.check_calibration(max(rho, 1), iterations)
-        if rho and self.v_reset is not None:
+        F.check_calibration(max(rho, 1), new["iterations"])
+        if new["step_mode"] not in STEP_MODES:
+            raise ValueError(f"step_mode must be one of {STEP_MODES}, got {new['step_mode']!r}")
+        if rho and v_reset is not None:
             raise ValueError(f"rho must be 0 with hard reset (calibration is defined for v_reset=None), got {rho}")
-        if rho and self.step_mode == "s":
+        if rho and new["step_mode"] == "s":
             raise ValueError(f"rho must be 0 with step_mode 's' (calibration needs the whole input), got {rho}")
-        if self.static_input and (timesteps is None or self.step_mode == "s"):
+        if new["static_input"] and (timesteps is None or new["step_mode"] == "s"):
             raise ValueError("static_input needs timesteps and step_mode 'm'")
-        self._timesteps, self._rho, self._iterations = timesteps, rho, iterations
+        self._settings = new
 
-    @property
-    def timesteps(self) -> int | None:
-        return self._timesteps
-
-    @property
-    def rho(self) -> int:
-        return self._rho
-
-    @property
-    def iterations(self) -> int | None:
-        return self._iterations
-
-    @timesteps.setter
-    def timesteps(self, value: int | None) -> None:
-        self.configure(value, self._rho, self._iterations)
-
-    @rho.setter
-    def rho(self, value: int) -> None:
-        self.configure(self._timesteps, value, self._iterations)
-
-    @iterations.setter
-    def iterations(self, value: int | None) -> None:
-        self.configure(self._timesteps, self._rho, value)
+    v_reset = _setting("v_reset")
+    timesteps = _setting("timesteps")
+    rho = _setting("rho")
+    iterations = _setting("iterations")
+    step_mode = _setting("step_mode")
+    static_input = _setting("static_input")
 
     def reset(self) -> None:
         """Forget the potential kept by step_mode "s"; the next step starts from v_init."""
         self.v = None
 
     def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+        if x.dtype not in F.FLOAT_DTYPES:
+            raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
+        timesteps = self.timesteps
         if self.step_mode == "s":
             return self._single_step(x)
-        if self._timesteps is None:
+        if timesteps is None:
             return self._simulate(x, self.inplace)
+        if x.dim() == 0:
+            raise ValueError("x must have a batch dimension, got a tensor without dimensions")
         if self.static_input:
-            return self._simulate(x.unsqueeze(0).expand(self._timesteps, *x.shape), False).flatten(0, 1)
-        if x.shape[0] % self._timesteps:
-            raise ValueError(f"the batch must be divisible by timesteps = {self._timesteps} (time is folded into it), "
-                             f"got shape {tuple(x.shape)}")  # fmt: skip
-        folded = x.unflatten(0, (self._timesteps, x.shape[0] // self._timesteps))
+            return self._simulate(x.unsqueeze(0).expand(timesteps, *x.shape), False).flatten(0, 1)
+        if x.shape[0] % timesteps:
+            raise ValueError(
+                f"the batch must be divisible by timesteps = {timesteps} (time is folded into it), "
+                f"got shape {tuple(x.shape)}"
+            )
+        folded = x.unflatten(0, (timesteps, x.shape[0] // timesteps))
         return self._simulate(folded, self.inplace).flatten(0, 1)
 
     def _parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,11 +139,9 @@ class IFNode(nn.Module):
         return tuple(p if p.dtype in allowed else p.to(allowed[1]) for p in (self.v_threshold, self.v_init))
 
     def _simulate(self, x_seq: Tensor, inplace: bool) -> Tensor:
-        if x_seq.dtype not in F.FLOAT_DTYPES:
-            raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x_seq.dtype}")
         theta, v_init = self._parameters_for(x_seq)
-        if self._rho:
-            result = F.cos_forward(x_seq, theta, v_init, rho=self._rho, iterations=self._iterations, inplace=inplace,
+        if self.rho:
+            result = F.cos_forward(x_seq, theta, v_init, rho=self.rho, iterations=self.iterations, inplace=inplace,
                                    return_count=self.count_spikes)  # fmt: skip
         else:
             result = F.if_forward(
@@ -144,8 +153,6 @@ class IFNode(nn.Module):
         return result.spikes
 
     def _single_step(self, x: Tensor) -> Tensor:
-        if x.dtype not in F.FLOAT_DTYPES:
-            raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
         theta, v_init = self._parameters_for(x)
         if self.v is not None:
             if self.v.shape != x.shape or self.v.device != x.device or self.v.dtype != F.state_dtype(x.dtype):
@@ -158,22 +165,35 @@ class IFNode(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, local_metadata, strict, missing_keys,
                               unexpected_keys, error_msgs) -> None:  # fmt: skip
-        loaded = state_dict.get(prefix + "v_threshold")
-        if isinstance(loaded, Tensor):
-            try:
-                F.check_values(prefix + "v_threshold", loaded)
-            except ValueError as error:
-                error_msgs.append(str(error))
-                return
+        try:
+            # As they will be: rounded to this node's dtype.
+            for name, check in (("v_threshold", F.check_values), ("v_init", _check_not_nan)):
+                loaded = state_dict.get(prefix + name)
+                if isinstance(loaded, Tensor) and not loaded.is_meta:
+                    check(prefix + name, loaded.detach().to(getattr(self, name).dtype))
+        except ValueError as error:
+            error_msgs.append(str(error))
+            return
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
+    def _apply(self, fn, recurse: bool = True):
+        converted = fn(self.v_threshold)
+        if converted.dtype != self.v_threshold.dtype and not converted.is_meta:
+            F.check_values("v_threshold", converted)
+        return super()._apply(fn, recurse)
+
     def extra_repr(self) -> str:
         theta = f"{self.v_threshold.item():.4g}" if self.v_threshold.dim() == 0 else f"{tuple(self.v_threshold.shape)}"
-        parts = [f"v_threshold={theta}", f"v_reset={self.v_reset}", f"timesteps={self._timesteps}", f"rho={self._rho}",
-                 f"iterations={self._iterations}", f"step_mode={self.step_mode!r}"]  # fmt: skip
+        parts = [f"v_threshold={theta}", f"v_reset={self.v_reset}", f"timesteps={self.timesteps}", f"rho={self.rho}",
+                 f"iterations={self.iterations}", f"step_mode={self.step_mode!r}"]  # fmt: skip
         return ", ".join(parts)
+
+
+def _check_not_nan(name: str, value: Tensor) -> None:
+    if not value.is_meta and torch.isnan(value).any():
+        raise ValueError(f"{name} must not be NaN")
 
 
 def _parameter(name: str, value: float | Tensor) -> Tensor:
@@ -181,6 +201,6 @@ def _parameter(name: str, value: float | Tensor) -> Tensor:
         if not value.is_floating_point():
             raise TypeError(f"{name} must be floating-point, got {value.dtype}")
         return value.detach().clone()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a float or a tensor, got {type(value).__name__}")
     return torch.tensor(float(value), dtype=torch.get_default_dtype())

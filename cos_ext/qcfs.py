@@ -11,11 +11,16 @@ from torch import Tensor, nn
 class _QCFSFunction(torch.autograd.Function):
     """Quantised clip with the straight-through gradient of floor, saving one tensor instead of five."""
 
+    generate_vmap_rule = True  # so that torch.func works
+
     @staticmethod
-    def forward(ctx, z: Tensor, threshold: Tensor, levels: int) -> Tensor:
-        ctx.save_for_backward(z, threshold)
-        ctx.levels = levels
+    def forward(z: Tensor, threshold: Tensor, levels: int) -> Tensor:
         return _quantise(z, threshold, levels)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        z, threshold, ctx.levels = inputs
+        ctx.save_for_backward(z, threshold)
 
     @staticmethod
     def backward(ctx, grad: Tensor):

@@ -6,11 +6,12 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <numeric>
 #include <optional>
 #include <vector>
+
+#include "core/dtypes.h"
 
 namespace cos_ext {
 
@@ -48,7 +49,12 @@ inline void check_threshold(const std::optional<Tensor>& tensor, double value, c
   if (tensor) {
     check_parameter("v_threshold", *tensor, x);
   } else {
-    STD_TORCH_CHECK(value > 0 && std::isfinite(value), "v_threshold must be positive and finite, got ", value);
+    const auto type = x.scalar_type();
+    const bool fine = type == ScalarType::Double     ? storable_threshold<double>(value)
+                      : type == ScalarType::Half     ? storable_threshold<Half>(value)
+                      : type == ScalarType::BFloat16 ? storable_threshold<BFloat16>(value)
+                                                     : storable_threshold<float>(value);
+    STD_TORCH_CHECK(fine, "v_threshold must be positive and finite in x_seq's dtype, got ", value);
   }
 }
 

@@ -1,4 +1,4 @@
-// What one launch has to do: pointers, layouts and options, the only thing a kernel sees. Built by ops_common.h and _core.
+// What one launch has to do: pointers, layouts and options, the only thing a kernel sees. Built by operators.h and python/core_module.cpp.
 // Plain data and the host code that computes layouts; no torch, no CUDA runtime, no arithmetic of neurons.
 #pragma once
 

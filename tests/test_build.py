@@ -1,6 +1,7 @@
 """The build's decisions (setup.py) and the in-tree backend: what is built, and the message when it cannot be."""
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -77,33 +78,49 @@ def test_arch_list(build):
         build.arch_flags("8.0;Hopper")
 
 
-def test_the_backend_asks_for_torch_only_where_there_is_none(monkeypatch):
+@pytest.fixture
+def backend():
     pytest.importorskip("setuptools")
-    monkeypatch.chdir(ROOT)
     spec = importlib.util.spec_from_file_location("cos_ext_backend", ROOT / "build_backend.py")
-    backend = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(backend)
-    assert backend._torch_requirement() == []
-    assert {"build_wheel", "build_sdist", "build_editable", "get_requires_for_build_wheel"} <= set(dir(backend))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
+
+def test_the_backend_asks_for_torch_only_where_there_is_none(backend, monkeypatch):
+    assert {"build_wheel", "build_sdist", "build_editable", "prepare_metadata_for_build_wheel"} <= set(dir(backend))
+    assert backend.get_requires_for_build_wheel() == backend.get_requires_for_build_editable() == []
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(backend.sysconfig, "get_paths", lambda: {"purelib": "/nowhere", "platlib": "/nowhere"})
-    assert backend._torch_requirement() == ["torch>=2.11"]
+    monkeypatch.setattr(backend, "_hosting_folders", lambda: ["nowhere"])
+    assert backend.get_requires_for_build_wheel() == backend.get_requires_for_build_editable() == ["torch>=2.11"]
+    assert backend.get_requires_for_build_sdist() == []
 
 
-def test_the_isolated_environment_is_shown_the_installed_torch(monkeypatch, tmp_path):
-    pytest.importorskip("setuptools")
+def test_the_isolated_environment_is_shown_the_installed_torch(backend, monkeypatch, tmp_path):
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "version.py").touch()
-    (tmp_path / "torch" / "__init__.py").touch()
-    spec = importlib.util.spec_from_file_location("cos_ext_backend", ROOT / "build_backend.py")
-    backend = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(backend)
     real = importlib.util.find_spec
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr(
         backend.importlib.util, "find_spec", lambda name: real("json") if str(tmp_path) in sys.path else None
     )
-    monkeypatch.setattr(backend.sysconfig, "get_paths", lambda: {"purelib": str(tmp_path), "platlib": str(tmp_path)})
+    monkeypatch.setattr(
+        backend.sysconfig, "get_paths", lambda **_: {"purelib": str(tmp_path), "platlib": str(tmp_path)}
+    )
     assert backend._installed_torch()
     assert sys.path == [str(tmp_path)]
+
+
+def without_torch(*arguments):
+    blocked = "import sys; sys.modules['torch'] = None; sys.argv = ['setup.py', *sys.argv[1:]]; "
+    blocked += f"exec(compile(open({str(ROOT / 'setup.py')!r}).read(), {str(ROOT / 'setup.py')!r}, 'exec'), "
+    blocked += f"{{'__name__': '__main__', '__file__': {str(ROOT / 'setup.py')!r}}})"
+    return subprocess.run([sys.executable, "-c", blocked, *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_metadata_needs_no_torch_and_building_says_so():
+    pytest.importorskip("setuptools")
+    name = without_torch("--name")
+    assert name.returncode == 0 and name.stdout.split()[-1] == "cos_ext"
+    build = without_torch("build_ext")
+    assert build.returncode != 0 and "builds against an installed torch >= 2.11" in build.stderr

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -123,9 +124,11 @@ def test_in_place_needs_memory_of_its_own():
         for call in (lambda: F.if_forward(x, 1.0, inplace=True), lambda: F.cos_forward(x, 1.0, rho=1, inplace=True)):  # noqa: B023
             with pytest.raises(ValueError, match="inplace needs an x_seq whose elements do not share memory"):
                 call()
-    x = torch.randn(4, 3, 5)
-    with pytest.raises(RuntimeError, match="v_init must not share memory with x_seq in place"):
-        F.if_forward(x, 1.0, x[0], inplace=True)
+    x = torch.rand(4, 3, 5) + 0.1
+    for arguments, name in (((x[1:], 1.0, x[1]), "v_init"), ((x[1:], x[1]), "v_threshold")):
+        with pytest.raises(ValueError, match=f"{name} must not share memory with x_seq in place"):
+            F.if_forward(*arguments, inplace=True)
+    F.if_forward(x[1:], 1.0, x[0], inplace=True)  # beside it is fine
     assert torch.equal(F.if_forward(x, 1.0, x[0]).spikes, F.if_forward(x, 1.0, x[0].clone()).spikes)
 
 
@@ -181,7 +184,7 @@ def test_a_cuda_tensor_without_kernels_is_told_why():
         ({"v_threshold": torch.tensor([1])}, TypeError, "v_threshold must be floating-point"),
         ({"v_threshold": "1"}, TypeError, "v_threshold must be a float or a tensor"),
         ({"v_init": "0"}, TypeError, "v_init must be a float or a tensor"),
-        ({"v_reset": "0"}, TypeError, "v_reset must be a float or None"),
+        ({"v_reset": "0"}, TypeError, "v_reset must be a float"),
         ({"timesteps": 0}, ValueError, "timesteps must be >= 1, got 0"),
         ({"timesteps": 2.0}, TypeError, "timesteps must be an int or None"),
         ({"rho": -1}, ValueError, "rho must be >= 0"),
@@ -191,6 +194,10 @@ def test_a_cuda_tensor_without_kernels_is_told_why():
         ({"iterations": -1}, ValueError, "iterations must be >= 0"),
         ({"step_mode": "x"}, ValueError, "step_mode must be one of"),
         ({"static_input": True}, ValueError, "static_input needs timesteps"),
+        ({"v_init": NAN}, ValueError, "v_init must not be NaN"),
+        ({"v_init": torch.tensor([0.0, NAN])}, ValueError, "v_init must not be NaN"),
+        ({"v_reset": NAN}, ValueError, "v_reset must not be NaN"),
+        ({"v_threshold": torch.ones(2).to(torch.float8_e5m2)}, TypeError, "got torch.float8_e5m2"),
     ],
 )
 def test_node_arguments(options, error, message):
@@ -200,10 +207,14 @@ def test_node_arguments(options, error, message):
 
 def test_node_attributes_are_checked_when_set():
     node = IFNode(timesteps=4, rho=2)
-    for name, value in (("rho", 5), ("timesteps", 1), ("iterations", -3)):
+    for name, value in (("rho", 5), ("timesteps", 1), ("iterations", -3), ("v_reset", 0.0), ("step_mode", "s"),
+                        ("step_mode", "multi")):  # fmt: skip
         with pytest.raises(ValueError, match=name):
             setattr(node, name, value)
-    assert (node.timesteps, node.rho, node.iterations) == (4, 2, 1)
+    assert (node.timesteps, node.rho, node.iterations, node.v_reset, node.step_mode) == (4, 2, 1, None, "m")
+    node.rho = 0
+    node.v_reset = 0.5
+    assert torch.equal(node(torch.ones(4, 3)), F.if_forward(torch.ones(4, 1, 3), 1.0, v_reset=0.5).spikes.flatten(0, 1))
 
 
 def test_node_inputs():
@@ -214,6 +225,10 @@ def test_node_inputs():
         node(torch.zeros(4, 3, dtype=torch.int64))
     with pytest.raises(RuntimeError, match="no gradient"):
         node(torch.zeros(4, 3, requires_grad=True))
+    with pytest.raises(TypeError, match="x must be a tensor, got list"):
+        node([1.0])
+    with pytest.raises(ValueError, match="batch dimension"):
+        node(torch.tensor(1.0))
     with pytest.raises(ValueError, match="rho must lie in 1..T = 2, got 3"):
         IFNode(rho=3)(torch.zeros(2, 3))
     single = IFNode(step_mode="s")
@@ -226,4 +241,29 @@ def test_a_bad_threshold_is_not_loaded():
     node = IFNode(0.5)
     with pytest.raises(RuntimeError, match="v_threshold must be positive"):
         node.load_state_dict({"v_threshold": torch.tensor(-1.0), "v_init": torch.tensor(0.0)})
+    with pytest.raises(RuntimeError, match="v_init must not be NaN"):
+        node.load_state_dict({"v_threshold": torch.tensor(1.0), "v_init": torch.tensor(NAN)})
+    with pytest.raises(RuntimeError, match="v_threshold must be positive"):
+        node.load_state_dict({"v_threshold": torch.tensor(1e-60).double(), "v_init": torch.tensor(0.0)})
     assert node.v_threshold.item() == 0.5
+
+
+def test_a_threshold_must_survive_a_change_of_dtype():
+    node = IFNode(1e5)
+    with pytest.raises(ValueError, match="v_threshold must be positive and finite in torch.float16"):
+        node.half()
+    assert node.v_threshold.dtype == torch.float32 and node.v_threshold.item() == 1e5
+    assert node.to(torch.bfloat16).v_threshold.dtype == torch.bfloat16
+
+
+def test_forward_mode_gradients_are_refused():
+    x = torch.randn(4, 3)
+    with pytest.raises(RuntimeError, match="no gradient, forward mode included"):
+        torch.func.jvp(lambda a: F.if_forward(a, 1.0).spikes, (x,), (torch.ones_like(x),))
+
+
+def test_numpy_numbers_are_numbers():
+    assert torch.equal(
+        F.if_forward(torch.ones(4, 3), np.float32(0.5)).spikes, F.if_forward(torch.ones(4, 3), 0.5).spikes
+    )
+    assert IFNode(np.float64(0.5)).v_threshold.item() == 0.5

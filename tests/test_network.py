@@ -138,6 +138,9 @@ def test_evaluate_errors(shipped_model):
     with pytest.raises(TypeError, match="network must be a SpikingNetwork, got ResNet"):
         evaluate(shipped_model, [])
     network = convert(shipped_model, timesteps=2)
+    for labels in (torch.zeros(4, 1).long(), torch.zeros(1).long()):
+        with pytest.raises(ValueError, match=r"labels must be \[B\] = \(4,\)"):
+            evaluate(network, [(torch.rand(4, 1, 28, 28), labels)], progress=False)
     with pytest.raises(ValueError, match="at least one sample"):
         evaluate(network, [], progress=False)
 

@@ -245,6 +245,17 @@ def test_compiles_without_graph_breaks(dynamic, device):
                 assert torch.equal(ours, expected)
 
 
+def test_compiles_for_other_float_arguments(device):
+    compiled = torch.compile(
+        lambda x, theta, start, reset: F.if_forward(x, theta, start, v_reset=reset).spikes,
+        backend="eager",
+        fullgraph=True,
+    )
+    x = currents(6, 5, device=device)
+    for theta, start, reset in ((1.0, 0.5, 0.0), (0.5, 0.25, 0.125), (0.75, 0.0, 0.25)):
+        assert torch.equal(compiled(x, theta, start, reset), F.if_forward(x, theta, start, v_reset=reset).spikes)
+
+
 def test_exports(device):
     class Layer(torch.nn.Module):
         def forward(self, x):
@@ -274,7 +285,8 @@ def test_large_offsets_use_64_bit_indices():
     x = torch.empty(2 * (2**31 + 64), dtype=torch.float16).as_strided((2, 64), (2**31 + 64, 1))
     x.copy_(currents(2, 64))
     assert torch.equal(F.cos_forward(x, 1.0, rho=2).spikes, R.cos_forward(x.contiguous(), 1.0, rho=2).spikes)
-    F.cos_forward(x, 1.0, rho=1, inplace=True)
+    expected = R.cos_forward(x.contiguous(), 1.0, rho=1).spikes
+    assert torch.equal(F.cos_forward(x, 1.0, rho=1, inplace=True).spikes, expected)
 
 
 def test_build_info_says_why_cuda_is_off():

@@ -224,3 +224,13 @@ def test_trains_under_torch_compile():
         for ours, theirs in zip(plain.parameters(), twin.parameters()):
             assert torch.equal(ours, theirs) and torch.equal(ours.grad, theirs.grad)
     assert plain[1].threshold.item() != 2.0
+
+
+def test_torch_func_works():
+    act = QCFS(4, 1.5).double()
+    z = torch.randn(5, 3, dtype=torch.float64)
+    grads = torch.func.grad(lambda t: act(t).square().sum())(z)
+    leaf = z.clone().requires_grad_()
+    act(leaf).square().sum().backward()
+    assert torch.equal(grads, leaf.grad)
+    assert torch.equal(torch.func.vmap(act)(z), act(z))

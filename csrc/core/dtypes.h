@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "macros.h"
 
@@ -98,6 +99,13 @@ struct FromState<Half> {
     return Half{static_cast<uint16_t>(half | sign)};
   }
 };
+
+// Whether θ is positive and finite in the storage type, in which spikes are written.
+template <class Storage>
+COS_HD bool storable_threshold(double theta) {
+  const auto stored = to_state(FromState<Storage>::call(static_cast<state_t<Storage>>(theta)));
+  return stored > 0 && stored <= std::numeric_limits<decltype(stored)>::max();
+}
 
 // fired ? value : 0 as a mask of bits: a select would be compiled to a branch where `value` comes from memory.
 template <size_t Size>

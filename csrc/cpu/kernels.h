@@ -15,6 +15,7 @@ using Kernel = void (*)(const Job& job, int64_t begin, int64_t end);
 namespace baseline {
 void run(const Job& job, int64_t begin, int64_t end);
 }
+// clang has no pragma that sets the target of what follows; there the baseline is what -march says.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define COS_X86_VARIANTS 1
 namespace avx2 {

@@ -10,6 +10,7 @@
 #include <variant>
 #include <vector>
 
+#include "../core/dtypes.h"
 #include "../cpu/kernels.h"
 
 namespace py = pybind11;
@@ -60,11 +61,15 @@ class Call {
 
   void threshold(const Value& value) {
     parameter("v_threshold", job.theta, theta_, value);
-    if (const double* number = std::get_if<double>(&value)) {
-      if (!(*number > 0 && std::isfinite(*number))) throw py::value_error("v_threshold must be positive and finite, got " + std::to_string(*number));
-    } else if (!theta_.attr("__gt__")(0).attr("all")().cast<bool>() ||
-               !py::module_::import("numpy").attr("isfinite")(theta_).attr("all")().cast<bool>()) {
-      throw py::value_error("v_threshold must be positive and finite everywhere");
+    if (theta_.size() == 0 && !std::holds_alternative<double>(value)) return;
+    double low = job.theta.value, high = low;
+    if (!std::holds_alternative<double>(value)) {
+      low = theta_.attr("min")().cast<double>();  // NaN where any is
+      high = theta_.attr("max")().cast<double>();
+    }
+    if (!storable(low) || !storable(high)) {
+      throw py::value_error("v_threshold must be positive and finite in x_seq's dtype, got values in [" +
+                            std::to_string(low) + ", " + std::to_string(high) + "]");
     }
   }
   void v_init(const std::optional<Value>& value) {
@@ -118,6 +123,14 @@ class Call {
   Job job;
 
  private:
+  bool storable(double theta) const {
+    switch (job.dtype) {
+      case DType::Float64: return storable_threshold<double>(theta);
+      case DType::Float16: return storable_threshold<Half>(theta);
+      default: return storable_threshold<float>(theta);
+    }
+  }
+
   py::array result(const py::dtype& dtype) {
     py::array made(dtype, std::vector<py::ssize_t>(sizes_.begin(), sizes_.end()));
     job.result_layout = make_layout(sizes_, strides_of(made), order_);
@@ -126,6 +139,7 @@ class Call {
 
   void parameter(const char* name, Parameter& parameter, py::array& held, const Value& value) {
     if (const double* number = std::get_if<double>(&value)) {
+      if (std::isnan(*number)) throw py::value_error(std::string(name) + " must not be NaN");
       parameter.value = *number;
       return;
     }
@@ -154,6 +168,7 @@ class Call {
 
 py::tuple if_forward(const py::array& x, const Value& theta, const std::optional<Value>& v_init, std::optional<double> v_reset,
                      int threads) {
+  if (v_reset && std::isnan(*v_reset)) throw py::value_error("v_reset must not be NaN");
   Call call(x);
   call.threshold(theta);
   call.v_init(v_init);
