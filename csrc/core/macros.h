@@ -10,6 +10,13 @@
 #define COS_HD inline
 #endif
 
+// In the CUDA kernels, which a host compiler may see too (tests/cpp/cuda_shim.h).
+#if defined(__CUDACC__)
+#define COS_UNROLL _Pragma("unroll")
+#else
+#define COS_UNROLL
+#endif
+
 // Over the lanes (neurons) of a group: unrolled into registers on a GPU, vectorised on a CPU.
 #if defined(__CUDA_ARCH__)
 #define COS_LANES _Pragma("unroll")

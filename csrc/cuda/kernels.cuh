@@ -46,7 +46,7 @@ struct Inputs {
   __device__ __forceinline__ Inputs(const Job& job, int64_t offset)
       : base(static_cast<const T*>(job.x) + offset), time(job.x_time) {
     const int64_t rows = job.steps > job.rho ? job.steps : job.rho;
-#pragma unroll
+    COS_UNROLL
     for (int t = 0; t < Held; ++t) {
       if (t < rows) cache[t] = read(t);
     }
@@ -57,7 +57,7 @@ struct Inputs {
   }
   static __device__ __forceinline__ Values widened(const Pack<T, V>& pack) {
     Values values;
-#pragma unroll
+    COS_UNROLL
     for (int i = 0; i < V; ++i) values.x[i] = to_state(pack.lanes[i]);
     return values;
   }
@@ -86,14 +86,14 @@ struct Outputs {
 template <class S, int V>
 __device__ __forceinline__ void put(const Job& job, const S (&lanes)[V], void* target, int64_t start) {
   if (!target) return;
-#pragma unroll
+  COS_UNROLL
   for (int i = 0; i < V; ++i) static_cast<S*>(target)[offset_of(job.result_layout, start + i)] = lanes[i];
 }
 
 // The V values of a parameter; one division chain per thread where they lie in one run.
 template <class S, int V>
 __device__ __forceinline__ void get(const Parameter& parameter, S (&lanes)[V], int64_t start) {
-#pragma unroll
+  COS_UNROLL
   for (int i = 0; i < V; ++i) {
     lanes[i] = parameter.data ? static_cast<const S*>(parameter.data)[offset_of(parameter.layout, start + i)]
                               : static_cast<S>(parameter.value);
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kThreads) run(const __grid_constant__ Job job)
   get(job.theta, theta.values, start);
   S v[V];
   if (job.half_theta_init) {
-#pragma unroll
+    COS_UNROLL
     for (int i = 0; i < V; ++i) v[i] = theta[i] / 2;
   } else {
     get(job.v_init, v, start);
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kThreads) run(const __grid_constant__ Job job)
     Outputs<T, V> out;
     out.base = static_cast<T*>(job.spikes) + (V > 1 ? start : offset_of(job.spikes_layout, start));
     out.time = job.spikes_time;
-#pragma unroll
+    COS_UNROLL
     for (int i = 0; i < V; ++i) out.theta[i] = FromState<T>::call(theta[i]);
     if (job.hard_reset) {
       emit<true, Held>(v, count, theta, HardReset<S>{static_cast<S>(job.v_reset)}, job.steps, in, out);
@@ -148,19 +148,26 @@ bool packable(const Job& job) {
          (!job.spikes || (job.spikes_layout.dense() && aligned(job.spikes) && job.spikes_time % kLanes == 0));
 }
 
+// The one place that launches; tests/cpp/cuda_shim.h replaces it to run the kernels on the host.
+#ifndef COS_CUDA_LAUNCH
+#define COS_CUDA_LAUNCH(kernel, blocks, stream, job) kernel<<<blocks, kThreads, 0, stream>>>(job)
+#endif
+
 template <class T, int V, class Stream>
 void start(const Job& job, Stream stream) {
   const int64_t packs = (job.neurons + V - 1) / V;
-  const dim3 blocks(static_cast<unsigned>((packs + kThreads - 1) / kThreads));
+  const auto blocks = static_cast<unsigned>((packs + kThreads - 1) / kThreads);
+  void (*kernel)(Job) = nullptr;
   if (job.rho == 0 || job.rho > 16) {
-    run<T, V, 0><<<blocks, kThreads, 0, stream>>>(job);
+    kernel = run<T, V, 0>;
   } else if (job.rho <= 4) {
-    run<T, V, 4><<<blocks, kThreads, 0, stream>>>(job);
+    kernel = run<T, V, 4>;
   } else if (job.rho <= 8) {
-    run<T, V, 8><<<blocks, kThreads, 0, stream>>>(job);
+    kernel = run<T, V, 8>;
   } else {
-    run<T, V, 16><<<blocks, kThreads, 0, stream>>>(job);
+    kernel = run<T, V, 16>;
   }
+  COS_CUDA_LAUNCH(kernel, blocks, stream, job);
 }
 
 template <class T, class Stream>

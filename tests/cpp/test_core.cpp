@@ -1,5 +1,10 @@
-// The C++ tests, run plain and under sanitizers: storage conversions, exact offset spikes, and the CPU kernels of the chosen
-// instruction set against a plain loop over single neurons, with every buffer exactly as large as it must be.
+// The C++ tests, run plain and under sanitizers: storage conversions, exact offset spikes, and the kernels against a plain loop
+// over single neurons, with every buffer exactly as large as it must be. Compiled twice: for the CPU kernels of the chosen
+// instruction set, and with COS_TEST_CUDA for the bodies of the CUDA kernels, run on the host by cuda_shim.h.
+#ifdef COS_TEST_CUDA
+#include "cuda_shim.h"
+#endif
+
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -11,6 +16,9 @@
 #include "core/calibration.h"
 #include "core/dtypes.h"
 #include "cpu/kernels.h"
+#ifdef COS_TEST_CUDA
+#include "cuda/kernels.cuh"
+#endif
 
 using namespace cos_ext;
 
@@ -80,6 +88,28 @@ DType dtype_of<Half>() { return DType::Float16; }
 template <>
 DType dtype_of<BFloat16>() { return DType::BFloat16; }
 
+#ifdef COS_TEST_CUDA
+const char* tested() { return "CUDA kernels on the host"; }
+void run_kernel(const Job& job) { cuda::launch(job, 0); }
+template <class T>
+bool packed(const Job& job) {
+  return cuda::packable<T>(job);
+}
+#else
+const char* tested() { return cpu::capability(); }
+void run_kernel(const Job& job) {
+  // Split in two, as threads would.
+  const int64_t middle = job.neurons / 2 / cpu::kBlock * cpu::kBlock;
+  cpu::kernel()(job, 0, middle);
+  cpu::kernel()(job, middle, job.neurons);
+}
+template <class T>
+bool packed(const Job& job) {
+  return job.x_layout.dense() && job.spikes_layout.dense();
+}
+#endif
+int packed_cases = 0, other_cases = 0;
+
 template <class T>
 bool same(T a, T b) {
   return std::memcmp(&a, &b, sizeof(T)) == 0;
@@ -109,19 +139,19 @@ struct OneOutput {
   void close(int64_t, const Row&) const {}
 };
 
-// neurons in `rows` rows of `columns`; column stride and row stride as given, x time-major with a gap between steps.
+// neurons in `rows` rows of `columns`, the column stride as given, `gap` elements between rows, `shift` before the first.
 template <class T>
 void kernel_case(std::mt19937& random, int64_t rows, int64_t columns, int64_t stride, int64_t steps, int64_t rho, int64_t iterations,
-                 int theta_kind, bool hard, bool inplace, bool is_static) {
+                 int theta_kind, bool hard, bool inplace, bool is_static, int64_t gap, int64_t shift) {
   using S = state_t<T>;
-  const int64_t neurons = rows * columns, row = columns * stride + 3, plane = rows * row;
+  const int64_t neurons = rows * columns, row = columns * stride + gap, plane = rows * row;
   const int64_t time = is_static ? 0 : plane;
   const int64_t extent = (is_static ? 0 : (steps - 1) * plane) + (rows - 1) * row + (columns - 1) * stride + 1;
   std::normal_distribution<float> normal(0.35f, 1.2f);
-  std::unique_ptr<T[]> x(new T[extent]);
+  std::unique_ptr<T[]> x_memory(new T[extent + shift]), out_memory(new T[(inplace ? extent : steps * neurons) + shift]);
+  T *x = x_memory.get() + shift, *out = out_memory.get() + shift;
   for (int64_t i = 0; i < extent; ++i) x[i] = FromState<T>::call(static_cast<S>(normal(random)));
-  std::unique_ptr<T[]> out(new T[inplace ? extent : steps * neurons]);
-  if (inplace) std::copy(x.get(), x.get() + extent, out.get());
+  if (inplace) std::copy(x, x + extent, out);
   const int64_t thetas = theta_kind == 0 ? 1 : theta_kind == 1 ? columns : neurons;
   std::unique_ptr<S[]> theta(new S[thetas]), v(new S[neurons]), shifted(new S[neurons]);
   for (int64_t i = 0; i < thetas; ++i) theta[i] = static_cast<S>(0.5f + 0.1f * static_cast<float>(random() % 10));
@@ -137,10 +167,10 @@ void kernel_case(std::mt19937& random, int64_t rows, int64_t columns, int64_t st
   job.iterations = iterations;
   job.hard_reset = hard;
   job.v_reset = 0.125;
-  job.x = inplace ? out.get() : x.get();
+  job.x = inplace ? out : x;
   job.x_layout = make_layout(sizes, {row, stride}, order);
   job.x_time = time;
-  job.spikes = out.get();
+  job.spikes = out;
   job.spikes_layout = make_layout(sizes, inplace ? std::vector<int64_t>{row, stride} : std::vector<int64_t>{columns, 1}, order);
   job.spikes_time = inplace ? plane : neurons;
   job.theta.data = theta.get();
@@ -150,10 +180,8 @@ void kernel_case(std::mt19937& random, int64_t rows, int64_t columns, int64_t st
   job.count = count.get();
   job.v_init_out = shifted.get();
   job.offset = psi.get();
-  // Split in two, as threads would.
-  const int64_t middle = neurons / 2 / cpu::kBlock * cpu::kBlock;
-  cpu::kernel()(job, 0, middle);
-  cpu::kernel()(job, middle, neurons);
+  ++(packed<T>(job) ? packed_cases : other_cases);
+  run_kernel(job);
 
   for (int64_t n = 0; n < neurons; ++n) {
     const int64_t at = n / columns * row + n % columns * stride;
@@ -185,17 +213,23 @@ void kernel_case(std::mt19937& random, int64_t rows, int64_t columns, int64_t st
 template <class T>
 void kernels() {
   std::mt19937 random(7);
-  const int64_t shapes[][2] = {{1, 1}, {1, 7}, {1, 31}, {3, 33}, {1, 64}, {1, 129}, {2, 256}, {1, 512}, {5, 103}, {1, 1537}, {2, 1024}};
+  const int64_t shapes[][2] = {{1, 1}, {1, 3}, {1, 7}, {3, 33}, {1, 64}, {1, 127}, {1, 129}, {1, 512}, {5, 103}, {1, 1537}};
+  const int64_t memory[][3] = {{1, 3, 0}, {1, 0, 0}, {1, 0, 1}, {2, 3, 0}};  // stride, gap, shift
   for (const auto& shape : shapes) {
-    for (const int64_t stride : {1, 2}) {
+    for (const auto& place : memory) {
+      const auto run = [&](int64_t steps, int64_t rho, int64_t iterations, int theta_kind, bool hard, bool inplace, bool is_static) {
+        kernel_case<T>(random, shape[0], shape[1], place[0], steps, rho, iterations, theta_kind, hard, inplace, is_static, place[1], place[2]);
+      };
       for (const int theta_kind : {0, 1, 2}) {
         for (const int64_t iterations : {1, -1}) {
-          kernel_case<T>(random, shape[0], shape[1], stride, 9, 6, iterations, theta_kind, false, false, false);
-          kernel_case<T>(random, shape[0], shape[1], stride, 19, 17, iterations, theta_kind, false, true, false);
+          run(3, 2, iterations, theta_kind, false, true, false);
+          run(9, 6, iterations, theta_kind, false, false, false);
+          run(16, 16, iterations, theta_kind, false, false, false);
+          run(19, 17, iterations, theta_kind, false, true, false);
         }
-        kernel_case<T>(random, shape[0], shape[1], stride, 5, 4, 2, theta_kind, false, false, true);
-        kernel_case<T>(random, shape[0], shape[1], stride, 11, 0, 0, theta_kind, true, true, false);
-        kernel_case<T>(random, shape[0], shape[1], stride, 1, 1, 0, theta_kind, false, false, false);
+        run(5, 4, 2, theta_kind, false, false, true);
+        run(11, 0, 0, theta_kind, true, true, false);
+        run(1, 1, 0, theta_kind, false, false, false);
       }
     }
   }
@@ -204,13 +238,14 @@ void kernels() {
 }  // namespace
 
 int main() {
-  std::printf("instruction set: %s\n", cpu::capability());
+  std::printf("%s\n", tested());
   half_conversions();
   exact_offset_spikes();
   kernels<float>();
   kernels<double>();
   kernels<Half>();
   kernels<BFloat16>();
+  check(packed_cases > 100 && other_cases > 100, "both paths were taken", packed_cases, other_cases);
   std::printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;
 }
