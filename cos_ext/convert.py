@@ -514,6 +514,8 @@ class _Planner:
         return size.target is operator.getitem and size.args[1] == 0
 
     def rewrite(self) -> None:
+        for node in self.graph.nodes:
+            node.type = None  # annotations that are strings would keep the network from being pickled
         for node, neuron in self.neurons.items():
             parent, _, leaf = node.target.rpartition(".")
             setattr(self.model.get_submodule(parent), leaf, neuron)

@@ -166,10 +166,21 @@ def test_low_precision_networks_run(shipped_model, test_set):
         assert (outputs.argmax(1) == wanted).float().mean() > 0.8
 
 
-def test_copies_and_state_dicts(exact, shipped_model, test_set):
+def test_a_network_compiles_and_exports_whole(exact, test_set):
+    images = next(iter(test_set.first(4).batches(4)))[0]
+    expected = exact(images)
+    assert torch.equal(torch.compile(exact, fullgraph=True, backend="aot_eager")(images), expected)
+    assert torch.equal(torch.export.export(exact, (images,)).module()(images), expected)
+
+
+def test_copies_and_state_dicts(exact, shipped_model, test_set, tmp_path):
     images = next(iter(test_set.first(4).batches(4)))[0]
     expected = exact(images)
     assert torch.equal(copy.deepcopy(exact)(images), expected)
+    torch.save(exact, tmp_path / "network.pt")
+    loaded = torch.load(tmp_path / "network.pt", weights_only=False)
+    assert torch.equal(loaded(images), expected)
+    assert (loaded.timesteps, loaded.rho, loaded.iterations) == (8, 8, None) and str(loaded.report) == str(exact.report)
     fresh = convert(cos_ext.models.resnet20(10, 1), timesteps=8, rho=8, iterations=None)
     fresh.load_state_dict(exact.state_dict())
     assert torch.equal(fresh(images), expected)
