@@ -35,7 +35,8 @@ class _QCFSFunction(torch.autograd.Function):
 
 
 def _quantise(z: Tensor, threshold: Tensor, levels: int) -> Tensor:
-    return (z * levels / threshold + 0.5).floor_().div_(levels).clamp_(0, 1).mul_(threshold)
+    # Out of place: torch 2.11 compiles in-place operations inside an autograd.Function to a wrong gradient.
+    return ((z * levels / threshold + 0.5).floor() / levels).clamp(0, 1) * threshold
 
 
 class QCFS(nn.Module):

@@ -11,16 +11,9 @@ from torch import nn
 
 from cos_ext import QCFS, models
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {"resnet18": 17, "resnet20": 19, "resnet34": 33, "vgg16": 15}  # activations
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads gain little here, and those that wait for each other on a busy machine cost seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def activations(model):

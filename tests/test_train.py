@@ -16,16 +16,9 @@ from cos_ext import QCFS, models
 from cos_ext.data import ImageSet
 from cos_ext.train import SCHEDULES, TrainConfig, accuracy, fit, parameter_groups, save_checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = TrainConfig(epochs=2, learning_rate=0.05, seed=7)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Toy tensors gain nothing from threads, and threads that wait for each other on a busy machine cost seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
