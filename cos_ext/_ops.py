@@ -67,8 +67,9 @@ _cuda_error = _load()
 ops = torch.ops.cos_ext
 
 
-def _state_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which membrane potentials are kept: float64 for float64, float32 for the others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _result(x: Tensor, wanted: bool, dtype: torch.dtype) -> Tensor:
@@ -76,11 +77,11 @@ def _result(x: Tensor, wanted: bool, dtype: torch.dtype) -> Tensor:
 
 
 def _if_results(x: Tensor, return_v: bool, return_count: bool) -> tuple[Tensor, Tensor]:
-    return _result(x, return_v, _state_dtype(x)), _result(x, return_count, torch.int32)
+    return _result(x, return_v, state_dtype(x.dtype)), _result(x, return_count, torch.int32)
 
 
 def _cos_results(x: Tensor, v: bool, count: bool, v_init: bool, offset: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    state = _state_dtype(x)
+    state = state_dtype(x.dtype)
     return (_result(x, v, state), _result(x, count, torch.int32), _result(x, v_init, state),
             _result(x, offset, torch.int32))  # fmt: skip
 
@@ -109,5 +110,5 @@ def _(x_seq, v_threshold, v_threshold_value, v_init, v_init_value, rho, iteratio
 
 @torch.library.register_fake("cos_ext::calibrate_v_init")
 def _(x_seq, v_threshold, v_threshold_value, v_init, v_init_value, rho, iterations):
-    state = _state_dtype(x_seq)
+    state = state_dtype(x_seq.dtype)
     return _result(x_seq, True, state), _result(x_seq, True, torch.int32), _result(x_seq, True, torch.int32)

@@ -14,6 +14,7 @@ import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 
 from . import _ops
+from ._ops import state_dtype
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MAX_STEPS = 2**24  # counts stay exact in float32
@@ -50,11 +51,6 @@ class Calibration(NamedTuple):
     v_init: Tensor
     offset_spikes: Tensor
     spike_count: Tensor
-
-
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which membrane potentials are kept: float64 for float64, float32 for the others."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def if_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None = None, *,

@@ -199,9 +199,14 @@ def test_batch_norm_without_statistics_is_refused():
 
 def test_an_example_shows_what_mixes_the_batch():
     model = Wrapped(lambda m, x: m.head(m.act(m.conv(x)).flatten(1)))
-    model.conv.forward = lambda x: TF.conv2d(x, model.conv.weight, padding=1) + x.mean()
+    model.conv.forward = lambda x: TF.conv2d(x, model.conv.weight.to(x), padding=1) + x.mean()
     with pytest.raises(ConversionError, match="depends on the other samples"):
         convert(model, timesteps=4, example_input=IMAGES)
+
+
+def test_an_example_of_the_wrong_shape_is_told_so():
+    with pytest.raises(ConversionError, match="Wrapped does not run on example_input"):
+        convert(Wrapped(lambda m, x: m.head(m.act(m.conv(x)).flatten(1))), timesteps=4, example_input=torch.rand(2, 5))
 
 
 def test_keyword_calls_convert():

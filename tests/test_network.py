@@ -111,6 +111,13 @@ def test_the_stem_runs_once_and_the_source_is_untouched(shipped_model, test_set)
     assert network(images).shape == (8, 6, 10)  # grad mode is on here
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_on_the_example_is_not_taken_for_a_mixed_batch(shipped_model, test_set, dtype):
+    images = next(iter(test_set.first(100).batches(100)))[0].to(dtype)
+    model = copy.deepcopy(shipped_model).to(dtype)
+    assert convert(model, timesteps=1, example_input=images)(images[:2]).dtype == dtype
+
+
 def test_evaluate_counts_right(shipped_model, test_set):
     network = convert(shipped_model, timesteps=3, rho=2)
     subset = test_set.first(90)
