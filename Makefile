@@ -27,11 +27,14 @@ test-cpp:
 	cmake --build build/cpp --parallel 2
 	cd build/cpp && ctest --output-on-failure
 
-# Compiles and links the CUDA operators for sm_80, sm_90 and PTX; needs nvcc, no GPU and no CUDA build of torch.
+# Compiles and links the CUDA operators for sm_80, sm_90 and PTX, and looks at the registers, spills and transactions of
+# every kernel; needs nvcc, no GPU and no CUDA build of torch.
 test-cuda-compile: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet setuptools ninja pybind11
 	FORCE_CUDA=1 $(BIN)/python setup.py build_ext --build-lib build/cuda --build-temp build/cuda-temp
 	test -f build/cuda/cos_ext/_C_cuda.abi3.so
+	-$(BIN)/python -m pip install --quiet nvidia-cuda-nvdisasm
+	$(BIN)/python tests/cuda_kernels.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m cos_ext bench --compile

@@ -2,7 +2,11 @@
 // v_init_value None is θ/2. iterations -1 is "until exact". Results that were not asked for come back with no elements.
 #include <torch/csrc/stable/library.h>
 
-STABLE_TORCH_LIBRARY(cos_ext, m) {
+#ifndef COS_EXT_LIBRARY  // tests/cpp/shim_ops.cpp gives the same operators another name
+#define COS_EXT_LIBRARY cos_ext
+#endif
+
+STABLE_TORCH_LIBRARY(COS_EXT_LIBRARY, m) {
   m.def(
       "if_forward(Tensor x_seq, Tensor? v_threshold, float v_threshold_value, Tensor? v_init, float? v_init_value, "
       "float? v_reset, bool return_v, bool return_count) -> (Tensor spikes, Tensor v, Tensor spike_count)");

@@ -1,4 +1,4 @@
-// Host and device annotations and loop pragmas of the arithmetic core. No arithmetic here.
+// Host and device annotations and the loop pragma of the arithmetic core. No arithmetic here.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -10,13 +10,6 @@
 #define COS_HD inline
 #endif
 
-// In the CUDA kernels, which a host compiler may see too (tests/cpp/cuda_shim.h).
-#if defined(__CUDACC__)
-#define COS_UNROLL _Pragma("unroll")
-#else
-#define COS_UNROLL
-#endif
-
 // Over the lanes (neurons) of a group: unrolled into registers on a GPU, vectorised on a CPU.
 #if defined(__CUDA_ARCH__)
 #define COS_LANES _Pragma("unroll")
@@ -26,11 +19,4 @@
 #define COS_LANES _Pragma("GCC ivdep")
 #else
 #define COS_LANES
-#endif
-
-// Over time: unrolled on a GPU so that a compile-time bucket of inputs can live in registers.
-#if defined(__CUDA_ARCH__)
-#define COS_TIME _Pragma("unroll")
-#else
-#define COS_TIME
 #endif

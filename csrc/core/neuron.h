@@ -20,7 +20,13 @@ template <class V>
 struct ValueOf {
   using scalar = V;
   using count = int32_t;
-  static COS_HD void add(count& sum, bool fired) { sum += fired; }
+  static COS_HD void add(count& sum, bool fired) {
+#if defined(__CUDA_ARCH__)  // one instruction; nvcc makes two of the line below
+    asm("{ .reg .pred p; setp.ne.s32 p, %1, 0; @p add.s32 %0, %0, 1; }" : "+r"(sum) : "r"(static_cast<int32_t>(fired)));
+#else
+    sum += fired;
+#endif
+  }
 };
 template <class V>
 using scalar_t = typename ValueOf<V>::scalar;
@@ -63,16 +69,15 @@ COS_HD auto step(V& v, V x, V theta, const Reset& reset, V& m) {
   return fired;
 }
 
-// T steps of a group. `in.load(t)` gives x(t); `out.open(t)` takes the predicates, `out.close` stores them.
-// count[i] receives Σ s(t) when Count is set. The first Held steps are unrolled, so that a GPU finds inputs that a
-// calibration has read already in registers, by `in.held(t)`.
-template <bool Count, int Held, class V, int W, class Theta, class Reset, class In, class Out>
+// T steps of a group. `in.emitted(T, f)` calls f(t, x(t)) in order of time; `out.open(t)` takes the predicates, `out.close`
+// stores them. count[i] receives Σ s(t) when Count is set.
+template <bool Count, class V, int W, class Theta, class Reset, class In, class Out>
 COS_HD void emit(V (&v)[W], count_t<V> (&count)[W], const Theta& theta, const Reset& reset, int64_t steps, In& in, Out& out) {
   if (Count) {
     COS_LANES
     for (int i = 0; i < W; ++i) count[i] = count_t<V>{};
   }
-  const auto advance = [&](int64_t t, const auto& x) {
+  in.emitted(steps, [&](int64_t t, const auto& x) {
     auto s = out.open(t);
     COS_LANES
     for (int i = 0; i < W; ++i) {
@@ -82,12 +87,7 @@ COS_HD void emit(V (&v)[W], count_t<V> (&count)[W], const Theta& theta, const Re
       if (Count) ValueOf<V>::add(count[i], fired);
     }
     out.close(t, s);
-  };
-  COS_TIME
-  for (int t = 0; t < Held; ++t) {
-    if (t < steps) advance(t, in.held(t));
-  }
-  for (int64_t t = Held; t < steps; ++t) advance(t, in.load(t));
+  });
 }
 
 }  // namespace cos_ext

@@ -1,188 +1,350 @@
-// The CUDA walk over memory: a thread owns the V neurons of one 16-byte load (or one neuron where memory is irregular), does
-// their whole calibration and simulation, and keeps the first Held inputs in registers. The arithmetic is csrc/core's.
-// No torch headers here.
+// The CUDA walk over memory: a thread owns the neurons of one 16-byte load (or one neuron where memory is irregular), does
+// their whole calibration and simulation, and keeps rows of inputs in registers. The arithmetic is csrc/core's; task.h says
+// what a kernel is told. No torch headers here.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../core/calibration.h"
 #include "../core/dtypes.h"
 #include "../core/neuron.h"
-#include "../job.h"
+#include "task.h"
+
+// Over rows of inputs and neurons of a pack, which live in registers.
+#if defined(__CUDACC__)
+#define COS_UNROLL _Pragma("unroll")
+#define COS_NO_UNROLL _Pragma("unroll 1")
+#else
+#define COS_UNROLL
+#define COS_NO_UNROLL
+#endif
 
 namespace cos_ext::cuda {
 
-constexpr int kThreads = 256;
+// Small blocks: a layer of 2^16 neurons then still fills an H100 or H200.
+constexpr int kThreads = 128;
 
-// The offset of neuron `linear` of the walk, in elements.
-__device__ __forceinline__ int64_t offset_of(const Layout& layout, int64_t linear) {
-  if (layout.ndim == 1) return linear * layout.stride[0];
-  int64_t offset = 0;
-  for (int d = layout.ndim - 1; d > 0; --d) {
-    const int64_t rest = linear / layout.size[d];
-    offset += (linear - rest * layout.size[d]) * layout.stride[d];
-    linear = rest;
-  }
-  return layout.ndim == 0 ? 0 : offset + linear * layout.stride[0];
-}
-
-template <class T, int V>
-struct alignas(sizeof(T) * V) Pack {
-  T lanes[V];
+// How a kernel treats the first rho rows.
+enum class Mode {
+  Fire,    // no calibration
+  Held,    // rho <= Rows: read once and kept in registers until they are emitted
+  Reread   // any rho: read again in every round
 };
 
-// A pack of V neurons that is regular in memory is read and written in one transaction; else V is 1.
-template <class T, int V, int Held>
+struct Place {
+  int64_t offset[kOperands] = {};
+};
+// The offsets, in elements, of every operand's element for the neuron `linear` of the walk.
+__device__ __forceinline__ Place place(const Walk& walk, int64_t linear) {
+  Place at;
+  COS_NO_UNROLL
+  for (int d = walk.ndim - 1; d > 0; --d) {
+    const int64_t outer = walk.dims[d].divide(linear);
+    const int64_t index = linear - outer * walk.dims[d].size;
+    COS_UNROLL
+    for (int operand = 0; operand < kOperands; ++operand) at.offset[operand] += index * walk.stride[operand][d];
+    linear = outer;
+  }
+  COS_UNROLL
+  for (int operand = 0; operand < kOperands; ++operand) at.offset[operand] += linear * walk.stride[operand][0];
+  return at;
+}
+
+// What is loaded or stored in one transaction.
+template <int Bytes>
+struct WordOf;
+template <>
+struct WordOf<2> {
+  using type = uint16_t;
+};
+template <>
+struct WordOf<4> {
+  using type = uint32_t;
+};
+template <>
+struct WordOf<8> {
+  using type = uint64_t;
+};
+template <>
+struct WordOf<16> {
+  using type = uint4;
+};
+template <class T, int V>
+using word_t = typename WordOf<static_cast<int>(sizeof(T)) * V>::type;
+
+// A plain store of 16 bytes as one instruction: beside the streaming one, the compiler would take it apart.
+__device__ __forceinline__ void store_plain(uint4* to, const uint4& word) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(word.x), "r"(word.y),
+               "r"(word.z), "r"(word.w)
+               : "memory");
+#else
+  *to = word;
+#endif
+}
+template <class Word>
+__device__ __forceinline__ void store_plain(Word* to, const Word& word) {
+  *to = word;
+}
+
+// Inputs are read once and need no place in the caches, but where rows are read again.
+template <bool Again, class Word>
+__device__ __forceinline__ Word load_word(const Word* from) {
+  return Again ? *from : __ldcs(from);
+}
+template <class Word>
+__device__ __forceinline__ void store_word(Word* to, const Word& word, bool streaming) {
+  if (streaming) {
+    __stcs(to, word);
+  } else {
+    store_plain(to, word);
+  }
+}
+
+// Hides a value from the optimiser, which would otherwise widen 16-bit rows once and keep them, at twice the registers.
+__device__ __forceinline__ void opaque([[maybe_unused]] uint16_t& word) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+h"(word));
+#endif
+}
+__device__ __forceinline__ void opaque([[maybe_unused]] uint4& word) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(word.x), "+r"(word.y), "+r"(word.z), "+r"(word.w));
+#endif
+}
+
+// x(t) of a pack, Rows of them in registers at a time, so that Rows loads are in flight before the first is used.
+template <class T, int V, int Rows, Mode M>
 struct Inputs {
-  struct Values {
-    state_t<T> x[V];
-    __device__ __forceinline__ state_t<T> operator()(int i) const { return x[i]; }
+  using Word = word_t<T, V>;
+  struct Row {
+    T lanes[V];
+    __device__ __forceinline__ state_t<T> operator()(int i) const { return to_state(lanes[i]); }
   };
 
   const T* base;
   int64_t time;
-  Pack<T, V> cache[Held > 0 ? Held : 1];
+  Word rows[Rows];
 
-  __device__ __forceinline__ Inputs(const Job& job, int64_t offset)
-      : base(static_cast<const T*>(job.x) + offset), time(job.x_time) {
-    const int64_t rows = job.steps > job.rho ? job.steps : job.rho;
+  // Rows first, first + 1, ... below end. A static input is read once.
+  __device__ __forceinline__ void fetch(int32_t first, int32_t end) {
+    if (time == 0) {
+      const Word only = load_word<M == Mode::Reread>(reinterpret_cast<const Word*>(base));
+      COS_UNROLL
+      for (int j = 0; j < Rows; ++j) rows[j] = only;
+      return;
+    }
+    const T* from = base + first * time;
     COS_UNROLL
-    for (int t = 0; t < Held; ++t) {
-      if (t < rows) cache[t] = read(t);
+    for (int j = 0; j < Rows; ++j, from += time) {
+      if (first + j < end) rows[j] = load_word<M == Mode::Reread>(reinterpret_cast<const Word*>(from));
     }
   }
+  __device__ __forceinline__ Row held(int j) const { return bit_cast<Row>(rows[j]); }
 
-  __device__ __forceinline__ Pack<T, V> read(int64_t t) const {
-    return *reinterpret_cast<const Pack<T, V>*>(base + t * time);
+  template <class F>
+  __device__ __forceinline__ void watched(int32_t rho, const F& f) {
+    if constexpr (M == Mode::Held) {
+      if constexpr (sizeof(T) == 2) {
+        COS_UNROLL
+        for (int j = 0; j < Rows; ++j) opaque(rows[j]);
+      }
+      COS_UNROLL
+      for (int j = 0; j < Rows; ++j) {
+        if (j < rho) f(held(j));
+      }
+    } else {
+      for (int32_t first = 0; first < rho; first += Rows) {
+        fetch(first, rho);
+        COS_UNROLL
+        for (int j = 0; j < Rows; ++j) {
+          if (first + j < rho) f(held(j));
+        }
+      }
+    }
   }
-  static __device__ __forceinline__ Values widened(const Pack<T, V>& pack) {
-    Values values;
-    COS_UNROLL
-    for (int i = 0; i < V; ++i) values.x[i] = to_state(pack.lanes[i]);
-    return values;
+  template <class F>
+  __device__ __forceinline__ void emitted(int32_t steps, const F& f) {
+    for (int32_t first = 0; first < steps; first += Rows) {
+      if (M != Mode::Held || first > 0) fetch(first, steps);
+      COS_UNROLL
+      for (int j = 0; j < Rows; ++j) {
+        if (first + j < steps) f(first + j, held(j));
+      }
+    }
   }
-  __device__ __forceinline__ Values held(int t) const { return widened(cache[t]); }
-  __device__ __forceinline__ Values load(int64_t t) const { return widened(read(t)); }
 };
 
-template <class T, int V>
+// Spikes of a pack. Stored is θ by lane in the storage type.
+template <class T, int V, class Stored>
 struct Outputs {
+  using Word = word_t<T, V>;
   struct Row {
-    Pack<T, V> pack;
-    const T* theta;
-    __device__ __forceinline__ void operator()(int i, bool fired) { pack.lanes[i] = value_or_zero(fired, theta[i]); }
+    const Stored& theta;
+    T lanes[V];
+    __device__ __forceinline__ void operator()(int i, bool fired) { lanes[i] = value_or_zero(fired, theta[i]); }
   };
 
-  T* base;
+  T* next;  // rows are written in order of time
   int64_t time;
-  T theta[V];
+  bool streaming;
+  const Stored& theta;
 
-  __device__ __forceinline__ Row open(int64_t) const { return Row{{}, theta}; }
-  __device__ __forceinline__ void close(int64_t t, const Row& row) const {
-    *reinterpret_cast<Pack<T, V>*>(base + t * time) = row.pack;
+  __device__ __forceinline__ Row open(int32_t) const { return Row{theta, {}}; }
+  __device__ __forceinline__ void close(int32_t, const Row& row) {
+    store_word(reinterpret_cast<Word*>(next), bit_cast<Word>(row.lanes), streaming);
+    next += time;
   }
 };
 
+// V values in the state type or counts, as one run of memory in transactions of at most 16 bytes.
 template <class S, int V>
-__device__ __forceinline__ void put(const Job& job, const S (&lanes)[V], void* target, int64_t start) {
-  if (!target) return;
+constexpr int kRun = sizeof(S) * V > 16 ? 16 / sizeof(S) : V;
+template <class S, int V>
+__device__ __forceinline__ void load_run(S (&lanes)[V], const S* from) {
+  constexpr int n = kRun<S, V>;
   COS_UNROLL
-  for (int i = 0; i < V; ++i) static_cast<S*>(target)[offset_of(job.result_layout, start + i)] = lanes[i];
+  for (int first = 0; first < V; first += n) {
+    const auto word = *reinterpret_cast<const word_t<S, n>*>(from + first);
+    memcpy(lanes + first, &word, sizeof word);
+  }
 }
-
-// The V values of a parameter; one division chain per thread where they lie in one run.
 template <class S, int V>
-__device__ __forceinline__ void get(const Parameter& parameter, S (&lanes)[V], int64_t start) {
+__device__ __forceinline__ void store_run(const S (&lanes)[V], void* target, int64_t offset) {
+  if (!target) return;
+  constexpr int n = kRun<S, V>;
   COS_UNROLL
-  for (int i = 0; i < V; ++i) {
-    lanes[i] = parameter.data ? static_cast<const S*>(parameter.data)[offset_of(parameter.layout, start + i)]
-                              : static_cast<S>(parameter.value);
+  for (int first = 0; first < V; first += n) {
+    word_t<S, n> word;
+    memcpy(&word, lanes + first, sizeof word);
+    *reinterpret_cast<word_t<S, n>*>(static_cast<S*>(target) + offset + first) = word;
   }
 }
 
-template <class T, int V, int Held>
-__global__ void __launch_bounds__(kThreads) run(const __grid_constant__ Job job) {
+// θ or v_init of the pack that starts at the neuron `start`.
+template <class S, int V>
+__device__ __forceinline__ void get(S (&lanes)[V], const Source& source, const Task& task, Operand operand, int64_t start,
+                                    int64_t offset) {
+  const S* data = static_cast<const S*>(source.data);
+  if (V > 1 && source.fetch == Fetch::Run) {
+    load_run(lanes, data + offset);
+    return;
+  }
+  const S first = source.fetch == Fetch::Value ? static_cast<S>(source.value) : data[offset];
+  COS_UNROLL
+  for (int i = 0; i < V; ++i) lanes[i] = first;
+  if (V > 1 && source.fetch == Fetch::Split) {
+    const int64_t left = source.run.size - (start - source.run.divide(start) * source.run.size);
+    if (left < V) {
+      const S second = data[place(task.walk, start + V - 1).offset[operand]];
+      COS_UNROLL
+      for (int i = 1; i < V; ++i) lanes[i] = i < left ? first : second;
+    }
+  }
+}
+
+template <class T, int V, int Rows, Mode M, class Theta>
+__device__ __forceinline__ void run_pack(const Task& task, int64_t start, const Place& at, const Theta& theta) {
   using S = state_t<T>;
-  const int64_t start = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * V;
-  if (start >= job.neurons) return;
-  Inputs<T, V, Held> in(job, V > 1 ? start : offset_of(job.x_layout, start));
-  PerLane<S, V> theta;
-  get(job.theta, theta.values, start);
+  Inputs<T, V, Rows, M> in;
+  in.base = static_cast<const T*>(task.x) + at.offset[kX];
+  in.time = task.x_time;
+  if (M == Mode::Held) in.fetch(0, task.steps > task.rho ? task.steps : task.rho);
   S v[V];
-  if (job.half_theta_init) {
+  if (task.v_init.fetch == Fetch::HalfTheta) {
     COS_UNROLL
     for (int i = 0; i < V; ++i) v[i] = theta[i] / 2;
   } else {
-    get(job.v_init, v, start);
+    get(v, task.v_init, task, kVInit, start, at.offset[kVInit]);
   }
   int32_t count[V];
-  if (job.rho > 0) {
+  if (M != Mode::Fire) {
     int32_t psi[V];
-    calibrate(v, psi, count, theta, job.rho, job.iterations,
-              [&](Watch<S, V>& w, const S(&from)[V], int32_t) { watch<Held>(w, from, theta, job.rho, in); });
-    put(job, psi, job.offset, start);
-    put(job, v, job.v_init_out, start);
+    calibrate(v, psi, count, theta, task.rho, task.iterations,
+              [&](Watch<S, V>& w, const S(&from)[V], int32_t) { watch(w, from, theta, task.rho, in); });
+    store_run(psi, task.offset, at.offset[kResult]);
+    store_run(v, task.v_init_out, at.offset[kResult]);
   }
-  if (job.steps > 0) {
-    Outputs<T, V> out;
-    out.base = static_cast<T*>(job.spikes) + (V > 1 ? start : offset_of(job.spikes_layout, start));
-    out.time = job.spikes_time;
-    COS_UNROLL
-    for (int i = 0; i < V; ++i) out.theta[i] = FromState<T>::call(theta[i]);
-    if (job.hard_reset) {
-      emit<true, Held>(v, count, theta, HardReset<S>{static_cast<S>(job.v_reset)}, job.steps, in, out);
+  if (M == Mode::Fire || task.steps > 0) {
+    using Stored = std::conditional_t<std::is_same_v<Theta, Uniform<S, V>>, Uniform<T, V>, PerLane<T, V>>;
+    Stored stored;
+    if constexpr (std::is_same_v<Theta, Uniform<S, V>>) {
+      stored.value = FromState<T>::call(theta.value);
     } else {
-      emit<true, Held>(v, count, theta, SoftReset{}, job.steps, in, out);
+      COS_UNROLL
+      for (int i = 0; i < V; ++i) stored.values[i] = FromState<T>::call(theta[i]);
+    }
+    Outputs<T, V, Stored> out{static_cast<T*>(task.spikes) + at.offset[kSpikes], task.spikes_time, task.streaming, stored};
+    if (M == Mode::Fire && task.hard_reset) {
+      emit<true>(v, count, theta, HardReset<S>{static_cast<S>(task.v_reset)}, task.steps, in, out);
+    } else {
+      emit<true>(v, count, theta, SoftReset{}, task.steps, in, out);
     }
   }
-  put(job, count, job.count, start);
-  put(job, v, job.v, start);
+  store_run(count, task.count, at.offset[kResult]);
+  store_run(v, task.v, at.offset[kResult]);
 }
 
-// Whether every pack of V neurons is aligned and whole: dense operands, strides and pointers that are multiples of 16 bytes.
-template <class T>
-bool packable(const Job& job) {
-  constexpr int64_t kLanes = 16 / sizeof(T);
-  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
-  return job.neurons % kLanes == 0 && job.x_layout.dense() && aligned(job.x) && job.x_time % kLanes == 0 &&
-         (!job.spikes || (job.spikes_layout.dense() && aligned(job.spikes) && job.spikes_time % kLanes == 0));
+// OneTheta: θ is the same for the whole pack (Fetch::Value or Fetch::One) and takes one register.
+template <class T, int V, int Rows, Mode M, bool OneTheta>
+__global__ void __launch_bounds__(kThreads, 2) run(const __grid_constant__ Task task) {
+  using S = state_t<T>;
+  const int64_t start = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * V;
+  if (start >= task.neurons) return;
+  const Place at = place(task.walk, start);
+  if constexpr (OneTheta) {
+    S theta[1];
+    get(theta, task.theta, task, kTheta, start, at.offset[kTheta]);
+    run_pack<T, V, Rows, M>(task, start, at, Uniform<S, V>{theta[0]});
+  } else {
+    PerLane<S, V> theta;
+    get(theta.values, task.theta, task, kTheta, start, at.offset[kTheta]);
+    run_pack<T, V, Rows, M>(task, start, at, theta);
+  }
 }
 
 // The one place that launches; tests/cpp/cuda_shim.h replaces it to run the kernels on the host.
 #ifndef COS_CUDA_LAUNCH
-#define COS_CUDA_LAUNCH(kernel, blocks, stream, job) kernel<<<blocks, kThreads, 0, stream>>>(job)
+#define COS_CUDA_LAUNCH(kernel, blocks, stream, task) kernel<<<blocks, kThreads, 0, stream>>>(task)
 #endif
 
-template <class T, int V, class Stream>
-void start(const Job& job, Stream stream) {
-  const int64_t packs = (job.neurons + V - 1) / V;
-  const auto blocks = static_cast<unsigned>((packs + kThreads - 1) / kThreads);
-  void (*kernel)(Job) = nullptr;
-  if (job.rho == 0 || job.rho > 16) {
-    kernel = run<T, V, 0>;
-  } else if (job.rho <= 4) {
-    kernel = run<T, V, 4>;
-  } else if (job.rho <= 8) {
-    kernel = run<T, V, 8>;
+using Kernel = void (*)(Task);
+
+// The kernel of a task, by what it has to keep in registers.
+template <class T, int V, bool OneTheta>
+Kernel choose(const Task& task) {
+  if (task.rho > 16) return run<T, V, 8, Mode::Reread, OneTheta>;
+  if constexpr (V == 1) {  // irregular memory: many rows in flight, fewer kernels
+    return task.rho == 0 ? run<T, V, 8, Mode::Fire, OneTheta> : run<T, V, 16, Mode::Held, OneTheta>;
   } else {
-    kernel = run<T, V, 16>;
+    if (task.rho == 0) return task.steps <= 4 ? run<T, V, 4, Mode::Fire, OneTheta> : run<T, V, 8, Mode::Fire, OneTheta>;
+    if (task.rho <= 4) return run<T, V, 4, Mode::Held, OneTheta>;
+    return task.rho <= 8 ? run<T, V, 8, Mode::Held, OneTheta> : run<T, V, 16, Mode::Held, OneTheta>;
   }
-  COS_CUDA_LAUNCH(kernel, blocks, stream, job);
 }
 
+// Launches the job of storage type T. Outputs larger than `cache` bytes are stored past the L2 cache.
 template <class T, class Stream>
-void start_packed(const Job& job, Stream stream) {
-  constexpr int kLanes = 16 / sizeof(T);
-  packable<T>(job) ? start<T, kLanes>(job, stream) : start<T, 1>(job, stream);
+void launch_as(const Job& job, Stream stream, int64_t cache) {
+  constexpr int V = 16 / sizeof(T);
+  Task task;
+  const bool packed = make_task(task, job, V, sizeof(T), sizeof(state_t<T>));
+  if (!packed) make_task(task, job, 1, sizeof(T), sizeof(state_t<T>));
+  task.streaming = job.neurons * job.steps * static_cast<int64_t>(sizeof(T)) > cache;
+  const bool one = task.theta.fetch == Fetch::Value || task.theta.fetch == Fetch::One;
+  const Kernel kernel = !packed ? choose<T, 1, true>(task) : one ? choose<T, V, true>(task) : choose<T, V, false>(task);
+  const int64_t packs = packed ? job.neurons / V : job.neurons;
+  COS_CUDA_LAUNCH(kernel, static_cast<unsigned>((packs + kThreads - 1) / kThreads), stream, task);
 }
 
 template <class Stream>
-void launch(const Job& job, Stream stream) {
+void launch(const Job& job, Stream stream, int64_t cache) {
   switch (job.dtype) {
-    case DType::Float32: return start_packed<float>(job, stream);
-    case DType::Float64: return start_packed<double>(job, stream);
-    case DType::Float16: return start_packed<Half>(job, stream);
-    case DType::BFloat16: return start_packed<BFloat16>(job, stream);
+    case DType::Float32: return launch_as<float>(job, stream, cache);
+    case DType::Float64: return launch_as<double>(job, stream, cache);
+    case DType::Float16: return launch_as<Half>(job, stream, cache);
+    case DType::BFloat16: return launch_as<BFloat16>(job, stream, cache);
   }
 }
 

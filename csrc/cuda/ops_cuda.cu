@@ -15,7 +15,9 @@ struct CudaLaunch {
     void* stream = nullptr;
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == 0, "no current CUDA stream");
     STD_TORCH_CHECK(job.neurons <= ((int64_t{1} << 31) - 1) * cos_ext::cuda::kThreads, "too many neurons for one launch");
-    cos_ext::cuda::launch(job, static_cast<cudaStream_t>(stream));
+    int cache = 0;
+    STD_TORCH_CHECK(cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, device) == cudaSuccess, "no L2 cache size");
+    cos_ext::cuda::launch(job, static_cast<cudaStream_t>(stream), cache);
     const cudaError_t error = cudaGetLastError();
     STD_TORCH_CHECK(error == cudaSuccess, "cos_ext kernel launch failed: ", cudaGetErrorString(error));
   }

@@ -1,6 +1,9 @@
-// Lets csrc/cuda/kernels.cuh compile with a host compiler and runs its kernels on the CPU: annotations vanish, and a launch
-// walks all blocks and threads one after the other. The kernels share no memory and never synchronise, so that is exact.
+// Lets csrc/cuda/kernels.cuh compile with a host compiler and runs its kernels on the CPU: annotations vanish, vector types
+// and cache hints become plain loads and stores, and a launch walks all blocks and threads one after the other. The kernels
+// share no memory and never synchronise, so that is exact. No tests here.
 #pragma once
+
+#include <cstdint>
 
 #define __global__
 #define __device__
@@ -14,10 +17,23 @@ struct ShimIndex {
 };
 inline thread_local ShimIndex threadIdx, blockIdx;
 
-#define COS_CUDA_LAUNCH(kernel, blocks, stream, job)                            \
-  do {                                                                          \
-    (void)(stream);                                                             \
-    for (blockIdx.x = 0; blockIdx.x < (blocks); ++blockIdx.x) {                 \
-      for (threadIdx.x = 0; threadIdx.x < kThreads; ++threadIdx.x) kernel(job); \
-    }                                                                           \
+struct alignas(16) uint4 {  // as aligned as on the device, so that the sanitizer sees a misaligned transaction
+  uint32_t x, y, z, w;
+};
+
+template <class Word>
+Word __ldcs(const Word* from) {
+  return *from;
+}
+template <class Word>
+void __stcs(Word* to, const Word& word) {
+  *to = word;
+}
+
+#define COS_CUDA_LAUNCH(kernel, blocks, stream, task)                            \
+  do {                                                                           \
+    (void)(stream);                                                              \
+    for (blockIdx.x = 0; blockIdx.x < (blocks); ++blockIdx.x) {                  \
+      for (threadIdx.x = 0; threadIdx.x < kThreads; ++threadIdx.x) kernel(task); \
+    }                                                                            \
   } while (0)

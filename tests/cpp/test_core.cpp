@@ -5,12 +5,18 @@
 #include "cuda_shim.h"
 #endif
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <iterator>
 #include <limits>
+#include <map>
 #include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "core/calibration.h"
@@ -90,10 +96,14 @@ DType dtype_of<BFloat16>() { return DType::BFloat16; }
 
 #ifdef COS_TEST_CUDA
 const char* tested() { return "CUDA kernels on the host"; }
-void run_kernel(const Job& job) { cuda::launch(job, 0); }
+void run_kernel(const Job& job) {
+  static int64_t calls = 0;
+  cuda::launch(job, 0, ++calls % 2 ? 0 : INT64_MAX);  // streaming stores and plain ones
+}
 template <class T>
 bool packed(const Job& job) {
-  return cuda::packable<T>(job);
+  cuda::Task task;
+  return cuda::make_task(task, job, 16 / sizeof(T), sizeof(T), sizeof(state_t<T>));
 }
 #else
 const char* tested() { return cpu::capability(); }
@@ -124,8 +134,14 @@ struct OneNeuron {
     S value;
     S operator()(int) const { return value; }
   };
-  Value load(int64_t t) const { return {x[t]}; }
-  Value held(int64_t t) const { return load(t); }
+  template <class F>
+  void watched(int64_t rho, const F& f) const {
+    for (int64_t t = 0; t < rho; ++t) f(Value{x[t]});
+  }
+  template <class F>
+  void emitted(int64_t steps, const F& f) const {
+    for (int64_t t = 0; t < steps; ++t) f(t, Value{x[t]});
+  }
 };
 template <class T>
 struct OneOutput {
@@ -139,11 +155,22 @@ struct OneOutput {
   void close(int64_t, const Row&) const {}
 };
 
-// neurons in `rows` rows of `columns`, the column stride as given, `gap` elements between rows, `shift` before the first.
+// How θ or v_init is given: one value, or by column, neuron or row.
+enum Kind { kAll, kColumn, kNeuron, kRow, kKinds };
+
+// Neurons in `rows` rows of `columns`, the column stride as given, `gap` elements between rows, `shift` before the first.
+struct Case {
+  int64_t rows, columns, stride, gap, shift;
+  int64_t steps, rho, iterations;
+  Kind theta_kind;
+  bool hard, inplace, is_static;
+  Kind init_kind = kAll;
+};
+
 template <class T>
-void kernel_case(std::mt19937& random, int64_t rows, int64_t columns, int64_t stride, int64_t steps, int64_t rho, int64_t iterations,
-                 int theta_kind, bool hard, bool inplace, bool is_static, int64_t gap, int64_t shift) {
+void kernel_case(std::mt19937& random, const Case& c) {
   using S = state_t<T>;
+  const auto [rows, columns, stride, gap, shift, steps, rho, iterations, theta_kind, hard, inplace, is_static, init_kind] = c;
   const int64_t neurons = rows * columns, row = columns * stride + gap, plane = rows * row;
   const int64_t time = is_static ? 0 : plane;
   const int64_t extent = (is_static ? 0 : (steps - 1) * plane) + (rows - 1) * row + (columns - 1) * stride + 1;
@@ -152,9 +179,19 @@ void kernel_case(std::mt19937& random, int64_t rows, int64_t columns, int64_t st
   T *x = x_memory.get() + shift, *out = out_memory.get() + shift;
   for (int64_t i = 0; i < extent; ++i) x[i] = FromState<T>::call(static_cast<S>(normal(random)));
   if (inplace) std::copy(x, x + extent, out);
-  const int64_t thetas = theta_kind == 0 ? 1 : theta_kind == 1 ? columns : neurons;
-  std::unique_ptr<S[]> theta(new S[thetas]), v(new S[neurons]), shifted(new S[neurons]);
-  for (int64_t i = 0; i < thetas; ++i) theta[i] = static_cast<S>(0.5f + 0.1f * static_cast<float>(random() % 10));
+  const auto elements = [&, rows = rows, columns = columns](Kind kind) {
+    return kind == kAll ? 1 : kind == kColumn ? columns : kind == kRow ? rows : rows * columns;
+  };
+  const auto strides = [columns = columns](Kind kind) -> std::vector<int64_t> {
+    if (kind == kAll) return {0, 0};
+    return {kind == kNeuron ? columns : kind == kRow, kind == kNeuron || kind == kColumn};
+  };
+  const auto element = [columns = columns](Kind kind, int64_t n) {
+    return kind == kAll ? 0 : kind == kColumn ? n % columns : kind == kRow ? n / columns : n;
+  };
+  std::unique_ptr<S[]> theta(new S[elements(theta_kind)]), init(new S[elements(init_kind)]), v(new S[neurons]), shifted(new S[neurons]);
+  for (int64_t i = 0; i < elements(theta_kind); ++i) theta[i] = static_cast<S>(0.5f + 0.1f * static_cast<float>(random() % 10));
+  for (int64_t i = 0; i < elements(init_kind); ++i) init[i] = static_cast<S>(normal(random));
   std::unique_ptr<int32_t[]> count(new int32_t[neurons]), psi(new int32_t[neurons]);
 
   const std::vector<int64_t> sizes{rows, columns};
@@ -174,7 +211,10 @@ void kernel_case(std::mt19937& random, int64_t rows, int64_t columns, int64_t st
   job.spikes_layout = make_layout(sizes, inplace ? std::vector<int64_t>{row, stride} : std::vector<int64_t>{columns, 1}, order);
   job.spikes_time = inplace ? plane : neurons;
   job.theta.data = theta.get();
-  job.theta.layout = make_layout(sizes, theta_kind == 0 ? std::vector<int64_t>{0, 0} : theta_kind == 1 ? std::vector<int64_t>{0, 1} : std::vector<int64_t>{columns, 1}, order);
+  job.theta.layout = make_layout(sizes, strides(theta_kind), order);
+  job.half_theta_init = init_kind == kAll;
+  job.v_init.data = init.get();
+  job.v_init.layout = make_layout(sizes, strides(init_kind), order);
   job.result_layout = make_layout(sizes, {columns, 1}, order);
   job.v = v.get();
   job.count = count.get();
@@ -185,22 +225,28 @@ void kernel_case(std::mt19937& random, int64_t rows, int64_t columns, int64_t st
 
   for (int64_t n = 0; n < neurons; ++n) {
     const int64_t at = n / columns * row + n % columns * stride;
-    const S th = theta[theta_kind == 0 ? 0 : theta_kind == 1 ? n % columns : n];
+    const S th = theta[element(theta_kind, n)];
     OneNeuron<T> in;
     for (int64_t t = 0; t < steps; ++t) in.x.push_back(to_state(x[at + t * time]));
     const Uniform<S, 1> parameter{th};
-    S start[1] = {th / 2};
+    S start[1] = {init_kind == kAll ? th / 2 : init[element(init_kind, n)]};
     int32_t expected_psi[1] = {0}, expected_count[1] = {0};
     if (job.rho) {
       calibrate(start, expected_psi, expected_count, parameter, rho, iterations,
-                [&](Watch<S, 1>& w, const S(&from)[1], int32_t) { watch<0>(w, from, parameter, rho, in); });
+                [&](Watch<S, 1>& w, const S(&from)[1], int32_t) { watch(w, from, parameter, rho, in); });
       check(same(shifted[n], start[0]), "v_init", n, neurons);
       check(psi[n] == expected_psi[0], "offset spikes", n, neurons);
     }
+    const int32_t expected_desired = expected_count[0] + expected_psi[0];
     std::vector<bool> fired(steps);
     OneOutput<T> sink{fired};
-    hard ? emit<true, 0>(start, expected_count, parameter, HardReset<S>{S(0.125)}, steps, in, sink)
-         : emit<true, 0>(start, expected_count, parameter, SoftReset{}, steps, in, sink);
+    hard ? emit<true>(start, expected_count, parameter, HardReset<S>{S(0.125)}, steps, in, sink)
+         : emit<true>(start, expected_count, parameter, SoftReset{}, steps, in, sink);
+    // Inputs of 16 bits lie on a grid, where m(t) = θ happens and rounding decides it.
+    if (job.rho && iterations < 0 && sizeof(T) > 2) {
+      const int64_t emitted = std::count(fired.begin(), fired.begin() + rho, true);
+      check(emitted == expected_desired, "exact calibration leaves no offset spike", n, emitted);
+    }
     check(count[n] == expected_count[0], "count", n, neurons);
     check(same(v[n], start[0]), "v", n, neurons);
     const T one = FromState<T>::call(th);
@@ -213,14 +259,15 @@ void kernel_case(std::mt19937& random, int64_t rows, int64_t columns, int64_t st
 template <class T>
 void kernels() {
   std::mt19937 random(7);
-  const int64_t shapes[][2] = {{1, 1}, {1, 3}, {1, 7}, {3, 33}, {1, 64}, {1, 127}, {1, 129}, {1, 512}, {5, 103}, {1, 1537}};
+  const int64_t shapes[][2] = {{1, 1}, {1, 2}, {1, 3}, {1, 7}, {1, 31}, {3, 33}, {1, 64}, {1, 127}, {1, 129}, {1, 512}, {5, 103},
+                               {2, 24}, {1, 1537}, {1, 4097}};
   const int64_t memory[][3] = {{1, 3, 0}, {1, 0, 0}, {1, 0, 1}, {2, 3, 0}};  // stride, gap, shift
   for (const auto& shape : shapes) {
     for (const auto& place : memory) {
-      const auto run = [&](int64_t steps, int64_t rho, int64_t iterations, int theta_kind, bool hard, bool inplace, bool is_static) {
-        kernel_case<T>(random, shape[0], shape[1], place[0], steps, rho, iterations, theta_kind, hard, inplace, is_static, place[1], place[2]);
+      const auto run = [&](int64_t steps, int64_t rho, int64_t iterations, Kind theta_kind, bool hard, bool inplace, bool is_static) {
+        kernel_case<T>(random, {shape[0], shape[1], place[0], place[1], place[2], steps, rho, iterations, theta_kind, hard, inplace, is_static});
       };
-      for (const int theta_kind : {0, 1, 2}) {
+      for (const Kind theta_kind : {kAll, kColumn, kNeuron}) {
         for (const int64_t iterations : {1, -1}) {
           run(3, 2, iterations, theta_kind, false, true, false);
           run(9, 6, iterations, theta_kind, false, false, false);
@@ -233,12 +280,100 @@ void kernels() {
       }
     }
   }
+  for (int i = 0; i < 300; ++i) {  // any combination, mostly of shapes that packs of 4 or 8 neurons can serve
+    const auto below = [&](int64_t n) { return static_cast<int64_t>(random() % n); };
+    const int64_t unit = below(4) ? 8 : 1, steps = 1 + below(36);
+    Case c{1 + below(4), unit * (1 + below(20)), below(4) ? 1 : 2, unit * below(2), unit * below(2), steps, 1 + below(steps),
+           below(4) - 1, static_cast<Kind>(below(kKinds)), below(4) == 0, below(2) == 0, below(4) == 0, static_cast<Kind>(below(kKinds))};
+    if (c.is_static) c.inplace = false;
+    kernel_case<T>(random, c);
+  }
+}
+
+// The arrays of an uncompressed .npz (numpy.savez), by name, as their bytes; the shape is not needed.
+std::map<std::string, std::vector<char>> read_npz(const char* path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string all((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  const auto number = [&](size_t at, int bytes) {
+    uint64_t value = 0;
+    std::memcpy(&value, all.data() + at, bytes);
+    return value;
+  };
+  std::map<std::string, std::vector<char>> arrays;
+  for (size_t at = 0; at + 30 < all.size() && number(at, 4) == 0x04034b50;) {
+    const size_t name = number(at + 26, 2), npy = at + 30 + name + number(at + 28, 2);
+    const size_t data = npy + 10 + number(npy + 8, 2);
+    const std::string header = all.substr(npy + 10, data - npy - 10);
+    size_t elements = 1, digit = header.find('(');
+    while (header[digit] != ')') {
+      digit = header.find_first_of("0123456789)", digit);
+      if (header[digit] != ')') elements *= std::stoul(header.substr(digit), nullptr);
+      digit = header.find_first_of(",)", digit);
+    }
+    const size_t bytes = elements * (header.find("<f8") != std::string::npos ? 8 : 4);
+    arrays[all.substr(at + 30, name - 4)].assign(all.begin() + data, all.begin() + data + bytes);
+    at = data + bytes;
+  }
+  return arrays;
+}
+
+// The authors' spikes, EQUAL but where T > rho and a neuron fired at each of the first rho steps with r >= θ (test_golden.py).
+void golden_vectors(const char* path) {
+  auto arrays = read_npz(path);
+  int cases = 0, spikes = 0;
+  for (; arrays.count("meta" + std::to_string(cases)); ++cases) {
+    const std::string number = std::to_string(cases);
+    const double* meta = reinterpret_cast<const double*>(arrays["meta" + number].data());
+    const int64_t steps = static_cast<int64_t>(meta[0]), rho = static_cast<int64_t>(meta[1]);
+    const float theta = static_cast<float>(meta[2]);
+    const auto floats = [&](const std::string& name) {
+      const std::vector<char>& bytes = arrays[name];
+      std::vector<float> values(bytes.size() / sizeof(float));
+      std::memcpy(values.data(), bytes.data(), bytes.size());
+      return values;
+    };
+    const std::vector<float> x = floats("x" + number), y = floats("y" + number);
+    std::vector<float> out(x.size());
+    Job job;
+    job.neurons = static_cast<int64_t>(x.size()) / steps;
+    job.steps = steps;
+    job.rho = rho;
+    job.iterations = 1;
+    job.x = x.data();
+    job.spikes = out.data();
+    job.x_time = job.spikes_time = job.neurons;
+    job.x_layout = job.spikes_layout = make_layout({job.neurons}, {1}, {0});
+    job.theta.value = theta;
+    run_kernel(job);
+    for (int64_t n = 0; n < job.neurons; ++n) {
+      float v = theta / 2;
+      int64_t count = 0;
+      for (int64_t t = 0; t < rho; ++t) {
+        v += x[t * job.neurons + n];
+        const bool fired = v >= theta;
+        v = fired ? v - theta : v;
+        count += fired;
+      }
+      if (steps > rho && count == rho && v >= theta) continue;
+      for (int64_t t = 0; t < steps; ++t) {
+        const int64_t at = t * job.neurons + n;
+        check((out[at] > 0) == (y[at] > 0) && (out[at] == 0 || out[at] == theta), "golden spike", cases, at);
+        spikes += out[at] > 0;
+      }
+    }
+  }
+  check(cases == 6 && spikes > 100, "golden cases were read", cases, spikes);
 }
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    std::printf("usage: %s cos_reference_public.npz\n", argv[0]);
+    return EXIT_FAILURE;
+  }
   std::printf("%s\n", tested());
+  golden_vectors(argv[1]);
   half_conversions();
   exact_offset_spikes();
   kernels<float>();

@@ -1,0 +1,184 @@
+// What a CUDA kernel is told: a Job turned into one walk that serves all operands, with divisions made multiplications.
+// Host code but for Divider::divide; no torch, no arithmetic of neurons. Which kernel serves a job is decided in kernels.cuh.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+#include "../core/macros.h"
+#include "../job.h"
+
+namespace cos_ext::cuda {
+
+// floor(n / size) for 0 <= n < 2^63 and size >= 2 by one multiplication: with c = ceil(log2(size)) and
+// magic = ceil(2^(63+c) / size), n·magic exceeds n·2^(63+c) / size by less than 2^(63+c) / size (Granlund, Montgomery 1994).
+struct Divider {
+  int64_t size = 1;
+  uint64_t magic = 0;
+  int32_t shift = 0;
+
+  static Divider by(int64_t size) {
+    Divider divider;
+    int c = 1;
+    while (c < 62 && (int64_t{1} << c) < size) ++c;
+    const auto wide = static_cast<unsigned __int128>(1) << (63 + c);
+    divider.size = size;
+    divider.magic = static_cast<uint64_t>((wide + static_cast<uint64_t>(size) - 1) / static_cast<uint64_t>(size));
+    divider.shift = c - 1;
+    return divider;
+  }
+  COS_HD int64_t divide(int64_t n) const {
+#if defined(__CUDA_ARCH__)
+    return static_cast<int64_t>(__umul64hi(static_cast<uint64_t>(n), magic) >> shift);
+#else
+    return static_cast<int64_t>(static_cast<uint64_t>((static_cast<unsigned __int128>(n) * magic) >> 64) >> shift);
+#endif
+  }
+};
+
+enum Operand { kX, kSpikes, kTheta, kVInit, kResult, kOperands };
+
+// The neurons as one index space, innermost dimension last, and every operand's strides in it.
+struct Walk {
+  int32_t ndim = 0;
+  Divider dims[kMaxDims];
+  int64_t stride[kOperands][kMaxDims] = {};
+};
+
+// Cuts the index space wherever a dimension of any operand ends. Their layouts are merged from the same dimensions in the
+// same order, so that the cuts nest.
+inline Walk make_walk(const Layout* const (&layouts)[kOperands]) {
+  std::vector<int64_t> cuts{1};
+  for (const Layout* layout : layouts) {
+    int64_t inside = 1;
+    for (int d = layout->ndim - 1; d >= 0; --d) cuts.push_back(inside *= layout->size[d]);
+  }
+  std::sort(cuts.begin(), cuts.end());
+  cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
+  if (cuts.size() > kMaxDims + 1) throw std::invalid_argument("more than 16 neuron dimensions that cannot be merged");
+  Walk walk;
+  walk.ndim = static_cast<int32_t>(cuts.size()) - 1;
+  for (int d = 0; d < walk.ndim; ++d) {
+    const int64_t inside = cuts[walk.ndim - 1 - d], end = cuts[walk.ndim - d];
+    walk.dims[d] = Divider::by(end / inside);
+    for (int operand = 0; operand < kOperands; ++operand) {
+      const Layout& layout = *layouts[operand];
+      int64_t own = 1;
+      for (int i = layout.ndim - 1; i >= 0 && own <= inside; own *= layout.size[i--]) {
+        if (own * layout.size[i] >= end) walk.stride[operand][d] = layout.stride[i] * (inside / own);
+      }
+    }
+  }
+  return walk;
+}
+
+// How a thread finds the values of θ or v_init for the neurons of its pack.
+enum class Fetch : int32_t {
+  HalfTheta,  // v_init only: θ/2
+  Value,      // one number for all neurons
+  One,        // one element for the whole pack
+  Run,        // as many elements, neighbours in memory
+  Split       // two elements: the pack may cross into the next one once
+};
+
+struct Source {
+  const void* data = nullptr;
+  double value = 0;
+  Fetch fetch = Fetch::Value;
+  Divider run;  // Split: how many neurons share an element
+};
+
+struct Task {
+  int64_t neurons = 0;
+  int32_t steps = 0, rho = 0, iterations = 0;  // at most 2^24 steps (checks.h)
+  bool hard_reset = false;
+  bool streaming = false;  // the spikes do not fit into the L2 cache: store them past it
+  double v_reset = 0;
+  const void* x = nullptr;
+  int64_t x_time = 0;
+  void* spikes = nullptr;
+  int64_t spikes_time = 0;
+  Source theta, v_init;
+  void* v = nullptr;
+  int32_t* count = nullptr;
+  void* v_init_out = nullptr;
+  int32_t* offset = nullptr;
+  Walk walk;
+};
+
+inline bool aligned(const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
+// Whether every pack of `lanes` neurons is a run of neighbours that starts at a multiple of `lanes` elements.
+inline bool runs(const Layout& layout, int64_t lanes) {
+  const int last = layout.ndim - 1;
+  if (last < 0 || layout.stride[last] != 1 || layout.size[last] % lanes) return false;
+  for (int d = 0; d < last; ++d) {
+    if (layout.stride[d] % lanes) return false;
+  }
+  return true;
+}
+
+// Fills `source`; false where packs of this width cannot be served.
+inline bool make_source(Source& source, const Parameter& parameter, int64_t lanes, int64_t bytes) {
+  source.data = parameter.data;
+  source.value = parameter.value;
+  source.fetch = parameter.data ? Fetch::One : Fetch::Value;
+  const Layout& layout = parameter.layout;
+  if (!parameter.data || layout.ndim == 0 || lanes == 1) return true;
+  const int64_t size = layout.size[layout.ndim - 1], stride = layout.stride[layout.ndim - 1];
+  if (stride == 0 && size % lanes == 0) return true;
+  if (runs(layout, lanes) && aligned(parameter.data, 16 < bytes ? 16 : bytes)) {
+    source.fetch = Fetch::Run;
+    return true;
+  }
+  source.fetch = Fetch::Split;
+  source.run = Divider::by(size < 2 ? 2 : size);
+  return stride == 0 && size >= lanes;
+}
+
+// The task of a job for packs of `lanes` neurons of `bytes` each, `state` bytes in the state type; false where memory is not
+// regular enough for packs (never for lanes = 1).
+inline bool make_task(Task& task, const Job& job, int64_t lanes, int64_t bytes, int64_t state) {
+  static const Layout nothing;
+  const bool results = job.v || job.count || job.v_init_out || job.offset;
+  if (lanes > 1) {
+    const auto fits = [&](const void* data, const Layout& layout, int64_t time, int64_t rows) {
+      return aligned(data, lanes * bytes) && runs(layout, lanes) && (rows <= 1 || time % lanes == 0);
+    };
+    const int64_t rows = std::max(job.steps, job.rho);
+    if (job.neurons % lanes || !fits(job.x, job.x_layout, job.x_time, rows)) return false;
+    if (job.spikes && !fits(job.spikes, job.spikes_layout, job.spikes_time, job.steps)) return false;
+    if (results && !runs(job.result_layout, lanes)) return false;
+    for (const void* result : {job.v, static_cast<void*>(job.count), job.v_init_out, static_cast<void*>(job.offset)}) {
+      if (!aligned(result, 16)) return false;
+    }
+  }
+  if (!make_source(task.theta, job.theta, lanes, lanes * state)) return false;
+  if (!make_source(task.v_init, job.v_init, lanes, lanes * state)) return false;
+  if (job.half_theta_init) task.v_init.fetch = Fetch::HalfTheta;
+  task.neurons = job.neurons;
+  task.steps = static_cast<int32_t>(job.steps);
+  task.rho = static_cast<int32_t>(job.rho);
+  // More rounds than rho are never needed.
+  task.iterations = static_cast<int32_t>(job.iterations < 0 ? -1 : std::min(job.iterations, job.rho));
+  task.hard_reset = job.hard_reset;
+  task.v_reset = job.v_reset;
+  task.x = job.x;
+  task.x_time = job.x_time;
+  task.spikes = job.spikes;
+  task.spikes_time = job.spikes_time;
+  task.v = job.v;
+  task.count = job.count;
+  task.v_init_out = job.v_init_out;
+  task.offset = job.offset;
+  const Layout* layouts[kOperands] = {&job.x_layout, job.spikes ? &job.spikes_layout : &nothing,
+                                      job.theta.data ? &job.theta.layout : &nothing,
+                                      job.v_init.data && !job.half_theta_init ? &job.v_init.layout : &nothing,
+                                      results ? &job.result_layout : &nothing};
+  task.walk = make_walk(layouts);
+  return true;
+}
+
+}  // namespace cos_ext::cuda

@@ -1,0 +1,22 @@
+// The operators cos_ext_cuda_on_host::*: the schemas, checks and operator bodies of cos_ext::*, over the bodies of the CUDA kernels
+// run on the host by cuda_shim.h. Built and loaded by tests/test_cuda_on_host.py; never part of the package.
+#include "cuda_shim.h"
+
+#define COS_EXT_LIBRARY cos_ext_cuda_on_host
+#include "ops.cpp"
+
+#include "cuda/kernels.cuh"
+#include "operators.h"
+
+namespace {
+
+struct ShimLaunch {
+  static void run(const cos_ext::Job& job, const cos_ext::Tensor&) {
+    static int64_t calls = 0;
+    cos_ext::cuda::launch(job, 0, ++calls % 2 ? 0 : INT64_MAX);  // streaming stores and plain ones
+  }
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(cos_ext_cuda_on_host, CPU, m) { COS_EXT_REGISTER(m, ShimLaunch); }
