@@ -30,7 +30,9 @@ RECORD = ROOT / "tests" / "data" / "cuda_registers.json"
 ARCHS = ("sm_80", "sm_90")
 TYPES = {"f": ("float32", 4), "d": ("float64", 8), "NS_4HalfE": ("float16", 2), "NS_8BFloat16E": ("bfloat16", 2)}
 MODES = ("fire", "held", "reread")
-SYMBOL = re.compile(r"_ZN7cos_ext4cuda3runI(f|d|NS_4HalfE|NS_8BFloat16E)Li(\d+)ELi(\d+)ELNS0_4ModeE(\d)ELb([01])EEEvNS0_4TaskE")
+SYMBOL = re.compile(
+    r"_ZN7cos_ext4cuda3runI(f|d|NS_4HalfE|NS_8BFloat16E)Li(\d+)ELi(\d+)ELNS0_4ModeE(\d)ELb([01])EEEvNS0_4TaskE"
+)
 
 
 class Kernel(NamedTuple):

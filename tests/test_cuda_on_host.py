@@ -137,11 +137,15 @@ def test_every_layout_and_parameter_shape(neurons, which, dtype, on_host):
         assert_equal(on_host(F.if_forward, x, theta, v_init, **ALL), F.if_forward(x, theta, v_init, **ALL))
         for rho in {1, min(5, x.shape[0])}:
             options = {"rho": rho, "iterations": None, **ALL_COS}
-            assert_equal(on_host(F.cos_forward, x, theta, v_init, **options), F.cos_forward(x, theta, v_init, **options))
+            assert_equal(
+                on_host(F.cos_forward, x, theta, v_init, **options), F.cos_forward(x, theta, v_init, **options)
+            )
         if name not in ("static", "repeated"):
             a, b = x.clone(memory_format=torch.preserve_format), x.clone(memory_format=torch.preserve_format)
             options = {"rho": rho, "inplace": True, **ALL_COS}
-            assert_equal(on_host(F.cos_forward, a, theta, v_init, **options), F.cos_forward(b, theta, v_init, **options))
+            assert_equal(
+                on_host(F.cos_forward, a, theta, v_init, **options), F.cos_forward(b, theta, v_init, **options)
+            )
 
 
 @pytest.mark.parametrize("index", CASES)
