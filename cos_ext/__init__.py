@@ -2,10 +2,12 @@
 
 from . import data, functional, models
 from ._ops import build_info
-from .convert import ConversionError, ConversionReport, SpikingNetwork, convert
+from .convert import convert, load_network
 from .evaluate import Evaluation, evaluate
+from .network import SpikingNetwork
 from .neuron import IFNode
 from .qcfs import QCFS
+from .report import ConversionError, ConversionReport
 
 __all__ = ["QCFS", "ConversionError", "ConversionReport", "Evaluation", "IFNode", "SpikingNetwork", "build_info", "convert",
-           "data", "evaluate", "functional", "models"]  # fmt: skip
+           "data", "evaluate", "functional", "load_network", "models"]  # fmt: skip

@@ -1,397 +1,422 @@
-"""Conversion of a trained ANN into a SpikingNetwork: tracing, the rules of what converts, and the report of what was done.
+"""Conversion of a trained ANN into a SpikingNetwork: the rules of what converts, the rewriting of the graph, and its checks.
 
-Neurons are in neuron.py; evaluation is in evaluate.py.
+Tracing is in graph.py, folding in fold.py, what runs afterwards in network.py and neuron.py.
+
+Two worlds. What comes before the first neurons of every path is static: the same at every step, computed once on [B, ...],
+whatever it is. What depends on a neuron is spiking: time is folded into the batch, [T*B, ...]. There only operations are kept that
+treat every sample and step alone and are affine in what spikes, so that they commute with the mean over time.
 """
 
 from __future__ import annotations
 
 import copy
+import json
+import math
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, fx, nn
 from torch.nn import functional as TF
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from .fold import BATCH_NORMS, fold_batchnorms
+from .graph import Traced, argument, clip_of, is_activation, owner_of, set_module, trace
+from .network import FORMAT, MaxPoolBefore, SpikingNetwork, TimeBroadcast, Walked, as_inputs, check_settings
 from .neuron import IFNode
-from .qcfs import QCFS
+from .qcfs import QCFS, quantise
+from .report import ConversionError, ConversionReport, Entry
 
-ACTIVATIONS = (nn.ReLU, QCFS)
-# Linear per sample and step, so that they commute with the mean over time and with time folded into the batch.
-KEPT = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear, nn.Identity,
-    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
-    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d,
-)  # fmt: skip
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+MAX_POOL_POLICIES = ("error", "avg", "spike", "before")
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+PADS = tuple(getattr(nn, f"{kind}Pad{d}d") for kind in ("Zero", "Constant", "Reflection", "Replication") for d in (1, 2, 3))
+# Affine, sample by sample.
+KEPT = (*CONVOLUTIONS, nn.Linear, nn.Identity, *AVERAGES, *DROPOUTS, *PADS, nn.Upsample, nn.UpsamplingNearest2d,
+        nn.UpsamplingBilinear2d, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)  # fmt: skip
 MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+# Why common modules have no rule; any other has none either.
+WHY_NOT: dict[type, str] = {
+    **dict.fromkeys((nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LocalResponseNorm),
+                    "normalises each step by its own statistics, which is not linear in the spikes"),
+    **dict.fromkeys((nn.GELU, nn.SiLU, nn.Mish, nn.ELU, nn.CELU, nn.SELU, nn.LeakyReLU, nn.PReLU, nn.Hardswish, nn.Sigmoid, nn.Tanh,
+                     nn.Hardsigmoid, nn.Softplus), "integrate-and-fire neurons can only stand for a rectifier that starts at 0"),
+    **dict.fromkeys((nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.MultiheadAttention), "is not linear in its input"),
+    **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), "keeps a state over a time of its own"),
+    nn.Hardtanh: "does not start at 0",
+    nn.LPPool2d: "is not linear in its input",
+}  # fmt: skip
 # Functions and methods that have a rule, by the name of the rule. Anything else is refused.
 FUNCTIONS = {
-    operator.add: "sum", torch.add: "sum", operator.iadd: "add_", getattr: "getattr", operator.getitem: "getitem",
-    torch.cat: "cat", torch.concat: "cat", torch.concatenate: "cat", torch.flatten: "flatten", torch.mean: "mean",
-    torch.sum: "mean", torch.reshape: "view", TF.dropout: "dropout", TF.avg_pool1d: "pool", TF.avg_pool2d: "pool",
-    TF.avg_pool3d: "pool", TF.adaptive_avg_pool1d: "pool", TF.adaptive_avg_pool2d: "pool", TF.adaptive_avg_pool3d: "pool",
+    operator.add: "sum", torch.add: "sum", operator.sub: "sum", torch.sub: "sum", operator.iadd: "add_", operator.neg: "unary",
+    torch.neg: "unary", operator.mul: "product", torch.mul: "product", operator.truediv: "quotient", torch.div: "quotient",
+    torch.true_divide: "quotient", operator.getitem: "getitem", getattr: "getattr", torch.cat: "cat", torch.concat: "cat",
+    torch.concatenate: "cat", torch.stack: "stack", torch.flatten: "flatten", torch.mean: "mean", torch.sum: "mean",
+    torch.reshape: "view", torch.transpose: "transpose", torch.permute: "permute", torch.squeeze: "squeeze",
+    torch.unsqueeze: "unsqueeze", torch.chunk: "split", torch.split: "split", torch.clone: "unary", TF.dropout: "dropout",
+    TF.dropout2d: "dropout", TF.avg_pool1d: "pool", TF.avg_pool2d: "pool", TF.avg_pool3d: "pool", TF.adaptive_avg_pool1d: "pool",
+    TF.adaptive_avg_pool2d: "pool", TF.adaptive_avg_pool3d: "pool", TF.interpolate: "pool", TF.pixel_shuffle: "pool",
+    TF.pixel_unshuffle: "pool", TF.pad: "pad", TF.linear: "weighted", TF.conv1d: "weighted", TF.conv2d: "weighted", TF.conv3d: "weighted",
+    TF.conv_transpose1d: "weighted", TF.conv_transpose2d: "weighted", TF.conv_transpose3d: "weighted", TF.batch_norm: "batch_norm",
 }  # fmt: skip
 METHODS = {
-    "add": "sum", "add_": "add_", "flatten": "flatten", "mean": "mean", "sum": "mean", "view": "view", "reshape": "view",
-    "size": "size", "contiguous": "contiguous",
+    "add": "sum", "sub": "sum", "add_": "add_", "mul": "product", "div": "quotient", "neg": "unary", "contiguous": "unary",
+    "clone": "unary", "detach": "unary", "flatten": "flatten", "mean": "mean", "sum": "mean", "view": "view", "reshape": "view",
+    "size": "size", "dim": "plain", "transpose": "transpose", "permute": "permute", "squeeze": "squeeze", "unsqueeze": "unsqueeze",
+    "chunk": "split", "split": "split",
 }  # fmt: skip
-NUMBERS = ("shape", "ndim", "dtype", "device")  # attributes of a tensor that are no tensors
-# Modules whose output is a fresh tensor that nothing else holds; and those that may hand on the memory of their input.
-FRESH = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear, *BATCH_NORMS,
-         nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, *ACTIVATIONS)  # fmt: skip
-ALIASING = (nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-RANKS = {
-    nn.Conv1d: 3, nn.ConvTranspose1d: 3, nn.AvgPool1d: 3, nn.AdaptiveAvgPool1d: 3, nn.Conv2d: 4, nn.ConvTranspose2d: 4,
-    nn.BatchNorm2d: 4, nn.AvgPool2d: 4, nn.AdaptiveAvgPool2d: 4, nn.Conv3d: 5, nn.ConvTranspose3d: 5, nn.BatchNorm3d: 5,
-    nn.AvgPool3d: 5, nn.AdaptiveAvgPool3d: 5,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of a report: a module or call site, what it is, what became of it, its threshold, and why."""
-
-    site: str
-    kind: str
-    status: str  # converted, kept, unused or unsupported
-    threshold: str = ""
-    reason: str = ""
-
-
-@dataclass
-class ConversionReport:
-    """What convert() did with every module and call site, in execution order. Prints as a table."""
-
-    entries: list[Entry] = field(default_factory=list)
-
-    def unsupported(self) -> list[Entry]:
-        return [entry for entry in self.entries if entry.status == "unsupported"]
-
-    def __str__(self) -> str:
-        rows = [("call site", "kind", "status", "threshold", "reason")]
-        rows += [(e.site, e.kind, e.status, e.threshold, e.reason) for e in self.entries]
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
-
-
-class ConversionError(ValueError):
-    """The model cannot be converted. `.report` has every offending module and call site; the message lists them all."""
-
-    def __init__(self, message: str, report: ConversionReport | None = None) -> None:
-        super().__init__(message)
-        self.report = report or ConversionReport()
-
-
-class TimeBroadcast(nn.Module):
-    """Repeats a static tensor [B, ...] over time, [T*B, ...], where it meets a spiking one."""
-
-    def __init__(self, timesteps: int) -> None:
-        super().__init__()
-        self.timesteps = timesteps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.unsqueeze(0).expand(self.timesteps, *x.shape).flatten(0, 1)
-
-
-class SpikingNetwork(nn.Module):
-    """A converted network. Input: the ANN's, [B, ...]; output: [T, B, ...], one per time-step.
-
-    `timesteps`, `rho` and `iterations` can be changed at any time. Hidden layers run max(timesteps, rho) steps. Everything
-    before the first neurons runs once per image, not once per step. In eval mode, and no parameter requires a gradient.
-    `report` lists what the conversion did. Neurons write over their input where nothing else reads it, so a hook that keeps
-    the output of the layer before them must clone it.
-    """
-
-    def __init__(
-        self, module: nn.Module, report: ConversionReport, timesteps: int, rho: int, iterations: int | None
-    ) -> None:
-        super().__init__()
-        self.module = module
-        self.report = report
-        self._configure(timesteps, rho, iterations)
-
-    def _configure(self, timesteps: int, rho: int, iterations: int | None) -> None:
-        steps = _check_settings(timesteps, rho, iterations)  # first, so that a bad value leaves every node as it was
-        for module in self.modules():
-            if isinstance(module, IFNode):
-                module.configure(timesteps=steps, rho=rho, iterations=iterations)
-            elif isinstance(module, TimeBroadcast):
-                module.timesteps = steps
-        self._timesteps, self._rho, self._iterations = timesteps, rho, iterations
-
-    @property
-    def timesteps(self) -> int:
-        return self._timesteps
-
-    @property
-    def rho(self) -> int:
-        return self._rho
-
-    @property
-    def iterations(self) -> int | None:
-        return self._iterations
-
-    @timesteps.setter
-    def timesteps(self, value: int) -> None:
-        self._configure(value, self._rho, self._iterations)
-
-    @rho.setter
-    def rho(self, value: int) -> None:
-        self._configure(self._timesteps, value, self._iterations)
-
-    @iterations.setter
-    def iterations(self, value: int | None) -> None:
-        self._configure(self._timesteps, self._rho, value)
-
-    def nodes(self) -> dict[str, IFNode]:
-        """The neurons by call site, in execution order."""
-        return {e.site: self.module.get_submodule(e.site) for e in self.report.entries if e.status == "converted"}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, ...] to per-step outputs [T, B, ...]."""
-        out = self.module(x)
-        return out.unflatten(0, (max(self._timesteps, self._rho), x.shape[0]))[: self._timesteps]
-
-    def rate(self, x: Tensor) -> Tensor:
-        """The mean over time of :meth:`forward`, [B, ...]."""
-        return self(x).mean(0)
-
-
-def _check_settings(timesteps: int, rho: int, iterations: int | None) -> int:
-    """The steps that hidden layers run; TypeError or ValueError where the settings do not fit."""
-    if isinstance(timesteps, bool) or not isinstance(timesteps, int):
-        raise TypeError(f"timesteps must be an int, got {type(timesteps).__name__}")
-    if timesteps < 1:
-        raise ValueError(f"timesteps must be >= 1, got {timesteps}")
-    steps = max(timesteps, rho) if isinstance(rho, int) else timesteps
-    IFNode(timesteps=steps, rho=rho, iterations=iterations)  # knows what rho and iterations may be
-    return steps
-
-
-class _Proxy(fx.Proxy):
-    """fx takes `y += z` for an addition, which hides that it changes whatever else shares y's memory."""
-
-    def __iadd__(self, other):
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, (QCFS, IFNode)) or super().is_leaf_module(module, qualified_name)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod, operator.neg, int, float,
+              math.ceil, math.floor, math.sqrt)  # fmt: skip
+PLAIN = ("ndim", "dtype", "device")  # attributes of a tensor that are no tensors and do not know the batch
+# Modules and rules whose output is a fresh tensor that nothing else holds; and those that may hand on their input's memory.
+FRESH = (*CONVOLUTIONS, nn.Linear, *BATCH_NORMS, *AVERAGES, *PADS, nn.Upsample)
+FRESH_RULES = ("sum", "product", "quotient", "cat", "stack", "mean", "pool", "pad", "weighted", "batch_norm")
+ALIASING = (nn.Identity, nn.Flatten, *DROPOUTS)
+ALIASING_RULES = ("add_", "flatten", "view", "unary", "dropout", "transpose", "permute", "squeeze", "unsqueeze")
+RANKS = {getattr(nn, f"{name}{d}d"): d + 2 for d in (1, 2, 3) for name in
+         ("Conv", "ConvTranspose", "AvgPool", "AdaptiveAvgPool", "MaxPool", "AdaptiveMaxPool", "ZeroPad", "ReflectionPad",
+          "ReplicationPad", "ConstantPad")} | {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5, nn.PixelShuffle: 4}  # fmt: skip
+MAX_POOL_FUNCTIONS = {getattr(TF, f"{prefix}max_pool{d}d"): getattr(nn, f"{kind}MaxPool{d}d") for d in (1, 2, 3)
+                      for prefix, kind in (("", ""), ("adaptive_", "Adaptive"))}  # fmt: skip
 
 
 def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int | None = 1,
             thresholds: Mapping[str, float | Tensor] | None = None, max_pool: str = "error", fold_batchnorm: bool = True,
-            example_input: Tensor | None = None) -> SpikingNetwork:  # fmt: skip
+            example_input: Tensor | tuple[Tensor, ...] | None = None) -> SpikingNetwork:  # fmt: skip
     """Turn a trained ANN into a spiking network; the model itself is not modified.
 
-    Every nn.ReLU and QCFS module becomes an IFNode. A QCFS brings its threshold; a ReLU needs an entry in `thresholds`.
-    Convolutions, Linear, BatchNorm (in eval mode), average pooling, Flatten, Dropout, additions and concatenations stay.
+    Every call site of nn.ReLU, nn.ReLU6, nn.Hardtanh(0, b), QCFS, F.relu, torch.relu, x.relu(), x.relu_(), F.relu6, F.hardtanh and
+    clamp(0, b) becomes IF neurons of its own, also where one module is called at several places. What comes before the first
+    neurons of a path runs once per image, whatever it is. After them, what is affine sample by sample stays: convolution,
+    Linear, BatchNorm in eval mode, average pooling, interpolation, padding, sums, concatenation, split, mean, shapes.
 
     Args:
-        model: any torch.fx-traceable module with one tensor input and one tensor output.
+        model: any torch.fx-traceable module whose inputs are tensors [B, ...] and whose output is one tensor [B, ...]. One that
+            cannot be traced, but whose activations are all modules, each called once, converts too where example_input is
+            given; its layers before the first neurons then run at every step.
         timesteps: T >= 1.
         rho: steps to watch for calibration, 0 for none; may exceed timesteps.
         iterations: of the calibration; None is until exact.
-        thresholds: by activation call site (the module's name), a float or a tensor that broadcasts to its neurons.
-        max_pool: "error": a max pooling is an offender.
-        fold_batchnorm: BatchNorm is kept in place at present, whatever is given here; the report says so.
-        example_input: a [B, ...] input on the model's device. If given, the traced graph is compared with the model on it,
-            and the network is run on it once, so that what tracing cannot see, and shape errors, show here.
+        thresholds: by activation call site (:func:`cos_ext.calibrate_thresholds` finds them), a float or a tensor that
+            broadcasts to its neurons. QCFS brings its own; ReLU6, Hardtanh and clamp take their clip unless told otherwise.
+        max_pool: "error": a max pooling of spikes is an offender. "avg": replace it by average pooling (another network).
+            "spike": the maximum over the spikes of each step (overestimates). "before": pool before the neurons, where the
+            input is theirs alone; exact with calibration, see :class:`cos_ext.network.MaxPoolBefore`.
+        fold_batchnorm: fold each BatchNorm into the convolution or Linear before it where nothing else reads that, and the
+            fold gives the same on random inputs; the report says where and why not.
+        example_input: a [B, ...] input, or a tuple of inputs, on the model's device. If given, three things are checked on it in
+            float64 before a network is returned: that the traced graph is the model, that no sample depends on another, and
+            that the network at T = rho = 4, calibrated exactly, is the ANN with its activations quantised to 4 levels.
 
     Raises:
-        ConversionError: listing every module and call site that cannot be converted, an activation module that is called at
-            several places, and activations without a threshold, all at once.
+        ConversionError: listing every call site that cannot be converted, and every activation without a threshold, at once,
+            with the line of the source where it is known; or a check on example_input failed.
         TypeError, ValueError: another argument is wrong.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    if max_pool != "error":
-        raise ValueError(f"max_pool must be 'error', got {max_pool!r}")
-    _check_settings(timesteps, rho, iterations)
+    if max_pool not in MAX_POOL_POLICIES:
+        raise ValueError(f"max_pool must be one of {MAX_POOL_POLICIES}, got {max_pool!r}")
+    check_settings(timesteps, rho, iterations)
     if thresholds is not None and not isinstance(thresholds, Mapping):
         raise TypeError(f"thresholds must be a mapping of call sites to thresholds, got {type(thresholds).__name__}")
-    if example_input is not None and not isinstance(example_input, Tensor):
-        raise TypeError(f"example_input must be a tensor, got {type(example_input).__name__}")
-    name = type(model).__name__
-    try:
-        model = copy.deepcopy(model).eval()
-        graph = _Tracer().trace(model)
-    except Exception as error:  # both run the model's own code, and tracing can raise anything on a proxy
-        raise ConversionError(f"{name} cannot be copied and traced by torch.fx: {error}") from error
-
-    planner = _Planner(model, graph, dict(thresholds or {}))
-    planner.plan()
+    examples = None if example_input is None else as_inputs(example_input)
+    name, given = type(model).__name__, dict(thresholds or {})
+    traced = trace(model)
+    if traced.graph is None and examples is None:
+        raise ConversionError(f"{name} cannot be traced by torch.fx ({traced.why_not}); if each of its activations is a module of "
+                              "its own, pass example_input, on which the conversion module by module is checked")  # fmt: skip
+    if examples is not None:
+        _check_examples(model, traced, examples)
+    planner = (_Planner if traced.graph is not None else _Walker)(traced, given, max_pool, fold_batchnorm)
+    planner.plan(examples)
     offenders = planner.report.unsupported()
     if offenders:
         listed = "\n".join(f"  {e.site} ({e.kind}): {e.reason}" for e in offenders)
-        raise ConversionError(
-            f"{type(model).__name__} cannot be converted; {len(offenders)} offending:\n{listed}", planner.report
-        )
-    unknown = sorted(set(thresholds or {}) - planner.sites)
+        raise ConversionError(f"{name} cannot be converted; {len(offenders)} offending:\n{listed}", planner.report)
+    unknown = sorted(set(given) - set(traced.sites))
     if unknown:
-        raise ValueError(
-            f"thresholds names {unknown}, which are no activation call sites; those are {sorted(planner.sites)}"
-        )
-    if example_input is not None:
-        _check_trace(model, graph, example_input)
-    planner.rewrite()
-    module = fx.GraphModule(model, graph, type(model).__name__).eval().requires_grad_(False)
-    network = SpikingNetwork(module, planner.report, timesteps, rho, iterations).eval()
-    if example_input is not None:
-        network(example_input)
+        raise ValueError(f"thresholds names {unknown}, which are no activation call sites; those are {list(traced.sites)}")
+    module = planner.rewrite().eval().requires_grad_(False)
+    options = {"max_pool": max_pool, "fold_batchnorm": fold_batchnorm, "sites": tuple(traced.sites)}
+    network = SpikingNetwork(module, planner.report, timesteps, rho, iterations, options).eval()
+    if examples is not None:
+        _check_network(network, planner.reference, traced.sites, max_pool, examples)
     return network
 
 
-@torch.no_grad()
-def _check_trace(model: nn.Module, graph: fx.Graph, example: Tensor) -> None:
-    """ConversionError unless the traced graph is the model, sample by sample, on the example.
+def load_network(path: str | Path, model: nn.Module, example_input: Tensor | tuple[Tensor, ...] | None = None) -> SpikingNetwork:
+    """A network that :meth:`SpikingNetwork.save` wrote, beside the ANN it was made from.
 
-    Tracing cannot see everything, and an operation that mixes the samples of a batch would mix the time-steps.
+    Args:
+        path: the file.
+        model: the ANN's architecture; its weights do not matter, and it is not modified.
+        example_input: needed where the model cannot be traced.
+
+    Raises:
+        ValueError: the file is no such file, or does not fit the model.
+        ConversionError: the model does not convert with the options in the file.
     """
-    # In float64: in float32 a larger batch may round a sum across a level of a QCFS activation, which proves nothing.
-    name, model, example = type(model).__name__, copy.deepcopy(model).double(), example.double()
-    traced = fx.GraphModule(model, copy.deepcopy(graph))
-
-    def differ(ours: Tensor, theirs: Tensor) -> bool:
-        return ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-6, atol=1e-9, equal_nan=True)
-
     try:
-        expected = model(example.clone())
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ConversionError(f"{name} does not run on example_input in float64: {error}") from error
-    if differ(traced(example.clone()), expected):
-        raise ConversionError(
-            f"the traced graph of {name} differs from the model on example_input; look for in-place operations on tensors "
-            "that are read again"
-        )
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get("cos_ext", "{}"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a saved spiking network: {error}") from error
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path} has the format {header.get('format')!r}, this cos_ext reads {FORMAT!r}")
+    thresholds = {site: torch.ones(value) if isinstance(value, list) else value for site, value in header["thresholds"].items()}
+    network = convert(model, timesteps=header["timesteps"], rho=header["rho"], iterations=header["iterations"],
+                      thresholds=thresholds, max_pool=header["max_pool"], fold_batchnorm=header["fold_batchnorm"],
+                      example_input=example_input)  # fmt: skip
     try:
-        both = traced(torch.cat([example, 2 * example]))
-    except (RuntimeError, ValueError) as error:
-        raise ConversionError(f"{name} does not take a batch twice as large as example_input: {error}") from error
-    if differ(both, torch.cat([expected, model(2 * example)])):
-        raise ConversionError(f"the output of {name} for a sample depends on the other samples of the batch")
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit {type(model).__name__}: {error}") from error
+    return network
 
 
-class _Planner:
-    """Classifies every node of the traced graph, then rewrites it. Nothing is changed unless everything converts."""
+class _Base:
+    """What the conversions with and without a graph share: the report, and making neurons."""
 
-    def __init__(self, model: nn.Module, graph: fx.Graph, thresholds: dict[str, float | Tensor]) -> None:
-        self.model, self.graph, self.thresholds = model, graph, thresholds
+    def __init__(self, traced: Traced, thresholds: dict[str, float | Tensor], max_pool: str, fold: bool) -> None:
+        self.traced, self.model = traced, traced.module
+        self.thresholds, self.max_pool, self.fold = thresholds, max_pool, fold
         self.report = ConversionReport()
-        self.sites: set[str] = set()
+
+    def add(self, site: str, kind: str, status: str, reason: str = "", threshold: str = "") -> None:
+        self.report.entries.append(Entry(site, kind, status, threshold, reason))
+
+    def refuse(self, site: str, kind: str, reason: str) -> None:
+        entry = Entry(site, kind, "unsupported", "", reason)
+        if entry not in self.report.entries:
+            self.report.entries.append(entry)
+
+    def neuron(self, site: str, module: nn.Module, *, static: bool, inplace: bool) -> IFNode | str:
+        """The neurons of a call site, and their entry; or why there can be none."""
+        clip = clip_of(module)
+        own = module.threshold.detach() if isinstance(module, QCFS) else clip
+        given = self.thresholds.get(site, own)
+        if given is None:
+            return "has no threshold of its own; give one in thresholds={...} (cos_ext.calibrate_thresholds finds them)"
+        reference = next((p for p in (*module.parameters(), *self.model.parameters()) if p.is_floating_point()), None)
+        if isinstance(given, float) and reference is not None:
+            given = torch.tensor(given, dtype=reference.dtype)  # a float64 model's θ is not rounded to torch's default
+        try:
+            # timesteps is set by the network; static_input needs one from the start.
+            neuron = IFNode(given, timesteps=1, static_input=static, inplace=inplace)
+            if reference is not None:
+                neuron.to(device=reference.device, dtype=reference.dtype)
+        except (TypeError, ValueError) as error:
+            return str(error)
+        theta = neuron.v_threshold
+        shown = f"{theta.item():.6g}" if theta.dim() == 0 else f"{theta.min().item():.4g}..{theta.max().item():.4g}"
+        origin = "from thresholds" if site in self.thresholds else "learned" if clip is None else "its clip"
+        self.add(site, self.traced.origin[site], "converted", origin + ("; static input, read once" if static else ""), shown)
+        return neuron
+
+    def unused(self) -> None:
+        for name, module in self.traced.uncalled.items():
+            if isinstance(module, (nn.ReLU, nn.ReLU6, nn.Hardtanh, QCFS, *MAX_POOLS)):
+                self.add(name, type(module).__name__, "unused", "forward does not call it")
+
+
+def _average(pool: nn.Module) -> nn.Module | str:
+    """The average pooling over a max pooling's windows, or why there is none."""
+    dims = type(pool).__name__[-2:].lower()
+    if isinstance(pool, (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)):
+        return getattr(nn, f"AdaptiveAvgPool{dims}")(pool.output_size)
+    if pool.dilation not in (1, (1,), (1, 1), (1, 1, 1)):
+        return "there is no average pooling with dilation"
+    kwargs = {"ceil_mode": pool.ceil_mode, "count_include_pad": False}
+    return getattr(nn, f"AvgPool{dims}")(pool.kernel_size, pool.stride, pool.padding, **kwargs)
+
+
+class _Planner(_Base):
+    """Classifies every node of a traced graph, then rewrites it. Nothing is changed unless everything converts."""
+
+    def __init__(self, traced: Traced, thresholds: dict[str, float | Tensor], max_pool: str, fold: bool) -> None:
+        super().__init__(traced, thresholds, max_pool, fold)
+        self.graph = traced.graph
         self.neurons: dict[fx.Node, IFNode] = {}
+        self.before: dict[fx.Node, nn.Module] = {}  # max poolings to move before the neurons they read
+        self.averages: dict[fx.Node, nn.Module] = {}  # max poolings to replace
+        self.own_batch: list[tuple[fx.Node, fx.Node]] = []  # (view, tensor): its first size becomes the tensor's own
         self.spiking: set[fx.Node] = set()  # depend on an activation: time is folded into their batch
         self.batched: set[fx.Node] = set()  # depend on the model's input, unlike parameters, which have no batch
-        self.numbers: set[fx.Node] = set()  # sizes, dtypes: no tensors
+        # Numbers, and what they know: "shape" and "batch" of a tensor, "plain" (not the batch), "mixed" (may be anything).
+        self.number: dict[fx.Node, str] = {}
+        self.lists: set[fx.Node] = set()  # tuples of tensors, from chunk and split
         self.rank: dict[fx.Node, int] = {}  # number of dimensions, where it is known
 
-    def plan(self) -> None:
-        calls: dict[str, int] = {}
+    def plan(self, examples: tuple[Tensor, ...] | None) -> None:
+        self._max_pool_modules()
+        if examples is not None:
+            self.rank = _ranks(self.model, examples)
+        folds = fold_batchnorms(self.model, self._known_ranks()) if self.fold else []
+        self.folded = {fold.layer: fold for fold in folds if not fold.why_not}
+        self.unfolded = {fold.norm: f"not folded: {fold.why_not}" for fold in folds if fold.why_not}
+        self.reference = self._copy()
         for node in self.graph.nodes:
-            if node.op == "call_module":
-                calls[node.target] = calls.get(node.target, 0) + 1
-        inputs = [node for node in self.graph.nodes if node.op == "placeholder"]
-        if len(inputs) != 1:
-            self._refuse("forward", "input", f"one tensor input is supported, the model takes {len(inputs)}")
-        for node in self.graph.nodes:
-            if any(source in self.spiking for source in node.all_input_nodes):
+            sources = node.all_input_nodes
+            if any(source in self.spiking for source in sources):
                 self.spiking.add(node)
-            if node.op == "placeholder" or any(source in self.batched for source in node.all_input_nodes):
+            if node.op == "placeholder" or any(source in self.batched for source in sources):
                 self.batched.add(node)
             if node.op == "call_module":
-                self._module(node, self.model.get_submodule(node.target), calls[node.target])
+                self._module(node, self.model.get_submodule(node.target))
             elif node.op in ("call_function", "call_method"):
                 self._function(node)
             elif node.op == "output" and not isinstance(node.args[0], fx.Node):
-                self._refuse("forward", "output", "one tensor output is supported")
-        for name, module in self.model.named_modules():
-            if name not in calls and isinstance(module, (*ACTIVATIONS, *MAX_POOLS)):
-                self._add(name, type(module).__name__, "unused", "forward does not call it")
+                self.refuse("forward", "output", "one tensor output is supported")
+        self.unused()
         if not self.report.unsupported():
             if not self.neurons:
-                self._refuse("forward", type(self.model).__name__, "there is no activation module to convert")
+                self.refuse("forward", type(self.model).__name__, "there is no activation to convert")
             elif not any(node.op == "output" and node in self.spiking for node in self.graph.nodes):
-                self._refuse("forward", "output", "the output does not depend on any activation")
+                self.refuse("forward", "output", "the output does not depend on any activation")
+    def _copy(self) -> fx.GraphModule:
+        """The ANN as it is now, for the last check: the fold has a check of its own, to the rounding of the model's dtype."""
+        return fx.GraphModule(copy.deepcopy(self.model), copy.deepcopy(self.graph))
 
-    def _add(self, site: str, kind: str, status: str, reason: str = "", threshold: str = "") -> None:
-        self.report.entries.append(Entry(site, kind, status, threshold, reason))
+    def _known_ranks(self) -> dict[fx.Node, int]:
+        """Ranks before planning: of the example, or, without one, what modules alone tell."""
+        ranks = dict(self.rank)
+        for node in self.graph.nodes:
+            if node not in ranks and node.op == "call_module":
+                self._module_rank(node, self.model.get_submodule(node.target), ranks)
+        return ranks
 
-    def _refuse(self, site: str, kind: str, reason: str) -> None:
-        self._add(site, kind, "unsupported", reason)
+    def _max_pool_modules(self) -> None:
+        """Functional max pooling as modules."""
+        for node in list(self.graph.nodes):
+            made = MAX_POOL_FUNCTIONS.get(node.target) if node.op == "call_function" else None
+            if made is None or argument(node, 6, "return_indices", False) is not False:
+                continue
+            if made.__name__.startswith("Adaptive"):
+                arguments = [argument(node, 1, "output_size")]
+            else:
+                arguments = [argument(node, 1, "kernel_size"), argument(node, 2, "stride"), argument(node, 3, "padding", 0),
+                             argument(node, 4, "dilation", 1), False, argument(node, 5, "ceil_mode", False)]  # fmt: skip
+            if any(isinstance(value, fx.Node) for value in arguments):
+                continue
+            owner = owner_of(node)
+            site = f"{owner}.{node.name}" if owner else node.name
+            set_module(self.model, site, made(*arguments))
+            node.op, node.target, node.args, node.kwargs = "call_module", site, (node.all_input_nodes[0],), {}
 
-    def _module(self, node: fx.Node, module: nn.Module, calls: int) -> None:
-        site, kind = node.target, type(module).__name__
+    def _site(self, node: fx.Node) -> str:
+        owner = owner_of(node)
+        return f"{owner + ': ' if owner else ''}{node.name}"
+
+    def _refuse_at(self, node: fx.Node, site: str, kind: str, reason: str) -> None:
+        line = self.traced.lines.get(node.name, "")
+        self.refuse(site, kind, reason + (f" [{line}]" if line else ""))
+
+    # Modules
+
+    @staticmethod
+    def _module_rank(node: fx.Node, module: nn.Module, ranks: dict[fx.Node, int]) -> None:
         sources = node.all_input_nodes
         if type(module) in RANKS:
-            self.rank[node] = RANKS[type(module)]
+            ranks[node] = RANKS[type(module)]
         elif type(module) is nn.Flatten and module.start_dim == 1 and module.end_dim == -1:
-            self.rank[node] = 2
-        elif type(module) is not nn.Flatten and sources and sources[0] in self.rank:
-            self.rank[node] = self.rank[sources[0]]
+            ranks[node] = 2
+        elif type(module) is not nn.Flatten and sources and sources[0] in ranks:
+            ranks[node] = ranks[sources[0]]
 
-        activation = type(module) in ACTIVATIONS
-        if activation:
-            self.sites.add(site)
+    def _module(self, node: fx.Node, module: nn.Module) -> None:
+        site, kind, sources = node.target, type(module).__name__, node.all_input_nodes
+        if node not in self.rank:
+            self._module_rank(node, module, self.rank)
+        spiking = node in self.spiking
+        reason, activation = "", site in self.traced.sites
         if module._forward_hooks or module._forward_pre_hooks:
             reason = "has forward hooks, which would see time-steps or be lost"
-        elif len(sources) != 1 or sources[0] not in self.batched:
-            reason = "is not called with one tensor that depends on the model's input"
         elif activation:
-            reason = self._activation(node, module, calls)
+            reason = self._activation(node, module)
+            self.spiking.add(node)
+            if not reason:
+                return
+        elif isinstance(module, IFNode):
+            reason = "the model is spiking already"
+        elif not spiking:
+            if node in self.batched:
+                self._keep_module(site, kind, "static, runs once")
+            return
+        elif len(sources) != 1:
+            reason = "is called with several tensors"
+        elif isinstance(module, MAX_POOLS):
+            reason = self._max_pooling(node, module)
+            if not reason:
+                return
         elif type(module) in BATCH_NORMS:
             known = module.running_mean is not None and module.running_var is not None
             reason = "" if known else "has no running statistics, so its output would depend on the other time-steps"
         elif type(module) is nn.Flatten:
             merges = module.start_dim < 1
             reason = f"start_dim={module.start_dim} may merge the batch, into which time is folded" if merges else ""
-        elif isinstance(module, MAX_POOLS):
-            reason = "max pooling does not commute with the mean over time; use average pooling"
-        elif isinstance(module, IFNode):
-            reason = "the model is spiking already"
-        else:
-            reason = "" if type(module) in KEPT else "no rule converts this module"
-        if activation:
-            self.spiking.add(node)
+        elif type(module) is nn.Unflatten:
+            reason = "" if isinstance(module.dim, int) and module.dim >= 1 else "may split the batch, into which time is folded"
+            self.rank.pop(node, None)
+        elif type(module) not in KEPT:
+            reason = WHY_NOT.get(type(module), "no rule converts this module")
         if reason:
-            if not any(entry.site == site and entry.reason == reason for entry in self.report.entries):
-                self._refuse(site, kind, reason)
-        elif not activation:
-            self._add(
-                site, kind, "kept", "in place, with its running statistics" if type(module) in BATCH_NORMS else ""
-            )
+            self._refuse_at(node, site, kind, reason)
+        else:
+            self._keep_module(site, kind)
 
-    def _activation(self, node: fx.Node, module: nn.Module, calls: int) -> str:
+    def _keep_module(self, site: str, kind: str, reason: str = "") -> None:
+        if any(entry.site == site for entry in self.report.entries):
+            return  # called at several places
+        self.add(site, kind, "kept", self.unfolded.get(site, reason))
+        if site in self.folded:
+            norm = self.folded[site]
+            self.add(norm.norm, norm.kind, "folded", f"into {site}")
+
+    def _activation(self, node: fx.Node, module: nn.Module) -> str:
         """Make the neuron and its entry, or say why not."""
-        site, (source,) = node.target, node.all_input_nodes
-        if calls > 1:
-            return f"one module object is called at {calls} places; give each its own"
+        sources = node.all_input_nodes
+        if len(sources) != 1 or sources[0] not in self.batched:
+            return "is not called with one tensor that depends on the model's input"
+        (source,) = sources
         if getattr(module, "inplace", False) and not self._owned(source):
             return "works in place on a tensor that others may read; use inplace=False"
-        given = self.thresholds.get(site, module.threshold.detach() if isinstance(module, QCFS) else None)
-        if given is None:
-            return "has no threshold of its own; give one in thresholds={...}"
         static = source not in self.spiking
-        reference = next((p for p in (*module.parameters(), *self.model.parameters()) if p.is_floating_point()), None)
-        try:
-            # timesteps is set by the network; static_input needs one from the start.
-            neuron = IFNode(given, timesteps=1, static_input=static, inplace=not static and self._owned(source))
-            if reference is not None:
-                neuron.to(device=reference.device, dtype=reference.dtype)
-        except (TypeError, ValueError) as error:
-            return str(error)
-        self.neurons[node] = neuron
-        theta = neuron.v_threshold
-        shown = f"{theta.item():.6g}" if theta.dim() == 0 else f"{theta.min().item():.4g}..{theta.max().item():.4g}"
-        origin = "from thresholds" if site in self.thresholds else "learned"
-        self._add(
-            site, type(module).__name__, "converted", origin + ("; static input, read once" if static else ""), shown
-        )
+        made = self.neuron(node.target, module, static=static, inplace=not static and self._owned(source))
+        if isinstance(made, str):
+            return made
+        self.neurons[node] = made
+        return ""
+
+    def _max_pooling(self, node: fx.Node, pool: nn.Module) -> str:
+        site, kind = node.target, type(pool).__name__
+        if self.max_pool == "error":
+            return ("max pooling does not commute with the mean over time; retrain with average pooling, or choose max_pool=\"before\" "
+                    "(exact with calibration), \"avg\" or \"spike\"")  # fmt: skip
+        if getattr(pool, "return_indices", False):
+            return "returns indices"
+        if self.max_pool == "spike":
+            self.add(site, kind, "kept", "maximum over the spikes of each step")
+            return ""
+        if self.max_pool == "avg":
+            average = _average(pool)
+            if isinstance(average, str):
+                return average
+            self.averages[node] = average
+            self.add(site, kind, "replaced", f"by {type(average).__name__}")
+            return ""
+        neuron = self.neurons.get(node.all_input_nodes[0])
+        if neuron is None:
+            return 'max_pool="before" needs an activation whose output it reads'
+        space = int(kind[-2])
+        if any(size != 1 for size in neuron.v_threshold.shape[-space:]):
+            return 'max_pool="before" needs one threshold for all positions of a channel'
+        self.before[node] = pool
+        self.add(site, kind, "moved", f"before the neurons of {node.all_input_nodes[0].target}")
         return ""
 
     def _owned(self, node: fx.Node) -> bool:
@@ -399,96 +424,241 @@ class _Planner:
         if len(node.users) != 1:
             return False
         if node.op == "call_module":
-            module = type(self.model.get_submodule(node.target))
-            return module in FRESH or (module in ALIASING and self._owned(node.all_input_nodes[0]))
+            module = self.model.get_submodule(node.target)
+            if is_activation(module) or type(module) in FRESH:
+                return True
+            return type(module) in ALIASING and self._owned(node.all_input_nodes[0])
         rule = self._rule(node)
-        if rule in ("sum", "cat", "mean", "pool"):
-            return True
-        return rule in ("add_", "flatten", "view", "contiguous", "dropout") and self._owned(node.args[0])
+        return rule in FRESH_RULES or (rule in ALIASING_RULES and self._owned(node.all_input_nodes[0]))
 
-    def _rule(self, node: fx.Node) -> str | None:
+    # Functions and methods
+
+    @staticmethod
+    def _rule(node: fx.Node) -> str | None:
         if node.op == "call_method":
             return METHODS.get(node.target)
         return FUNCTIONS.get(node.target) if node.op == "call_function" else None
 
     def _function(self, node: fx.Node) -> None:
-        rule = self._rule(node)
+        sources = node.all_input_nodes
+        if self._is_number(node):
+            return
         kind = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-        stack = node.meta.get("nn_module_stack") or {}
-        owner = next(reversed(stack), "") if stack else ""
-        site = f"{owner + ': ' if owner else ''}{node.name}"
-        source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        if source in self.rank:
+        source = next((source for source in sources if source not in self.number), None)
+        if node not in self.rank and source in self.rank:
             self.rank[node] = self.rank[source]  # the rules that change it say so
+        known = self.rank.get(node)
+        if node not in self.spiking:
+            if node not in self.batched:
+                return
+            rule = self._rule(node)
+            if rule == "add_" and not self._owned(node.args[0]):
+                self._refuse_at(node, self._site(node), kind, "adds in place to a tensor that others may read; write y = y + z")
+                return
+            if rule is not None and rule not in ("getattr",):
+                getattr(self, f"_{rule}")(node, source)  # for the rank alone
+            else:
+                self.rank.pop(node, None)
+            if known is not None and rule is None:
+                self.rank[node] = known
+            self.add(self._site(node), kind, "kept", "static, runs once")
+            return
+        rule = self._rule(node)
         if rule is None:
-            reason = "no rule converts this function; activations must be modules"
-        elif rule == "size" or (rule == "getattr" and node.args[1] in NUMBERS):
-            self.numbers.add(node)
-            return
-        elif rule == "getitem" and source in self.numbers:
-            self.numbers.add(node)
-            return
+            reason = "no rule converts this function"
+            self.rank.pop(node, None)
         else:
-            reason = getattr(self, f"_{rule}")(node, source)
+            first = None
+            if rule == "view":
+                first = self._view_shape(node)[:1]
+            others = [s for s in sources if s in self.number and self.number[s] != "plain" and not (first and s is first[0])]
+            if others and rule != "getattr":
+                reason = "uses the size of the batch, into which time is folded"
+            else:
+                reason = getattr(self, f"_{rule}")(node, source)
         if reason:
-            self._refuse(site, kind, reason)
+            self._refuse_at(node, self._site(node), kind, reason)
         else:
-            self._add(site, kind, "kept")
+            self.add(self._site(node), kind, "kept")
+
+    def _is_number(self, node: fx.Node) -> bool:
+        """Recognise sizes and what is computed from them."""
+        source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        rank = self.rank.get(source)
+
+        def of(dim) -> str:
+            if not isinstance(dim, int):
+                return "mixed"
+            if dim == 0 or (rank is not None and dim == -rank):
+                return "batch"
+            return "plain" if dim > 0 or rank is not None else "mixed"
+
+        if node.op == "call_method" and node.target == "size" and source not in self.number:
+            dim = argument(node, 1, "dim")
+            self.number[node] = "shape" if dim is None else of(dim)
+        elif node.op == "call_method" and node.target in ("dim", "ndimension", "numel") and source not in self.number:
+            self.number[node] = "mixed" if node.target == "numel" else "plain"
+        elif node.op == "call_function" and node.target is getattr and source not in self.number and node.args[1] in ("shape", *PLAIN):
+            self.number[node] = "shape" if node.args[1] == "shape" else "plain"
+        elif node.op == "call_function" and node.target is operator.getitem and source in self.number:
+            if self.number[source] != "shape":
+                self.number[node] = self.number[source]
+            else:
+                rank = self.rank.get(source.args[0])
+                index = node.args[1]
+                if isinstance(index, slice):
+                    fine = isinstance(index.start, int) and (index.start > 0 or (rank is not None and index.start > -rank))
+                    self.number[node] = "plain" if index.start and fine and index.step in (None, 1) else "mixed"
+                else:
+                    self.number[node] = of(index)
+        elif node.op == "call_function" and node.target in ARITHMETIC and all(s in self.number for s in node.all_input_nodes):
+            kinds = {self.number[s] for s in node.all_input_nodes}
+            self.number[node] = "plain" if kinds <= {"plain"} else "mixed"
+        else:
+            return False
+        return True
 
     # One method a rule: the reason why the call cannot be kept, or "".
 
     def _getattr(self, node: fx.Node, source: fx.Node | None) -> str:
         return f"no rule converts the attribute {node.args[1]}"
 
+    def _size(self, node: fx.Node, source: fx.Node | None) -> str:
+        return "no rule converts this function"
+
+    _plain = _size
+
     def _getitem(self, node: fx.Node, source: fx.Node | None) -> str:
-        return "indexing could pick from the batch, into which time is folded"
+        index = node.args[1]
+        if source in self.lists:
+            return "" if isinstance(index, int) else "a slice of a list of tensors has no rule"
+        parts = index if isinstance(index, tuple) else (index,)
+        whole = slice(None)
+        if not (isinstance(parts[0], slice) and parts[0] == whole):
+            return "indexing could pick from the batch, into which time is folded; begin with [:, ...]"
+        numbers = (int, slice, type(None), type(Ellipsis))
+        if not all(isinstance(part, numbers) for part in parts) or True in [isinstance(part, bool) for part in parts]:
+            return "indexing by tensors or by computed numbers has no rule"
+        if node in self.rank and source in self.rank:
+            self.rank[node] = self.rank[source] - sum(isinstance(p, int) for p in parts) + sum(p is None for p in parts)
+        return ""
 
     def _pool(self, node: fx.Node, source: fx.Node | None) -> str:
+        return self._only_first(node)
+
+    def _unary(self, node: fx.Node, source: fx.Node | None) -> str:
         return ""
 
-    def _contiguous(self, node: fx.Node, source: fx.Node | None) -> str:
-        return ""
+    def _only_first(self, node: fx.Node) -> str:
+        first = node.args[0] if node.args else node.kwargs.get("input")
+        others = [s for s in node.all_input_nodes if s is not first and s not in self.number]
+        return "" if not others else "takes a further tensor"
 
     def _add_(self, node: fx.Node, source: fx.Node | None) -> str:
         owned = source is not None and self._owned(source)
         return self._sum(node, source) if owned else "adds in place to a tensor that others may read; write y = y + z"
 
     def _sum(self, node: fx.Node, source: fx.Node | None) -> str:
-        sized = any(source in self.numbers for source in node.all_input_nodes)
         ranks = [self.rank[source] for source in node.all_input_nodes if source in self.rank]
         if ranks:
             self.rank[node] = max(ranks)
-        return "adds a size, which changes when time is folded into the batch" if sized else ""
+        return ""
+
+    def _product(self, node: fx.Node, source: fx.Node | None) -> str:
+        self._sum(node, source)
+        factors = [argument(node, 0, "input"), argument(node, 1, "other")]
+        both = all(isinstance(factor, fx.Node) and factor in self.spiking for factor in factors)
+        return "multiplies two spiking tensors, which is not linear in the spikes" if both else ""
+
+    def _quotient(self, node: fx.Node, source: fx.Node | None) -> str:
+        self._sum(node, source)
+        if argument(node, 2, "rounding_mode") is not None:
+            return "rounds, which is not linear in the spikes"
+        divisor = argument(node, 1, "other")
+        return "divides by a spiking tensor" if isinstance(divisor, fx.Node) and divisor in self.spiking else ""
+
+    def _weighted(self, node: fx.Node, source: fx.Node | None) -> str:
+        """F.linear and F.conv: the input may spike, weight and bias may not depend on the input at all."""
+        weights = [value for value in (argument(node, 1, "weight"), argument(node, 2, "bias")) if isinstance(value, fx.Node)]
+        return "has weights that depend on the model's input" if any(value in self.batched for value in weights) else ""
+
+    def _batch_norm(self, node: fx.Node, source: fx.Node | None) -> str:
+        if argument(node, 5, "training", False) is not False:
+            return "normalises by the statistics of the batch; pass training=self.training"
+        return "" if all(s is node.args[0] or s not in self.batched for s in node.all_input_nodes) else "takes a further tensor"
 
     def _dropout(self, node: fx.Node, source: fx.Node | None) -> str:
-        training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
+        training = argument(node, 2, "training", True)
         return "" if training is False else "is active in evaluation too; pass training=self.training"
 
+    def _pad(self, node: fx.Node, source: fx.Node | None) -> str:
+        pad, rank = argument(node, 1, "pad"), self.rank.get(source)
+        if not isinstance(pad, (tuple, list)) or not all(isinstance(p, int) or self.number.get(p) == "plain" for p in pad):
+            return "pads by computed numbers"
+        fits = len(pad) // 2 < rank if rank is not None else len(pad) <= 4
+        return "" if fits else "may pad the batch, into which time is folded"
+
     def _cat(self, node: fx.Node, source: fx.Node | None) -> str:
-        parts = node.args[0] if node.args else node.kwargs.get("tensors", ())
-        first = next((part for part in parts if part in self.rank), None) if isinstance(parts, (tuple, list)) else None
+        return self._joined(node)[1]
+
+    def _stack(self, node: fx.Node, source: fx.Node | None) -> str:
+        first, reason = self._joined(node)
+        if node in self.rank and first is not None:
+            self.rank[node] = self.rank[first] + 1
+        dim = argument(node, 1, "dim", 0)
+        return reason if isinstance(dim, int) and dim >= 1 else f"dim {dim} may be the batch; count from the front"
+
+    def _joined(self, node: fx.Node) -> tuple[fx.Node | None, str]:
+        parts = argument(node, 0, "tensors", ())
+        if isinstance(parts, fx.Node):
+            return None, "" if parts in self.lists and argument(node, 1, "dim", 0) >= 1 else "joins a computed list"
+        first = next((part for part in parts if part in self.rank), None)
         if first is not None:
             self.rank[node] = self.rank[first]
-        return self._per_sample(node, node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0), first)
+        return first, self._per_sample(argument(node, 1, "dim", 0), first)
+
+    def _split(self, node: fx.Node, source: fx.Node | None) -> str:
+        self.lists.add(node)
+        if any(self.number.get(s) not in (None, "plain") for s in node.all_input_nodes):
+            return "splits by computed numbers"
+        return self._per_sample(argument(node, 2, "dim", 0), source)
 
     def _flatten(self, node: fx.Node, source: fx.Node | None) -> str:
-        start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
-        end = node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
-        reason = self._per_sample(node, start, source)
+        start, end = argument(node, 1, "start_dim", 0), argument(node, 2, "end_dim", -1)
+        reason = self._per_sample(start, source)
         self.rank.pop(node, None)
         if start == 1 and end == -1:
             self.rank[node] = 2
         return reason
 
     def _mean(self, node: fx.Node, source: fx.Node | None) -> str:
-        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", ())
-        reason = self._per_sample(node, dims, source)
-        keeps = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+        dims = argument(node, 1, "dim", ())
+        reason = self._per_sample(dims, source)
+        keeps = argument(node, 2, "keepdim", False)
         if keeps is not True and node in self.rank:
             self.rank[node] -= len(dims) if isinstance(dims, (tuple, list)) else 1
         return reason
 
-    def _per_sample(self, node: fx.Node, dims, source: fx.Node | None) -> str:
+    def _transpose(self, node: fx.Node, source: fx.Node | None) -> str:
+        return self._per_sample([argument(node, 1, "dim0"), argument(node, 2, "dim1")], source)
+
+    def _permute(self, node: fx.Node, source: fx.Node | None) -> str:
+        dims = node.args[1:] or (node.kwargs.get("dims", ()),)
+        dims = dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
+        return "" if dims and dims[0] == 0 else "moves the batch, into which time is folded"
+
+    def _squeeze(self, node: fx.Node, source: fx.Node | None) -> str:
+        dims = argument(node, 1, "dim", ())
+        self.rank.pop(node, None)
+        return self._per_sample(dims, source) if dims != () else "without a dimension may squeeze the batch"
+
+    def _unsqueeze(self, node: fx.Node, source: fx.Node | None) -> str:
+        dim = argument(node, 1, "dim")
+        if node in self.rank:
+            self.rank[node] += 1
+        return "" if isinstance(dim, int) and dim >= 1 else "may come before the batch; count from the front"
+
+    def _per_sample(self, dims, source: fx.Node | None) -> str:
         """Refuse dimensions that are, or may be, the batch; a negative one needs a known rank."""
         dims = list(dims) if isinstance(dims, (tuple, list)) else [dims]
         rank = self.rank.get(source)
@@ -497,45 +667,273 @@ class _Planner:
         )
         return "" if fine else f"dim {dims} may be the batch, into which time is folded; count from the front"
 
-    def _view(self, node: fx.Node, source: fx.Node | None) -> str:
+    @staticmethod
+    def _view_shape(node: fx.Node) -> tuple:
         shape = node.args[1:] or (node.kwargs.get("shape", node.kwargs.get("size", ())),)
-        if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
-            shape = shape[0]
-        self.rank.pop(node, None)
-        if len(shape) < 2 or not all(isinstance(size, int) for size in shape[1:]):
-            return f"to shape {tuple(shape)}: the batch must be a dimension of its own, and the others plain numbers"
+        return tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else tuple(shape)
+
+    def _view(self, node: fx.Node, source: fx.Node | None) -> str:
+        shape = self._view_shape(node)
+        if node not in self.rank or self.rank.get(source) == self.rank[node]:
+            self.rank.pop(node, None)
+        plain = all(isinstance(size, int) or self.number.get(size) == "plain" for size in shape[1:])
+        if len(shape) < 2 or not plain:
+            return f"to shape {shape}: the batch must be a dimension of its own, and the others plain numbers"
         self.rank[node] = len(shape)
-        own = self._is_batch_size(shape[0]) and (shape[0] in self.spiking) == (source in self.spiking)
-        if own or (shape[0] == -1 and -1 not in shape[1:]):
+        if isinstance(shape[0], fx.Node) and self.number.get(shape[0]) == "batch":
+            # The size may be that of a static tensor, which has no time: the tensor's own is right for both.
+            self.own_batch.append((node, source))
+            return ""
+        if shape[0] == -1 and -1 not in shape[1:]:
             return ""
         return f"its first size {shape[0]} fixes the batch, into which time is folded"
 
-    def _is_batch_size(self, size) -> bool:
-        """Whether `size` is x.size(0) or x.shape[0]."""
-        if not isinstance(size, fx.Node) or size not in self.numbers:
-            return False
-        if size.op == "call_method":
-            return (size.args[1] if len(size.args) > 1 else size.kwargs.get("dim")) == 0
-        return size.target is operator.getitem and size.args[1] == 0
+    # Rewriting
 
-    def rewrite(self) -> None:
+    def rewrite(self) -> nn.Module:
+        for node, source in self.own_batch:
+            with self.graph.inserting_before(node):
+                size = self.graph.call_method("size", (source, 0))
+            old = self._view_shape(node)[0]
+            node.args = fx.node.map_arg(node.args, lambda value, old=old, size=size: size if value is old else value)
+            node.kwargs = fx.node.map_arg(node.kwargs, lambda value, old=old, size=size: size if value is old else value)
+            self.spiking.add(size)
+            self.number[size] = "batch"
         for node in self.graph.nodes:
             node.type = None  # annotations that are strings would keep the network from being pickled
         for node, neuron in self.neurons.items():
-            parent, _, leaf = node.target.rpartition(".")
-            setattr(self.model.get_submodule(parent), leaf, neuron)
+            set_module(self.model, node.target, neuron)
             node.args, node.kwargs = (node.all_input_nodes[0],), {}
+        for node, average in self.averages.items():
+            set_module(self.model, node.target, average)
+        for node, pool in self.before.items():
+            self._move_before(node, pool)
         broadcasts: dict[fx.Node, fx.Node] = {}
         for node in list(self.graph.nodes):
-            if node.op not in ("call_function", "call_method") or node not in self.spiking or node in self.numbers:
+            if node.op not in ("call_function", "call_method") or node not in self.spiking or node in self.number:
                 continue
             for source in node.all_input_nodes:
-                if source in self.spiking or source not in self.batched or source in self.numbers:
+                if source in self.spiking or source not in self.batched or source in self.number:
                     continue
                 if source not in broadcasts:
                     name = f"time_broadcast_{len(broadcasts)}"
-                    self.model.add_module(name, TimeBroadcast(1))
+                    self.model.add_module(name, TimeBroadcast())
                     with self.graph.inserting_after(source):
                         broadcasts[source] = self.graph.call_module(name, (source,))
                 node.replace_input_with(source, broadcasts[source])
+        self.graph.eliminate_dead_code()
         self.graph.lint()
+        return fx.GraphModule(self.model, self.graph, type(self.model).__name__)
+
+    def _move_before(self, node: fx.Node, pool: nn.Module) -> None:
+        """pool(neurons(x)) becomes neurons(pool(x)); where others read the neurons too, the pooled ones are further neurons."""
+        activation = node.all_input_nodes[0]
+        (currents,) = activation.all_input_nodes
+        neuron = self.neurons[activation]
+        static = currents not in self.spiking
+        set_module(self.model, node.target, pool if static else MaxPoolBefore(pool))
+        alone = len(activation.users) == 1
+        site = activation.target
+        if not alone:
+            site = f"{site}_{node.name}"
+            set_module(self.model, site, copy.deepcopy(neuron))
+            neuron.inplace = False  # the currents are read twice now
+            index = next(i for i, entry in enumerate(self.report.entries) if entry.site == activation.target)
+            old = self.report.entries[index]
+            self.report.entries.insert(
+                index + 1, Entry(site, old.kind, "converted", old.threshold, f"those of {old.site} again, pooled before")
+            )
+        with self.graph.inserting_after(node):
+            pooled = self.graph.call_module(site, (node,))
+        node.replace_all_uses_with(pooled, delete_user_cb=lambda user: user is not pooled)
+        node.args = (currents,)
+        self.spiking.add(pooled)
+        self.batched.add(pooled)
+        if static:
+            self.spiking.discard(node)
+
+
+class _Walker(_Base):
+    """Conversion module by module, for a model that cannot be traced; only checks on an example can vouch for it."""
+
+    def plan(self, examples: tuple[Tensor, ...] | None) -> None:
+        self.reference = copy.deepcopy(self.model)
+        self.neurons: dict[str, IFNode] = {}
+        self.averages: dict[str, nn.Module] = {}
+        calls = self._calls(examples)
+        for name, module in self.model.named_modules(remove_duplicate=False):
+            kind = type(module).__name__
+            if name in self.traced.sites or any(module is other for other in self.traced.sites.values()):
+                if calls.get(module, 0) != 1:
+                    self.refuse(name, kind, f"is called {calls.get(module, 0)} times; a model that cannot be traced must call each once")
+                    continue
+                made = self.neuron(name, module, static=False, inplace=False)
+                if isinstance(made, str):
+                    self.refuse(name, kind, made)
+                else:
+                    self.neurons[name] = made
+            elif any(True for _ in module.children()):
+                continue
+            elif isinstance(module, MAX_POOLS):
+                self._max_pooling(name, module)
+            elif type(module) in BATCH_NORMS and module.running_mean is not None:
+                self.add(name, kind, "kept", "in place, with its running statistics: the model cannot be traced")
+            elif type(module) in (*KEPT, nn.Flatten, nn.Unflatten):
+                self.add(name, kind, "kept")
+            else:
+                self.refuse(name, kind, WHY_NOT.get(type(module), "no rule converts this module"))
+        if not self.neurons and not self.report.unsupported():
+            self.refuse("forward", type(self.model).__name__, "there is no activation module to convert")
+
+    def _max_pooling(self, name: str, pool: nn.Module) -> None:
+        kind = type(pool).__name__
+        if self.max_pool == "spike":
+            self.add(name, kind, "kept", "maximum over the spikes of each step")
+        elif self.max_pool == "avg" and not isinstance(average := _average(pool), str):
+            self.averages[name] = average
+            self.add(name, kind, "replaced", f"by {type(average).__name__}")
+        else:
+            self.refuse(name, kind, 'max pooling does not commute with the mean over time; in a model that cannot be traced choose '
+                        'max_pool="avg" or "spike"')  # fmt: skip
+
+    @torch.no_grad()
+    def _calls(self, examples: tuple[Tensor, ...]) -> dict[nn.Module, int]:
+        """How often each module is called on the example; control flow that depends on data is refused."""
+        calls: dict[nn.Module, int] = {}
+        hooks = [module.register_forward_pre_hook(lambda m, _: calls.__setitem__(m, calls.get(m, 0) + 1))
+                 for module in self.model.modules()]  # fmt: skip
+        try:
+            with _Looked() as looked:
+                self.model(*(x.clone() for x in examples))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if looked.values:
+            self.refuse("forward", type(self.model).__name__, "its control flow or its numbers depend on the values of tensors")
+        return calls
+
+    def rewrite(self) -> nn.Module:
+        for name, module in (*self.neurons.items(), *self.averages.items()):
+            set_module(self.model, name, module)
+        return Walked(self.model)
+
+
+class _Looked(TorchDispatchMode):
+    """Notices when Python looks at the values of tensors: item(), bool(), and the like."""
+
+    values = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default):
+            self.values = True
+        return func(*args, **(kwargs or {}))
+
+
+# Checks on an example
+
+
+class _Quantised(nn.Module):
+    """What exactly calibrated neurons with threshold θ compute in `levels` steps; QCFS with any θ."""
+
+    def __init__(self, threshold: Tensor, levels: int) -> None:
+        super().__init__()
+        self.threshold, self.levels = threshold, levels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return quantise(x, self.threshold, self.levels)
+
+
+def _differ(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-6, atol=1e-9, equal_nan=True)
+
+
+def _in_float64(module: nn.Module, examples: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    # In float32 a sum may be rounded across a level of a quantised activation, which proves nothing.
+    return copy.deepcopy(module).double(), tuple(x.double() if x.is_floating_point() else x for x in examples)
+
+
+def _ranks(module: fx.GraphModule, examples: tuple[Tensor, ...]) -> dict[fx.Node, int]:
+    """The number of dimensions of every tensor in the graph."""
+    ranks: dict[fx.Node, int] = {}
+
+    class Interpreter(fx.Interpreter):
+        def run_node(self, node: fx.Node):
+            value = super().run_node(node)
+            if isinstance(value, Tensor):
+                ranks[node] = value.dim()
+            return value
+
+    with torch.no_grad():
+        Interpreter(module).run(*(x.clone() for x in examples))
+    return ranks
+
+
+@torch.no_grad()
+def _check_examples(model: nn.Module, traced: Traced, examples: tuple[Tensor, ...]) -> None:
+    """ConversionError unless the traced graph is the model, sample by sample, on the example.
+
+    Tracing cannot see everything, and an operation that mixes the samples of a batch would mix the time-steps.
+    """
+    name = type(model).__name__
+    model, inputs = _in_float64(model.eval() if not model.training else copy.deepcopy(model).eval(), examples)
+    ours, _ = _in_float64(traced.module, ())
+
+    def run(module: nn.Module, values: tuple[Tensor, ...]) -> Tensor:
+        return module(*(x.clone() for x in values))
+
+    try:
+        expected = run(model, inputs)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConversionError(f"{name} does not run on example_input in float64: {error}") from error
+    if not isinstance(expected, Tensor):
+        raise ConversionError(f"the output of {name} must be one tensor, got {type(expected).__name__}")
+    if _differ(run(ours, inputs), expected):
+        raise ConversionError(
+            f"the traced graph of {name} differs from the model on example_input; look for in-place operations on tensors "
+            "that are read again"
+        )
+    # Positive multiples and copies would hide a dependence that a scale does not show.
+    other = tuple(2 * x.flip(0) + 0.125 if x.is_floating_point() else x.flip(0) for x in inputs)
+    try:
+        both = run(ours, tuple(torch.cat(pair) for pair in zip(inputs, other)))
+        alone = run(model, other)
+    except (RuntimeError, ValueError) as error:
+        raise ConversionError(f"{name} does not take a batch twice as large as example_input: {error}") from error
+    if _differ(both, torch.cat([expected, alone])):
+        raise ConversionError(f"the output of {name} for a sample depends on the other samples of the batch")
+
+
+@torch.no_grad()
+def _check_network(network: SpikingNetwork, reference: nn.Module, sites: dict[str, nn.Module], max_pool: str,
+                   examples: tuple[Tensor, ...]) -> None:  # fmt: skip
+    """ConversionError unless T = rho = 4 steps, calibrated exactly, are the ANN with activations of 4 levels, in float64."""
+    levels = 4
+    snn, inputs = _in_float64(network, examples)
+    ann, _ = _in_float64(reference, ())
+    nodes, generator = snn.nodes(), torch.Generator().manual_seed(0)
+    for site, node in nodes.items():
+        # Thresholds that no sum of inputs meets by accident: a tie may be rounded either way.
+        jitter = 1 + 1e-3 * torch.rand((), generator=generator, dtype=torch.float64).item()
+        source = next(s for s in sites if site == s or site.startswith(f"{s}_")) if site not in sites else site
+        if source != site:
+            node.v_threshold.copy_(nodes[source].v_threshold)
+        else:
+            node.v_threshold.mul_(jitter)
+            set_module(ann, site, _Quantised(node.v_threshold, levels))
+        node.v_init.copy_(node.v_threshold / 2)
+    if max_pool == "avg":
+        for name, module in list(ann.named_modules()):
+            if isinstance(module, MAX_POOLS) and any(e.site == name and e.status == "replaced" for e in network.report.entries):
+                set_module(ann, name, _average(module))
+    snn._configure(levels, levels, None)
+    try:
+        ours = snn.rate(*inputs)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConversionError(f"the converted network does not run on example_input: {error}", network.report) from error
+    if max_pool == "spike" and any(e.reason == "maximum over the spikes of each step" for e in network.report.entries):
+        return  # by its nature another function than the ANN's
+    theirs = ann(*inputs)
+    if _differ(ours, theirs):
+        error = (ours - theirs).abs().max().item() if ours.shape == theirs.shape else math.inf
+        raise ConversionError("the converted network is not the quantised ANN on example_input (largest difference "
+                              f"{error:.3g}); what it computes cannot be vouched for", network.report)  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .convert import SpikingNetwork
+from .network import SpikingNetwork
 from .neuron import IFNode
 
 

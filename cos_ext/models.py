@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .checkpoints import load_qcfs_checkpoint  # noqa: F401, one place for users to look
 from .qcfs import QCFS
 
 _STEMS = ("cifar", "imagenet")

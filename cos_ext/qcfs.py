@@ -15,7 +15,7 @@ class _QCFSFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(z: Tensor, threshold: Tensor, levels: int) -> Tensor:
-        return _quantise(z, threshold, levels)
+        return quantise(z, threshold, levels)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -29,12 +29,13 @@ class _QCFSFunction(torch.autograd.Function):
         grad_z = grad * inside if ctx.needs_input_grad[0] else None
         grad_threshold = None
         if ctx.needs_input_grad[1]:
-            level = _quantise(z, threshold, ctx.levels) / threshold
+            level = quantise(z, threshold, ctx.levels) / threshold
             grad_threshold = (grad * (level - inside * (z / threshold))).sum_to_size(threshold.shape)
         return grad_z, grad_threshold, None
 
 
-def _quantise(z: Tensor, threshold: Tensor, levels: int) -> Tensor:
+def quantise(z: Tensor, threshold: Tensor, levels: int) -> Tensor:
+    """θ · clip(floor(zL/θ + 1/2) / L, 0, 1), elementwise; see :class:`QCFS`."""
     # Out of place: torch 2.11 compiles in-place operations inside an autograd.Function to a wrong gradient.
     return ((z * levels / threshold + 0.5).floor() / levels).clamp(0, 1) * threshold
 

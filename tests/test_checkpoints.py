@@ -1,0 +1,666 @@
+"""load_qcfs_checkpoint: state dicts with the authors' key names against their networks, and what is refused.
+
+Their networks are written here as plain functions of a state dict with random weights. No training and no conversion.
+"""
+
+import functools
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+
+from cos_ext import QCFS, models
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Which name each repository gives a threshold: in a Sequential, and after the sum of a residual block.
+THRESHOLDS = {
+    "ANN2SNN_COS": (".up", ".relu.up"),
+    "SNN_conversion_QCFS": (".up", ".relu.up"),
+    "ANN_SNN_QCFS": (".thresh", ".act.thresh"),
+}
+RESNETS = {"resnet18": ((2, 2, 2, 2), 64), "resnet20": ((3, 3, 3), 16), "resnet34": ((3, 4, 6, 3), 64)}
+VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+LEVELS = 4
+
+
+# ---------------------------------------------------------------- their state dicts
+
+
+class State(dict):
+    """Random weights under given names; activations stay of the order of 1 through any depth."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def uniform(self, low, high, *shape):
+        return torch.rand(shape, dtype=self.dtype) * (high - low) + low
+
+    def conv(self, name, out, width, side, bias=False):
+        scale = (6 / (width * side * side)) ** 0.5
+        self[name + ".weight"] = self.uniform(-scale, scale, out, width, side, side)
+        if bias:
+            self[name + ".bias"] = self.uniform(-0.3, 0.3, out)
+
+    def norm(self, name, width):
+        self[name + ".weight"] = self.uniform(0.6, 1.4, width)
+        self[name + ".bias"] = self.uniform(-0.3, 0.6, width)
+        self[name + ".running_mean"] = self.uniform(-0.3, 0.3, width)
+        self[name + ".running_var"] = self.uniform(0.5, 1.5, width)
+        self[name + ".num_batches_tracked"] = torch.tensor(1234)
+
+    def linear(self, name, out, width, bias=True):
+        scale = (6 / width) ** 0.5
+        self[name + ".weight"] = self.uniform(-scale, scale, out, width)
+        if bias:
+            self[name + ".bias"] = self.uniform(-0.3, 0.3, out)
+
+    def threshold(self, name):
+        self[name] = self.uniform(0.7, 2.5, 1)
+
+
+def resnet_state(name, repository, classes=10, channels=3, dtype=torch.float64):
+    state, (plain, residual) = State(dtype), THRESHOLDS[repository]
+    blocks, width = RESNETS[name]
+    state.conv("conv1.0", width, channels, 3)
+    state.norm("conv1.1", width)
+    state.threshold("conv1.2" + plain)
+    for stage, count in enumerate(blocks):
+        out = RESNETS[name][1] << stage
+        for block in range(count):
+            at = f"conv{stage + 2}_x.{block}."
+            state.conv(at + "residual_function.0", out, width, 3)
+            state.norm(at + "residual_function.1", out)
+            state.threshold(at + "residual_function.2" + plain)
+            state.conv(at + "residual_function.3", out, out, 3)
+            state.norm(at + "residual_function.4", out)
+            if width != out:
+                state.conv(at + "shortcut.0", out, width, 1)
+                state.norm(at + "shortcut.1", out)
+            state.threshold(at[:-1] + residual)
+            width = out
+    state.linear("fc", classes, width)
+    return state
+
+
+def vgg_state(repository, classes=10, channels=3, features=512, bias=True, dtype=torch.float64):
+    state, (plain, _) = State(dtype), THRESHOLDS[repository]
+    width = channels
+    for layer, widths in enumerate(VGG16, 1):
+        for index, out in enumerate(widths):
+            state.conv(f"layer{layer}.{4 * index}", out, width, 3, bias)
+            state.norm(f"layer{layer}.{4 * index + 1}", out)
+            state.threshold(f"layer{layer}.{4 * index + 2}{plain}")
+            width = out
+    state.linear("classifier.1", 4096, features, bias)
+    state.threshold("classifier.2" + plain)
+    state.linear("classifier.4", 4096, 4096, bias)
+    state.threshold("classifier.5" + plain)
+    state.linear("classifier.7", classes, 4096, bias)
+    return state
+
+
+def make_state(name, repository="ANN2SNN_COS", **options):
+    return vgg_state(repository, **options) if name == "vgg16" else resnet_state(name, repository, **options)
+
+
+@functools.cache
+def _cached(name, repository):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return make_state(name, repository, dtype=torch.float32)
+
+
+def state_of(name, repository="ANN2SNN_COS"):
+    """A dict of one's own, of shared float32 tensors that no test writes to."""
+    return dict(_cached(name, repository))
+
+
+# ---------------------------------------------------------------- their networks
+
+
+class Theirs:
+    """A forward pass over one of those state dicts, in eval mode, for the activation of the repository."""
+
+    def __init__(self, state, repository, levels=LEVELS):
+        self.state, self.levels = state, levels
+        self.plain, self.residual = THRESHOLDS[repository]
+        self.clip_first = repository == "ANN_SNN_QCFS"
+
+    def act(self, x, name):
+        theta, levels = self.state[name], self.levels
+        x = x / theta
+        if self.clip_first:
+            return torch.floor(x.clamp(0, 1) * levels + 0.5) / levels * theta
+        return (torch.floor(x * levels + 0.5) / levels).clamp(0, 1) * theta
+
+    def conv_norm(self, x, conv, norm, stride=1):
+        s = self.state
+        weight = s[conv + ".weight"]
+        x = F.conv2d(x, weight, s.get(conv + ".bias"), stride, weight.shape[-1] // 2)
+        return F.batch_norm(
+            x, s[norm + ".running_mean"], s[norm + ".running_var"], s[norm + ".weight"], s[norm + ".bias"]
+        )
+
+    def linear(self, x, name):
+        return F.linear(x, self.state[name + ".weight"], self.state.get(name + ".bias"))
+
+    def resnet(self, x, name):
+        x = self.act(self.conv_norm(x, "conv1.0", "conv1.1"), "conv1.2" + self.plain)
+        for stage, count in enumerate(RESNETS[name][0]):
+            for block in range(count):
+                at = f"conv{stage + 2}_x.{block}."
+                inner, stride = at + "residual_function.", 2 if stage and not block else 1
+                y = self.act(self.conv_norm(x, inner + "0", inner + "1", stride), inner + "2" + self.plain)
+                y = self.conv_norm(y, inner + "3", inner + "4")
+                if at + "shortcut.0.weight" in self.state:
+                    x = self.conv_norm(x, at + "shortcut.0", at + "shortcut.1", stride)
+                x = self.act(x + y, at[:-1] + self.residual)
+        return self.linear(x.mean((2, 3)), "fc")
+
+    def vgg(self, x):
+        for layer, widths in enumerate(VGG16, 1):
+            for index in range(len(widths)):
+                at = f"layer{layer}."
+                x = self.conv_norm(x, f"{at}{4 * index}", f"{at}{4 * index + 1}")
+                x = self.act(x, f"{at}{4 * index + 2}{self.plain}")
+            x = F.avg_pool2d(x, 2, 2)
+        x = x.flatten(1)
+        for linear, activation in ((1, 2), (4, 5)):
+            x = self.act(self.linear(x, f"classifier.{linear}"), f"classifier.{activation}{self.plain}")
+        return self.linear(x, "classifier.7")
+
+    def __call__(self, x, name):
+        with torch.no_grad():
+            return self.vgg(x) if name == "vgg16" else self.resnet(x, name)
+
+
+def assert_computes_theirs(model, state, repository, name, x, tolerance=1e-9):
+    assert not model.training
+    with torch.no_grad():
+        ours = model(x)
+    theirs = Theirs(state, repository)(x, name)
+    assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+    assert (theirs[0] - theirs[-1]).abs().max() > 0.01 or len(x) == 1, "a network without signal proves nothing"
+    assert theirs.std() > 0.05
+    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
+
+
+@pytest.mark.parametrize("name", models.ARCHITECTURES)
+@pytest.mark.parametrize("repository", THRESHOLDS)
+def test_small_images_give_their_output(repository, name):
+    state = make_state(name, repository, classes=100)
+    model = models.load_qcfs_checkpoint(state, name, levels=LEVELS)
+    assert_computes_theirs(model, state, repository, name, torch.rand(2, 3, 32, 32, dtype=torch.float64))
+    activations = [module for module in model.modules() if isinstance(module, QCFS)]
+    assert all(module.levels == LEVELS for module in activations)
+    assert len({module.threshold.item() for module in activations}) == len(activations)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("repository, name", [("ANN2SNN_COS", "resnet34"), ("ANN_SNN_QCFS", "resnet18")])
+def test_their_resnets_have_the_small_stem_on_imagenet_too(repository, name):
+    state = make_state(name, repository, classes=1000)
+    model = models.load_qcfs_checkpoint(state, name, levels=LEVELS)
+    assert_computes_theirs(model, state, repository, name, torch.rand(2, 3, 56, 40, dtype=torch.float64))
+
+
+def test_imagenet_vgg16():
+    state = vgg_state("ANN2SNN_COS", classes=1000, features=512 * 7 * 7)
+    model = models.load_qcfs_checkpoint(state, "vgg16", levels=LEVELS)
+    x = torch.rand(1, 3, 224, 224, dtype=torch.float64)  # its classifier takes no smaller image
+    assert_computes_theirs(model, state, "ANN2SNN_COS", "vgg16", x)
+
+
+def test_other_image_sizes_of_vgg16_are_theirs_too():
+    state = vgg_state("ANN2SNN_COS")
+    model = models.load_qcfs_checkpoint(state, "vgg16", levels=LEVELS)
+    # At 48 pixels the fifth pool sees 3x3 and drops a row and a column; a global pool would not.
+    assert_computes_theirs(model, state, "ANN2SNN_COS", "vgg16", torch.rand(2, 3, 48, 48, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="too small"):
+        model(torch.rand(1, 3, 28, 28, dtype=torch.float64))
+
+
+def test_vgg16_without_biases():
+    state = vgg_state("ANN2SNN_COS", bias=False)
+    model = models.load_qcfs_checkpoint(state, "vgg16", levels=LEVELS)
+    assert_computes_theirs(model, state, "ANN2SNN_COS", "vgg16", torch.rand(2, 3, 32, 32, dtype=torch.float64))
+    assert all((model.classifier[i].bias == 0).all() for i in (1, 4, 7))
+
+
+def test_vgg16_is_the_stock_architecture(tmp_path):
+    model = models.load_qcfs_checkpoint(state_of("vgg16"), "vgg16", levels=LEVELS)
+    torch.save(model.state_dict(), tmp_path / "ours.pt")
+    stock = models.vgg16(10, levels=LEVELS)
+    models.load_weights(stock, tmp_path / "ours.pt")
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(stock.eval()(x), model(x))
+
+
+# ---------------------------------------------------------------- what is inferred, and what must be said
+
+
+@pytest.mark.parametrize("classes, channels", [(10, 1), (100, 3), (7, 4), (1, 2)])
+def test_classes_and_channels_come_from_the_shapes(classes, channels):
+    model = models.load_qcfs_checkpoint(
+        resnet_state("resnet20", "ANN_SNN_QCFS", classes, channels), "resnet20", levels=2
+    )
+    assert (model.fc.out_features, model.stem[0].in_channels) == (classes, channels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["resnet20", "vgg16"])
+def test_the_dtype_is_the_checkpoints(name, dtype):
+    state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state_of(name).items()}
+    model = models.load_qcfs_checkpoint(state, name, levels=2)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert {value.dtype for key, value in model.state_dict().items() if "num_batches" in key} == {torch.int64}
+
+
+def test_float32_values_arrive_bit_for_bit_but_for_the_means_that_absorb_a_bias():
+    state = state_of("resnet20")
+    loaded = models.load_qcfs_checkpoint(state, "resnet20", levels=2).state_dict()
+    assert sorted(v.double().sum().item() for v in state.values()) == sorted(
+        v.double().sum().item() for v in loaded.values()
+    )
+    state = state_of("vgg16")
+    loaded = models.load_qcfs_checkpoint(state, "vgg16", levels=2).state_dict()
+    for theirs, ours in (("layer5.4", "features.37"), ("layer5.5", "features.38"), ("classifier.7", "classifier.7")):
+        assert torch.equal(loaded[f"{ours}.weight"], state[f"{theirs}.weight"])
+    mean = (state["layer5.5.running_mean"].double() - state["layer5.4.bias"].double()).float()
+    assert torch.equal(loaded["features.38.running_mean"], mean)
+
+
+def test_the_dict_is_copied_and_random_numbers_are_left_alone():
+    state = {key: value.clone() for key, value in state_of("resnet20").items()}
+    before, generator = {key: value.clone() for key, value in state.items()}, torch.get_rng_state()
+    model = models.load_qcfs_checkpoint(state, "resnet20", levels=2)
+    assert torch.equal(torch.get_rng_state(), generator)
+    for parameter in model.parameters():
+        parameter.data.fill_(0)
+    assert state.keys() == before.keys() and all(torch.equal(value, before[key]) for key, value in state.items())
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg16"])
+def test_levels_must_be_said(name):
+    with pytest.raises(ValueError, match=r"does not say its L: pass levels=L.*_L4\.pth"):
+        models.load_qcfs_checkpoint(state_of(name), name)
+
+
+@pytest.mark.parametrize(
+    "levels, error", [(0, ValueError), (-3, ValueError), (4.0, TypeError), ("4", TypeError), (True, TypeError)]
+)
+def test_bad_levels(levels, error):
+    with pytest.raises(error, match="levels must be"):
+        models.load_qcfs_checkpoint(state_of("resnet20"), "resnet20", levels=levels)
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("save", [torch.save, save_file], ids=["torch", "safetensors"])
+@pytest.mark.parametrize("as_text", [False, True])
+def test_files(tmp_path, save, as_text):
+    state = state_of("resnet20", "ANN_SNN_QCFS")
+    path = tmp_path / "resnet20_L[4].pth"
+    save(state, path)
+    model = models.load_qcfs_checkpoint(str(path) if as_text else path, "resnet20", levels=LEVELS)
+    assert_computes_theirs(model.double(), {k: v.double() for k, v in state.items()}, "ANN_SNN_QCFS", "resnet20",
+                           torch.rand(2, 3, 32, 32, dtype=torch.float64))  # fmt: skip
+
+
+def test_levels_in_the_metadata(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(state_of("resnet20"), path, metadata={"levels": "16"})
+    assert models.load_qcfs_checkpoint(path, "resnet20").stem[2].levels == 16
+    assert models.load_qcfs_checkpoint(path, "resnet20", levels=16).stem[2].levels == 16
+    with pytest.raises(ValueError, match=r"one L.*\[8\].*\[16\]"):
+        models.load_qcfs_checkpoint(path, "resnet20", levels=8)
+    with pytest.raises(ValueError, match=r"one L.*\[16\].*\[8\]"):
+        models.load_qcfs_checkpoint(path, models.resnet20(10, levels=8))
+    save_file(state_of("resnet20"), path, metadata={"levels": "four"})
+    with pytest.raises(ValueError, match="levels must be an integer, got 'four'"):
+        models.load_qcfs_checkpoint(path, "resnet20", levels=4)
+
+
+class Attack:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def test_pickled_objects_are_refused(tmp_path):
+    path, witness = tmp_path / "weights.pth", tmp_path / "executed"
+    torch.save({**state_of("resnet20"), "fc.bias": Attack(str(witness))}, path)
+    with pytest.raises(ValueError, match=r"weights\.pth"):
+        models.load_qcfs_checkpoint(path, "resnet20", levels=2)
+    assert not witness.exists()
+    torch.save(models.resnet20(10), path)  # a pickled module
+    with pytest.raises(ValueError, match=r"weights\.pth"):
+        models.load_qcfs_checkpoint(path, "resnet20", levels=2)
+
+
+def test_files_that_are_no_state_dict(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": state_of("resnet20"), "epoch": 3}, path)
+    with pytest.raises(ValueError, match="no state dict of tensors"):
+        models.load_qcfs_checkpoint(path, "resnet20", levels=2)
+    path.write_bytes(b"<html>404</html>")
+    with pytest.raises(ValueError, match="truncated or is not a checkpoint"):
+        models.load_qcfs_checkpoint(path, "resnet20", levels=2)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        models.load_qcfs_checkpoint(tmp_path / "nowhere", "resnet20", levels=2)
+
+
+# ---------------------------------------------------------------- DataParallel
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg16"])
+def test_the_prefix_of_dataparallel(name):
+    state = state_of(name)
+    plain = models.load_qcfs_checkpoint(state, name, levels=2).state_dict()
+    parallel = models.load_qcfs_checkpoint({f"module.{k}": v for k, v in state.items()}, name, levels=2).state_dict()
+    assert plain.keys() == parallel.keys() and all(torch.equal(plain[key], parallel[key]) for key in plain)
+
+
+def test_a_prefix_on_some_of_the_keys_is_refused():
+    state = state_of("resnet20")
+    state["module.fc.bias"] = state.pop("fc.bias")
+    assert_refused(state, "resnet20", "missing: fc.bias (ours: fc.bias)", "unexpected: module.fc.bias")
+
+
+# ---------------------------------------------------------------- what does not fit
+
+
+def assert_refused(state, architecture, *said, levels=2):
+    """A ValueError that says all of `said`; an instance stays as it was."""
+    instance = architecture if isinstance(architecture, nn.Module) else None
+    before = {} if instance is None else {key: value.clone() for key, value in instance.state_dict().items()}
+    training = instance is not None and instance.training
+    with pytest.raises(ValueError, match="does not fit .*, nothing was loaded") as caught:
+        models.load_qcfs_checkpoint(state, architecture, levels=levels)
+    for text in said:
+        assert text in str(caught.value), str(caught.value)
+    if instance is not None:
+        assert instance.training == training
+        assert all(torch.equal(value, before[key]) for key, value in instance.state_dict().items())
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name, repository", [("resnet20", "ANN2SNN_COS"), ("resnet20", "ANN_SNN_QCFS"),
+                                              ("vgg16", "SNN_conversion_QCFS")])  # fmt: skip
+def test_every_key_is_needed(name, repository):
+    whole = state_of(name, repository)
+    for key in whole:
+        message = assert_refused({k: v for k, v in whole.items() if k != key}, name, f"missing: {key} (ours: ")
+        assert len(message.splitlines()) == 2, message  # and nothing else is wrong
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg16"])
+def test_every_shape_is_checked(name):
+    whole = state_of(name)
+    for key, value in whole.items():
+        # One more value in the last dimension (of a kernel, where there is one), or a dimension too many.
+        shape = (*value.shape[:-1], value.shape[-1] + 1) if value.ndim else (1,)
+        message = assert_refused(
+            {**whole, key: value.new_ones(()).expand(shape)}, name, f"mis-shaped: {key} {shape} (ours: "
+        )
+        assert len(message.splitlines()) == 2, message
+
+
+def test_classes_and_channels_that_are_none():
+    state = state_of("resnet20")
+    for key in ("fc.weight", "conv1.0.weight"):
+        assert_refused({**state, key: state[key].unsqueeze(0)}, "resnet20", f"mis-shaped: {key} (1, ")
+
+
+def test_classes_that_disagree():
+    state = state_of("resnet20")
+    assert_refused({**state, "fc.bias": torch.zeros(11)}, "resnet20", "mis-shaped: fc.bias (11,) (ours: fc.bias (10,))")
+
+
+def test_everything_is_listed_at_once():
+    state = state_of("vgg16")
+    del state["layer1.0.bias"], state["layer3.6.up"], state["classifier.5.up"]
+    state |= {"layer9.0.weight": torch.zeros(1), "extra": torch.zeros(2), "layer2.1.bias": torch.zeros(5),
+              "classifier.4.bias": torch.zeros(4096, dtype=torch.int64),
+              "layer4.2.up": torch.tensor([-1.0])}  # fmt: skip
+    message = assert_refused(
+        state, "vgg16",
+        "missing: layer3.6.up (ours: features.19.threshold), classifier.5.up (ours: classifier.5.threshold), "
+        "layer1.0.bias (ours: features.1.running_mean)",
+        "unexpected: layer9.0.weight, extra",
+        "mis-shaped: layer2.1.bias (5,) (ours: features.8.bias (128,))",
+        "not floating-point: classifier.4.bias torch.int64",
+        "thresholds that are not positive and finite: layer4.2.up = -1.0",
+    )  # fmt: skip
+    assert len(message.splitlines()) == 6
+
+
+@pytest.mark.parametrize("value", [0.0, -0.5, float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("repository", ["ANN2SNN_COS", "ANN_SNN_QCFS"])
+def test_thresholds_are_positive_and_finite(repository, value):
+    whole = state_of("resnet20", repository)
+    for key in (key for key in whole if key.endswith(("up", "thresh"))):
+        assert_refused({**whole, key: torch.tensor([value])}, "resnet20", f"{key} = {value}")
+
+
+def test_a_threshold_that_underflows_in_the_models_dtype():
+    state = {**state_of("resnet20"), "conv1.2.up": torch.tensor([1e-9])}
+    models.load_qcfs_checkpoint(state, "resnet20", levels=2)
+    assert_refused(state, models.resnet20(10, levels=2).half(), "conv1.2.up = 0.0")
+
+
+@pytest.mark.parametrize("of", models.ARCHITECTURES)
+@pytest.mark.parametrize("name", models.ARCHITECTURES)
+def test_wrong_architecture(of, name):
+    if of != name:
+        assert_refused(state_of(of, "ANN_SNN_QCFS"), name, f"its keys look like those of {of}")
+
+
+def test_mixed_threshold_names():
+    state = state_of("resnet20", "ANN2SNN_COS")
+    state["conv1.2.thresh"] = state.pop("conv1.2.up")
+    assert_refused(state, "resnet20", "missing: conv1.2.up", "unexpected: conv1.2.thresh")
+
+
+def test_a_plain_relu_checkpoint_has_no_thresholds():
+    state = {key: value for key, value in state_of("resnet20").items() if not key.endswith(".up")}
+    message = assert_refused(state, "resnet20", "missing: conv1.2.up (ours: stem.2.threshold)")
+    assert message.count(".threshold)") == 19
+
+
+def test_our_own_checkpoint_is_told_to_load_weights():
+    state = models.resnet20(10).state_dict()
+    assert_refused(state, "resnet20", "its keys look like cos_ext's own: use cos_ext.models.load_weights")
+
+
+@pytest.mark.parametrize("extra, architecture, network", [
+    ("conv1.3.weight", "resnet18", "resnet20p of ANN2SNN_COS: a stem of three convolutions"),
+    ("conv2_x.0.residual_function.6.weight", "resnet34", "a ResNet of bottleneck blocks"),
+    ("module_list.0.weight", "vgg16", "vgg16_normed"),
+])  # fmt: skip
+def test_networks_of_theirs_that_we_lack(extra, architecture, network):
+    state = {**state_of(architecture), extra: torch.zeros(64, 64, 3, 3)}
+    assert_refused(state, architecture, f"looks like {network}", f"unexpected: {extra}")
+
+
+def test_vgg16_without_batchnorm_has_max_pooling_and_is_refused():
+    state = State(torch.float32)
+    width = 3
+    for layer, widths in enumerate(VGG16, 1):
+        for index, out in enumerate(widths):
+            state.conv(f"layer{layer}.{3 * index}", out, width, 3, bias=True)
+            state.threshold(f"layer{layer}.{3 * index + 1}.thresh")
+            width = out
+    state |= {key: value for key, value in state_of("vgg16", "ANN_SNN_QCFS").items() if key.startswith("classifier")}
+    assert_refused(state, "vgg16", "looks like vgg16_wobn of ANN_SNN_QCFS: no BatchNorm, and max pooling")
+
+
+def test_another_depth_of_vgg_is_refused():
+    state = state_of("vgg16")
+    state |= {key.replace("layer3.8", "layer3.12"): value for key, value in state.items() if key.startswith("layer3.8")}
+    assert_refused(state, "vgg16", "unexpected: layer3.12.weight, layer3.12.bias")
+
+
+# ---------------------------------------------------------------- instances
+
+
+@pytest.mark.parametrize("name, repository", [("resnet20", "ANN2SNN_COS"), ("vgg16", "ANN_SNN_QCFS")])
+@pytest.mark.parametrize("given", [None, LEVELS])
+def test_instance(name, repository, given):
+    state = make_state(name, repository)
+    model = models.build(name, 10, levels=LEVELS, stem="cifar").double()
+    if name == "vgg16":
+        model.classifier[3].p = 0.5  # the identity in eval mode
+    tensors = {key: value.data_ptr() for key, value in model.state_dict().items()}
+    assert models.load_qcfs_checkpoint(state, model, levels=given) is model
+    assert {key: value.data_ptr() for key, value in model.state_dict().items()} == tensors
+    assert_computes_theirs(model, state, repository, name, torch.rand(2, 3, 32, 32, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg16"])
+def test_what_was_loaded_can_be_loaded_again(name):
+    model = models.load_qcfs_checkpoint(state_of(name), name, levels=2)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    models.load_qcfs_checkpoint(state_of(name), model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_instance_keeps_its_dtype():
+    model = models.resnet20(10, levels=LEVELS).double()
+    models.load_qcfs_checkpoint(state_of("resnet20"), model)
+    assert model.fc.weight.dtype == torch.float64
+    assert torch.equal(model.fc.weight, state_of("resnet20")["fc.weight"].double())
+
+
+def test_levels_of_an_instance():
+    with pytest.raises(ValueError, match=r"one L; levels: \[4\], the model: \[8\]"):
+        models.load_qcfs_checkpoint(state_of("resnet20"), models.resnet20(10, levels=8), levels=4)
+    model = models.resnet20(10, levels=8)
+    model.stem[2].levels = 4
+    with pytest.raises(ValueError, match=r"one L; the model: \[4, 8\]"):
+        models.load_qcfs_checkpoint(state_of("resnet20"), model)
+
+
+def set_at(model, path, value):
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, value)
+
+
+def strided(model):
+    model.stages[1][0].conv1.stride = (1, 1)
+
+
+def share(model):
+    model.stages[0][1].act1 = model.stages[0][0].act1
+
+
+def ceiled(model):
+    model.features[6].ceil_mode = True
+
+
+@pytest.mark.parametrize("name, change, said", [
+    ("resnet20", lambda m: set_at(m, "stem.2", nn.ReLU()), "stem.2: ReLU() instead of QCFS"),
+    ("resnet20", lambda m: set_at(m, "pool", nn.AdaptiveMaxPool2d(1)), "pool: AdaptiveMaxPool2d(output_size=1)"),
+    ("resnet20", lambda m: set_at(m, "stages.0.1.bn1", nn.BatchNorm2d(16, eps=1e-3)), "BatchNorm2d(16, eps=0.001"),
+    ("resnet20", lambda m: set_at(m, "stages.0.1.bn1", nn.BatchNorm2d(16, affine=False)), "affine=False"),
+    ("resnet20", lambda m: set_at(m, "fc", nn.Linear(64, 10, bias=False)), "fc: Linear("),
+    ("resnet20", lambda m: set_at(m, "stem.0", nn.Conv2d(3, 16, 3, padding=1)), "stem.0: Conv2d("),
+    ("resnet20", lambda m: m.stem.append(nn.AvgPool2d(2)), "padding=0) instead of nothing"),
+    ("resnet20", lambda m: set_at(m, "stem.2.threshold", nn.Parameter(torch.ones(16, 1, 1))),
+     "mis-shaped: conv1.2.up (1,) (ours: stem.2.threshold (16, 1, 1))"),
+    ("resnet20", strided, "stages.1.0.conv1: Conv2d(16, 32, kernel_size=(3, 3), stride=(1, 1)"),
+    ("resnet20", share, "stages.0.1.act1.threshold is the same tensor as stages.0.0.act1.threshold"),
+    ("vgg16", lambda m: set_at(m, "features.6", nn.MaxPool2d(2)), "features.6: MaxPool2d("),
+    ("vgg16", lambda m: set_at(m, "features.43", nn.AdaptiveMaxPool2d(1)), "features.43: AdaptiveMaxPool2d("),
+    ("vgg16", lambda m: set_at(m, "features.13", nn.AdaptiveAvgPool2d(1)), "features.13: AdaptiveAvgPool2d("),
+    ("vgg16", lambda m: set_at(m, "features.43", nn.AdaptiveAvgPool2d(2)), "features.43: AdaptiveAvgPool2d("),
+    ("vgg16", ceiled, "features.6: AvgPool2d("),
+], ids=range(15))  # fmt: skip
+def test_an_instance_that_computes_something_else(name, change, said):
+    model = models.build(name, 10, levels=2, stem="cifar")
+    change(model)
+    message = assert_refused(state_of(name), model, said)
+    assert len(message.splitlines()) == 2, message
+
+
+def test_an_instance_with_other_activations():
+    message = assert_refused(
+        state_of("resnet20"), models.resnet20(10, activation=nn.ReLU), "stem.2: ReLU() instead of QCFS"
+    )
+    assert message.count("ReLU() instead of") == 19
+
+
+def test_instances_of_another_size_or_stem():
+    state = state_of("resnet20")
+    assert_refused(
+        state,
+        models.resnet20(100, levels=2),
+        "mis-shaped: fc.weight (10, 64) (ours: fc.weight (100, 64)), fc.bias (10,)",
+    )
+    assert_refused(
+        state,
+        models.resnet20(10, 1, levels=2),
+        "mis-shaped: conv1.0.weight (16, 3, 3, 3) (ours: stem.0.weight (16, 1, 3, 3))",
+    )
+    assert_refused(
+        state, models.resnet20(10, levels=2, stem="imagenet"), "mis-shaped: conv1.0.weight", "stem.3: AvgPool2d("
+    )
+    assert_refused(
+        state_of("resnet34"),
+        models.resnet18(10, levels=2),
+        "unexpected: conv2_x.2.",
+        "its keys look like those of resnet34",
+    )
+    assert_refused(state_of("vgg16"), models.resnet18(10, levels=2), "its keys look like those of vgg16")
+
+
+def test_instances_that_are_none_of_theirs():
+    with pytest.raises(ValueError, match=r"stages of \[1, 1\] blocks"):
+        models.load_qcfs_checkpoint(
+            state_of("resnet20"), models.ResNet([1, 1], [16, 32], 10, 3, "cifar", lambda: QCFS(2))
+        )
+
+    class Other(models.ResNet):
+        def forward(self, x):
+            return -super().forward(x)
+
+    model = Other([3, 3, 3], [16, 32, 64], 10, 3, "cifar", lambda: QCFS(2))
+    assert_refused(state_of("resnet20"), model, "the model: Other instead of ResNet")
+
+
+# ---------------------------------------------------------------- types
+
+
+@pytest.mark.parametrize("source", [None, 3, [("fc.weight", torch.zeros(1))], nn.Linear(2, 2), b"path"])
+def test_sources_of_the_wrong_type(source):
+    with pytest.raises(TypeError, match="path_or_dict must be a path or a state dict, got"):
+        models.load_qcfs_checkpoint(source, "resnet20", levels=2)
+
+
+def test_dicts_of_something_else():
+    with pytest.raises(TypeError, match=r"got \{'state_dict': 'dict', 'epoch': 'int'\}"):
+        models.load_qcfs_checkpoint({"state_dict": state_of("resnet20"), "epoch": 3}, "resnet20", levels=2)
+    with pytest.raises(TypeError, match=r"got \{1: 'Tensor'\}"):
+        models.load_qcfs_checkpoint({1: torch.zeros(1)}, "resnet20", levels=2)
+    assert_refused({}, "resnet20", "missing: conv1.0.weight")
+
+
+@pytest.mark.parametrize("architecture", [None, 20, nn.Linear(2, 2), models.resnet20, models.ResNet])
+def test_architectures_of_the_wrong_type(architecture):
+    with pytest.raises(TypeError, match="architecture must be a name or a ResNet or VGG"):
+        models.load_qcfs_checkpoint(state_of("resnet20"), architecture, levels=2)
+
+
+@pytest.mark.parametrize("architecture", ["resnet50", "ResNet20", ""])
+def test_unknown_architectures(architecture):
+    with pytest.raises(ValueError, match=r"\['resnet18', 'resnet20', 'resnet34', 'vgg16'\], got"):
+        models.load_qcfs_checkpoint(state_of("resnet20"), architecture, levels=2)
