@@ -2,6 +2,7 @@
 
 from . import data, functional, models
 from ._ops import build_info
+from .calibrate import calibrate_thresholds, load_thresholds, save_thresholds
 from .convert import convert, load_network
 from .evaluate import Evaluation, evaluate
 from .network import SpikingNetwork
@@ -9,5 +10,6 @@ from .neuron import IFNode
 from .qcfs import QCFS
 from .report import ConversionError, ConversionReport
 
-__all__ = ["QCFS", "ConversionError", "ConversionReport", "Evaluation", "IFNode", "SpikingNetwork", "build_info", "convert",
-           "data", "evaluate", "functional", "load_network", "models"]  # fmt: skip
+__all__ = ["QCFS", "ConversionError", "ConversionReport", "Evaluation", "IFNode", "SpikingNetwork", "build_info",
+           "calibrate_thresholds", "convert", "data", "evaluate", "functional", "load_network", "load_thresholds", "models",
+           "save_thresholds"]  # fmt: skip

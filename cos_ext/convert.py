@@ -1,6 +1,7 @@
 """Conversion of a trained ANN into a SpikingNetwork: the rules of what converts, the rewriting of the graph, and its checks.
 
-Tracing is in graph.py, folding in fold.py, what runs afterwards in network.py and neuron.py.
+Tracing is in graph.py, folding in fold.py, checks on an example in verify.py, what runs afterwards in network.py, pooling.py and
+neuron.py.
 
 Two worlds. What comes before the first neurons of every path is static: the same at every step, computed once on [B, ...],
 whatever it is. What depends on a neuron is spiking: time is folded into the batch, [T*B, ...]. There only operations are kept that
@@ -24,20 +25,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .fold import BATCH_NORMS, fold_batchnorms
 from .graph import Traced, argument, clip_of, is_activation, owner_of, set_module, trace
-from .network import FORMAT, MaxPoolBefore, SpikingNetwork, TimeBroadcast, Walked, as_inputs, check_settings
+from .network import FORMAT, SpikingNetwork, TimeBroadcast, Walked, as_inputs, check_settings
 from .neuron import IFNode
-from .qcfs import QCFS, quantise
+from .pooling import MAX_POOL_FUNCTIONS, MAX_POOLS, MaxPoolBefore, average_of
+from .qcfs import QCFS
 from .report import ConversionError, ConversionReport, Entry
+from .verify import check_model, check_network, shapes_on
 
 MAX_POOL_POLICIES = ("error", "avg", "spike", "before")
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-PADS = tuple(getattr(nn, f"{kind}Pad{d}d") for kind in ("Zero", "Constant", "Reflection", "Replication") for d in (1, 2, 3))
+PADS = tuple(
+    getattr(nn, f"{kind}Pad{d}d") for kind in ("Zero", "Constant", "Reflection", "Replication") for d in (1, 2, 3)
+)
 # Affine, sample by sample.
 KEPT = (*CONVOLUTIONS, nn.Linear, nn.Identity, *AVERAGES, *DROPOUTS, *PADS, nn.Upsample, nn.UpsamplingNearest2d,
         nn.UpsamplingBilinear2d, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)  # fmt: skip
-MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
 # Why common modules have no rule; any other has none either.
 WHY_NOT: dict[type, str] = {
     **dict.fromkeys((nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LocalResponseNorm),
@@ -49,6 +53,9 @@ WHY_NOT: dict[type, str] = {
     nn.Hardtanh: "does not start at 0",
     nn.LPPool2d: "is not linear in its input",
 }  # fmt: skip
+# Their output has the batch first, as their input.
+SAMPLE_FIRST = (*KEPT, *MAX_POOLS, *BATCH_NORMS, *(kind for kind, why in WHY_NOT.items() if "state" not in why and
+                                                   kind is not nn.MultiheadAttention))  # fmt: skip
 # Functions and methods that have a rule, by the name of the rule. Anything else is refused.
 FUNCTIONS = {
     operator.add: "sum", torch.add: "sum", operator.sub: "sum", torch.sub: "sum", operator.iadd: "add_", operator.neg: "unary",
@@ -79,8 +86,6 @@ ALIASING_RULES = ("add_", "flatten", "view", "unary", "dropout", "transpose", "p
 RANKS = {getattr(nn, f"{name}{d}d"): d + 2 for d in (1, 2, 3) for name in
          ("Conv", "ConvTranspose", "AvgPool", "AdaptiveAvgPool", "MaxPool", "AdaptiveMaxPool", "ZeroPad", "ReflectionPad",
           "ReplicationPad", "ConstantPad")} | {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5, nn.PixelShuffle: 4}  # fmt: skip
-MAX_POOL_FUNCTIONS = {getattr(TF, f"{prefix}max_pool{d}d"): getattr(nn, f"{kind}MaxPool{d}d") for d in (1, 2, 3)
-                      for prefix, kind in (("", ""), ("adaptive_", "Adaptive"))}  # fmt: skip
 
 
 def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int | None = 1,
@@ -104,7 +109,7 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
             broadcasts to its neurons. QCFS brings its own; ReLU6, Hardtanh and clamp take their clip unless told otherwise.
         max_pool: "error": a max pooling of spikes is an offender. "avg": replace it by average pooling (another network).
             "spike": the maximum over the spikes of each step (overestimates). "before": pool before the neurons, where the
-            input is theirs alone; exact with calibration, see :class:`cos_ext.network.MaxPoolBefore`.
+            input is theirs alone; exact with calibration, see :class:`cos_ext.pooling.MaxPoolBefore`.
         fold_batchnorm: fold each BatchNorm into the convolution or Linear before it where nothing else reads that, and the
             fold gives the same on random inputs; the report says where and why not.
         example_input: a [B, ...] input, or a tuple of inputs, on the model's device. If given, three things are checked on it in
@@ -130,7 +135,7 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
         raise ConversionError(f"{name} cannot be traced by torch.fx ({traced.why_not}); if each of its activations is a module of "
                               "its own, pass example_input, on which the conversion module by module is checked")  # fmt: skip
     if examples is not None:
-        _check_examples(model, traced, examples)
+        check_model(model, traced, examples)
     planner = (_Planner if traced.graph is not None else _Walker)(traced, given, max_pool, fold_batchnorm)
     planner.plan(examples)
     offenders = planner.report.unsupported()
@@ -139,16 +144,20 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
         raise ConversionError(f"{name} cannot be converted; {len(offenders)} offending:\n{listed}", planner.report)
     unknown = sorted(set(given) - set(traced.sites))
     if unknown:
-        raise ValueError(f"thresholds names {unknown}, which are no activation call sites; those are {list(traced.sites)}")
+        raise ValueError(
+            f"thresholds names {unknown}, which are no activation call sites; those are {list(traced.sites)}"
+        )
     module = planner.rewrite().eval().requires_grad_(False)
     options = {"max_pool": max_pool, "fold_batchnorm": fold_batchnorm, "sites": tuple(traced.sites)}
     network = SpikingNetwork(module, planner.report, timesteps, rho, iterations, options).eval()
     if examples is not None:
-        _check_network(network, planner.reference, traced.sites, max_pool, examples)
+        check_network(network, planner.reference, traced.sites, max_pool, examples)
     return network
 
 
-def load_network(path: str | Path, model: nn.Module, example_input: Tensor | tuple[Tensor, ...] | None = None) -> SpikingNetwork:
+def load_network(
+    path: str | Path, model: nn.Module, example_input: Tensor | tuple[Tensor, ...] | None = None
+) -> SpikingNetwork:
     """A network that :meth:`SpikingNetwork.save` wrote, beside the ANN it was made from.
 
     Args:
@@ -168,7 +177,9 @@ def load_network(path: str | Path, model: nn.Module, example_input: Tensor | tup
         raise ValueError(f"{path} is not a saved spiking network: {error}") from error
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} has the format {header.get('format')!r}, this cos_ext reads {FORMAT!r}")
-    thresholds = {site: torch.ones(value) if isinstance(value, list) else value for site, value in header["thresholds"].items()}
+    thresholds = {
+        site: torch.ones(value) if isinstance(value, list) else value for site, value in header["thresholds"].items()
+    }
     network = convert(model, timesteps=header["timesteps"], rho=header["rho"], iterations=header["iterations"],
                       thresholds=thresholds, max_pool=header["max_pool"], fold_batchnorm=header["fold_batchnorm"],
                       example_input=example_input)  # fmt: skip
@@ -215,24 +226,15 @@ class _Base:
         theta = neuron.v_threshold
         shown = f"{theta.item():.6g}" if theta.dim() == 0 else f"{theta.min().item():.4g}..{theta.max().item():.4g}"
         origin = "from thresholds" if site in self.thresholds else "learned" if clip is None else "its clip"
-        self.add(site, self.traced.origin[site], "converted", origin + ("; static input, read once" if static else ""), shown)
+        self.add(
+            site, self.traced.origin[site], "converted", origin + ("; static input, read once" if static else ""), shown
+        )
         return neuron
 
     def unused(self) -> None:
         for name, module in self.traced.uncalled.items():
             if isinstance(module, (nn.ReLU, nn.ReLU6, nn.Hardtanh, QCFS, *MAX_POOLS)):
                 self.add(name, type(module).__name__, "unused", "forward does not call it")
-
-
-def _average(pool: nn.Module) -> nn.Module | str:
-    """The average pooling over a max pooling's windows, or why there is none."""
-    dims = type(pool).__name__[-2:].lower()
-    if isinstance(pool, (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)):
-        return getattr(nn, f"AdaptiveAvgPool{dims}")(pool.output_size)
-    if pool.dilation not in (1, (1,), (1, 1), (1, 1, 1)):
-        return "there is no average pooling with dilation"
-    kwargs = {"ceil_mode": pool.ceil_mode, "count_include_pad": False}
-    return getattr(nn, f"AvgPool{dims}")(pool.kernel_size, pool.stride, pool.padding, **kwargs)
 
 
 class _Planner(_Base):
@@ -250,12 +252,17 @@ class _Planner(_Base):
         # Numbers, and what they know: "shape" and "batch" of a tensor, "plain" (not the batch), "mixed" (may be anything).
         self.number: dict[fx.Node, str] = {}
         self.lists: set[fx.Node] = set()  # tuples of tensors, from chunk and split
+        # Their first dimension is surely the batch: not so after view(-1, ...), which may cut samples in pieces.
+        self.leading: set[fx.Node] = set()
         self.rank: dict[fx.Node, int] = {}  # number of dimensions, where it is known
 
     def plan(self, examples: tuple[Tensor, ...] | None) -> None:
         self._max_pool_modules()
+        self.seen: set[fx.Node] | None = None  # whose first dimension is the batch on the example
         if examples is not None:
-            self.rank = _ranks(self.model, examples)
+            shapes = shapes_on(self.model, examples)
+            self.rank = {node: len(shape) for node, shape in shapes.items()}
+            self.seen = {node for node, shape in shapes.items() if shape[:1] == examples[0].shape[:1]}
         folds = fold_batchnorms(self.model, self._known_ranks()) if self.fold else []
         self.folded = {fold.layer: fold for fold in folds if not fold.why_not}
         self.unfolded = {fold.norm: f"not folded: {fold.why_not}" for fold in folds if fold.why_not}
@@ -266,6 +273,9 @@ class _Planner(_Base):
                 self.spiking.add(node)
             if node.op == "placeholder" or any(source in self.batched for source in sources):
                 self.batched.add(node)
+            tensors = [source for source in sources if source in self.batched and source not in self.number]
+            if node in self.seen if self.seen is not None else all(source in self.leading for source in tensors):
+                self.leading.add(node)
             if node.op == "call_module":
                 self._module(node, self.model.get_submodule(node.target))
             elif node.op in ("call_function", "call_method"):
@@ -278,6 +288,7 @@ class _Planner(_Base):
                 self.refuse("forward", type(self.model).__name__, "there is no activation to convert")
             elif not any(node.op == "output" and node in self.spiking for node in self.graph.nodes):
                 self.refuse("forward", "output", "the output does not depend on any activation")
+
     def _copy(self) -> fx.GraphModule:
         """The ANN as it is now, for the last check: the fold has a check of its own, to the rounding of the model's dtype."""
         return fx.GraphModule(copy.deepcopy(self.model), copy.deepcopy(self.graph))
@@ -346,6 +357,12 @@ class _Planner(_Base):
         elif not spiking:
             if node in self.batched:
                 self._keep_module(site, kind, "static, runs once")
+            if self.seen is None and not (type(module) in SAMPLE_FIRST or type(module) in (nn.Flatten, nn.Unflatten)):
+                self.leading.discard(node)
+            elif self.seen is None and type(module) in (nn.Flatten, nn.Unflatten):
+                first = module.start_dim if type(module) is nn.Flatten else module.dim
+                if not (isinstance(first, int) and first >= 1):
+                    self.leading.discard(node)
             return
         elif len(sources) != 1:
             reason = "is called with several tensors"
@@ -360,7 +377,11 @@ class _Planner(_Base):
             merges = module.start_dim < 1
             reason = f"start_dim={module.start_dim} may merge the batch, into which time is folded" if merges else ""
         elif type(module) is nn.Unflatten:
-            reason = "" if isinstance(module.dim, int) and module.dim >= 1 else "may split the batch, into which time is folded"
+            reason = (
+                ""
+                if isinstance(module.dim, int) and module.dim >= 1
+                else "may split the batch, into which time is folded"
+            )
             self.rank.pop(node, None)
         elif type(module) not in KEPT:
             reason = WHY_NOT.get(type(module), "no rule converts this module")
@@ -403,7 +424,7 @@ class _Planner(_Base):
             self.add(site, kind, "kept", "maximum over the spikes of each step")
             return ""
         if self.max_pool == "avg":
-            average = _average(pool)
+            average = average_of(pool)
             if isinstance(average, str):
                 return average
             self.averages[node] = average
@@ -445,41 +466,48 @@ class _Planner(_Base):
             return
         kind = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         source = next((source for source in sources if source not in self.number), None)
-        if node not in self.rank and source in self.rank:
+        known, rule = self.rank.get(node), self._rule(node)
+        if rule is not None and known is None and source in self.rank:
             self.rank[node] = self.rank[source]  # the rules that change it say so
-        known = self.rank.get(node)
-        if node not in self.spiking:
-            if node not in self.batched:
-                return
-            rule = self._rule(node)
-            if rule == "add_" and not self._owned(node.args[0]):
-                self._refuse_at(node, self._site(node), kind, "adds in place to a tensor that others may read; write y = y + z")
-                return
-            if rule is not None and rule not in ("getattr",):
-                getattr(self, f"_{rule}")(node, source)  # for the rank alone
-            else:
-                self.rank.pop(node, None)
-            if known is not None and rule is None:
-                self.rank[node] = known
-            self.add(self._site(node), kind, "kept", "static, runs once")
-            return
-        rule = self._rule(node)
         if rule is None:
             reason = "no rule converts this function"
-            self.rank.pop(node, None)
         else:
-            first = None
-            if rule == "view":
-                first = self._view_shape(node)[:1]
-            others = [s for s in sources if s in self.number and self.number[s] != "plain" and not (first and s is first[0])]
-            if others and rule != "getattr":
-                reason = "uses the size of the batch, into which time is folded"
+            first = self._view_shape(node)[:1] if rule == "view" else ()
+            sizes = [s for s in sources if self.number.get(s, "plain") != "plain" and s not in first]
+            uses_batch = sizes and rule != "getattr"
+            reason = (
+                "uses the size of the batch, into which time is folded"
+                if uses_batch
+                else getattr(self, f"_{rule}")(node, source)
+            )
+        if known is not None:
+            self.rank[node] = known
+        if node in self.spiking:
+            reason = reason or self._broadcast_is_unsure(node)
+            if reason:
+                self._refuse_at(node, self._site(node), kind, reason)
             else:
-                reason = getattr(self, f"_{rule}")(node, source)
-        if reason:
-            self._refuse_at(node, self._site(node), kind, reason)
-        else:
-            self.add(self._site(node), kind, "kept")
+                self.add(self._site(node), kind, "kept")
+        elif node in self.batched:
+            # Static: whatever it is, it runs as in the ANN; only an in-place addition may be seen by neurons that read its memory.
+            if rule == "add_" and not self._owned(node.args[0]):
+                self._refuse_at(
+                    node, self._site(node), kind, "adds in place to a tensor that others may read; write y = y + z"
+                )
+            if reason and self.seen is None:
+                self.leading.discard(node)
+            self.add(self._site(node), kind, "kept", "static, runs once")
+
+    def _broadcast_is_unsure(self, node: fx.Node) -> str:
+        static = [
+            s for s in node.all_input_nodes if s in self.batched and s not in self.spiking and s not in self.number
+        ]
+        unsure = [s.name for s in static if s not in self.leading]
+        return (
+            f"whether {', '.join(unsure)} has the batch as its first dimension is not known; pass example_input"
+            if unsure
+            else ""
+        )
 
     def _is_number(self, node: fx.Node) -> bool:
         """Recognise sizes and what is computed from them."""
@@ -496,9 +524,16 @@ class _Planner(_Base):
         if node.op == "call_method" and node.target == "size" and source not in self.number:
             dim = argument(node, 1, "dim")
             self.number[node] = "shape" if dim is None else of(dim)
+            if self.number[node] == "batch" and source not in self.leading:
+                self.number[node] = "mixed"
         elif node.op == "call_method" and node.target in ("dim", "ndimension", "numel") and source not in self.number:
             self.number[node] = "mixed" if node.target == "numel" else "plain"
-        elif node.op == "call_function" and node.target is getattr and source not in self.number and node.args[1] in ("shape", *PLAIN):
+        elif (
+            node.op == "call_function"
+            and node.target is getattr
+            and source not in self.number
+            and node.args[1] in ("shape", *PLAIN)
+        ):
             self.number[node] = "shape" if node.args[1] == "shape" else "plain"
         elif node.op == "call_function" and node.target is operator.getitem and source in self.number:
             if self.number[source] != "shape":
@@ -507,11 +542,19 @@ class _Planner(_Base):
                 rank = self.rank.get(source.args[0])
                 index = node.args[1]
                 if isinstance(index, slice):
-                    fine = isinstance(index.start, int) and (index.start > 0 or (rank is not None and index.start > -rank))
+                    fine = isinstance(index.start, int) and (
+                        index.start > 0 or (rank is not None and index.start > -rank)
+                    )
                     self.number[node] = "plain" if index.start and fine and index.step in (None, 1) else "mixed"
                 else:
                     self.number[node] = of(index)
-        elif node.op == "call_function" and node.target in ARITHMETIC and all(s in self.number for s in node.all_input_nodes):
+                if self.number[node] == "batch" and source.args[0] not in self.leading:
+                    self.number[node] = "mixed"
+        elif (
+            node.op == "call_function"
+            and node.target in ARITHMETIC
+            and all(s in self.number for s in node.all_input_nodes)
+        ):
             kinds = {self.number[s] for s in node.all_input_nodes}
             self.number[node] = "plain" if kinds <= {"plain"} else "mixed"
         else:
@@ -579,13 +622,19 @@ class _Planner(_Base):
 
     def _weighted(self, node: fx.Node, source: fx.Node | None) -> str:
         """F.linear and F.conv: the input may spike, weight and bias may not depend on the input at all."""
-        weights = [value for value in (argument(node, 1, "weight"), argument(node, 2, "bias")) if isinstance(value, fx.Node)]
+        weights = [
+            value for value in (argument(node, 1, "weight"), argument(node, 2, "bias")) if isinstance(value, fx.Node)
+        ]
         return "has weights that depend on the model's input" if any(value in self.batched for value in weights) else ""
 
     def _batch_norm(self, node: fx.Node, source: fx.Node | None) -> str:
         if argument(node, 5, "training", False) is not False:
             return "normalises by the statistics of the batch; pass training=self.training"
-        return "" if all(s is node.args[0] or s not in self.batched for s in node.all_input_nodes) else "takes a further tensor"
+        return (
+            ""
+            if all(s is node.args[0] or s not in self.batched for s in node.all_input_nodes)
+            else "takes a further tensor"
+        )
 
     def _dropout(self, node: fx.Node, source: fx.Node | None) -> str:
         training = argument(node, 2, "training", True)
@@ -593,7 +642,9 @@ class _Planner(_Base):
 
     def _pad(self, node: fx.Node, source: fx.Node | None) -> str:
         pad, rank = argument(node, 1, "pad"), self.rank.get(source)
-        if not isinstance(pad, (tuple, list)) or not all(isinstance(p, int) or self.number.get(p) == "plain" for p in pad):
+        if not isinstance(pad, (tuple, list)) or not all(
+            isinstance(p, int) or self.number.get(p) == "plain" for p in pad
+        ):
             return "pads by computed numbers"
         fits = len(pad) // 2 < rank if rank is not None else len(pad) <= 4
         return "" if fits else "may pad the batch, into which time is folded"
@@ -635,7 +686,9 @@ class _Planner(_Base):
         dims = argument(node, 1, "dim", ())
         reason = self._per_sample(dims, source)
         keeps = argument(node, 2, "keepdim", False)
-        if keeps is not True and node in self.rank:
+        if reason:
+            self.rank.pop(node, None)
+        elif keeps is not True and node in self.rank:
             self.rank[node] -= len(dims) if isinstance(dims, (tuple, list)) else 1
         return reason
 
@@ -674,17 +727,19 @@ class _Planner(_Base):
 
     def _view(self, node: fx.Node, source: fx.Node | None) -> str:
         shape = self._view_shape(node)
-        if node not in self.rank or self.rank.get(source) == self.rank[node]:
-            self.rank.pop(node, None)
+        self.rank.pop(node, None)
         plain = all(isinstance(size, int) or self.number.get(size) == "plain" for size in shape[1:])
         if len(shape) < 2 or not plain:
             return f"to shape {shape}: the batch must be a dimension of its own, and the others plain numbers"
         self.rank[node] = len(shape)
-        if isinstance(shape[0], fx.Node) and self.number.get(shape[0]) == "batch":
+        if isinstance(shape[0], fx.Node) and self.number.get(shape[0]) == "batch" and source in self.leading:
             # The size may be that of a static tensor, which has no time: the tensor's own is right for both.
-            self.own_batch.append((node, source))
+            if node in self.spiking:
+                self.own_batch.append((node, source))
             return ""
         if shape[0] == -1 and -1 not in shape[1:]:
+            if self.seen is None:
+                self.leading.discard(node)
             return ""
         return f"its first size {shape[0]} fixes the batch, into which time is folded"
 
@@ -696,7 +751,9 @@ class _Planner(_Base):
                 size = self.graph.call_method("size", (source, 0))
             old = self._view_shape(node)[0]
             node.args = fx.node.map_arg(node.args, lambda value, old=old, size=size: size if value is old else value)
-            node.kwargs = fx.node.map_arg(node.kwargs, lambda value, old=old, size=size: size if value is old else value)
+            node.kwargs = fx.node.map_arg(
+                node.kwargs, lambda value, old=old, size=size: size if value is old else value
+            )
             self.spiking.add(size)
             self.number[size] = "batch"
         for node in self.graph.nodes:
@@ -741,7 +798,8 @@ class _Planner(_Base):
             index = next(i for i, entry in enumerate(self.report.entries) if entry.site == activation.target)
             old = self.report.entries[index]
             self.report.entries.insert(
-                index + 1, Entry(site, old.kind, "converted", old.threshold, f"those of {old.site} again, pooled before")
+                index + 1,
+                Entry(site, old.kind, "converted", old.threshold, f"those of {old.site} again, pooled before"),
             )
         with self.graph.inserting_after(node):
             pooled = self.graph.call_module(site, (node,))
@@ -765,7 +823,11 @@ class _Walker(_Base):
             kind = type(module).__name__
             if name in self.traced.sites or any(module is other for other in self.traced.sites.values()):
                 if calls.get(module, 0) != 1:
-                    self.refuse(name, kind, f"is called {calls.get(module, 0)} times; a model that cannot be traced must call each once")
+                    self.refuse(
+                        name,
+                        kind,
+                        f"is called {calls.get(module, 0)} times; a model that cannot be traced must call each once",
+                    )
                     continue
                 made = self.neuron(name, module, static=False, inplace=False)
                 if isinstance(made, str):
@@ -789,7 +851,7 @@ class _Walker(_Base):
         kind = type(pool).__name__
         if self.max_pool == "spike":
             self.add(name, kind, "kept", "maximum over the spikes of each step")
-        elif self.max_pool == "avg" and not isinstance(average := _average(pool), str):
+        elif self.max_pool == "avg" and not isinstance(average := average_of(pool), str):
             self.averages[name] = average
             self.add(name, kind, "replaced", f"by {type(average).__name__}")
         else:
@@ -809,7 +871,9 @@ class _Walker(_Base):
             for hook in hooks:
                 hook.remove()
         if looked.values:
-            self.refuse("forward", type(self.model).__name__, "its control flow or its numbers depend on the values of tensors")
+            self.refuse(
+                "forward", type(self.model).__name__, "its control flow or its numbers depend on the values of tensors"
+            )
         return calls
 
     def rewrite(self) -> nn.Module:
@@ -827,113 +891,3 @@ class _Looked(TorchDispatchMode):
         if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default):
             self.values = True
         return func(*args, **(kwargs or {}))
-
-
-# Checks on an example
-
-
-class _Quantised(nn.Module):
-    """What exactly calibrated neurons with threshold θ compute in `levels` steps; QCFS with any θ."""
-
-    def __init__(self, threshold: Tensor, levels: int) -> None:
-        super().__init__()
-        self.threshold, self.levels = threshold, levels
-
-    def forward(self, x: Tensor) -> Tensor:
-        return quantise(x, self.threshold, self.levels)
-
-
-def _differ(ours: Tensor, theirs: Tensor) -> bool:
-    return ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-6, atol=1e-9, equal_nan=True)
-
-
-def _in_float64(module: nn.Module, examples: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    # In float32 a sum may be rounded across a level of a quantised activation, which proves nothing.
-    return copy.deepcopy(module).double(), tuple(x.double() if x.is_floating_point() else x for x in examples)
-
-
-def _ranks(module: fx.GraphModule, examples: tuple[Tensor, ...]) -> dict[fx.Node, int]:
-    """The number of dimensions of every tensor in the graph."""
-    ranks: dict[fx.Node, int] = {}
-
-    class Interpreter(fx.Interpreter):
-        def run_node(self, node: fx.Node):
-            value = super().run_node(node)
-            if isinstance(value, Tensor):
-                ranks[node] = value.dim()
-            return value
-
-    with torch.no_grad():
-        Interpreter(module).run(*(x.clone() for x in examples))
-    return ranks
-
-
-@torch.no_grad()
-def _check_examples(model: nn.Module, traced: Traced, examples: tuple[Tensor, ...]) -> None:
-    """ConversionError unless the traced graph is the model, sample by sample, on the example.
-
-    Tracing cannot see everything, and an operation that mixes the samples of a batch would mix the time-steps.
-    """
-    name = type(model).__name__
-    model, inputs = _in_float64(model.eval() if not model.training else copy.deepcopy(model).eval(), examples)
-    ours, _ = _in_float64(traced.module, ())
-
-    def run(module: nn.Module, values: tuple[Tensor, ...]) -> Tensor:
-        return module(*(x.clone() for x in values))
-
-    try:
-        expected = run(model, inputs)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ConversionError(f"{name} does not run on example_input in float64: {error}") from error
-    if not isinstance(expected, Tensor):
-        raise ConversionError(f"the output of {name} must be one tensor, got {type(expected).__name__}")
-    if _differ(run(ours, inputs), expected):
-        raise ConversionError(
-            f"the traced graph of {name} differs from the model on example_input; look for in-place operations on tensors "
-            "that are read again"
-        )
-    # Positive multiples and copies would hide a dependence that a scale does not show.
-    other = tuple(2 * x.flip(0) + 0.125 if x.is_floating_point() else x.flip(0) for x in inputs)
-    try:
-        both = run(ours, tuple(torch.cat(pair) for pair in zip(inputs, other)))
-        alone = run(model, other)
-    except (RuntimeError, ValueError) as error:
-        raise ConversionError(f"{name} does not take a batch twice as large as example_input: {error}") from error
-    if _differ(both, torch.cat([expected, alone])):
-        raise ConversionError(f"the output of {name} for a sample depends on the other samples of the batch")
-
-
-@torch.no_grad()
-def _check_network(network: SpikingNetwork, reference: nn.Module, sites: dict[str, nn.Module], max_pool: str,
-                   examples: tuple[Tensor, ...]) -> None:  # fmt: skip
-    """ConversionError unless T = rho = 4 steps, calibrated exactly, are the ANN with activations of 4 levels, in float64."""
-    levels = 4
-    snn, inputs = _in_float64(network, examples)
-    ann, _ = _in_float64(reference, ())
-    nodes, generator = snn.nodes(), torch.Generator().manual_seed(0)
-    for site, node in nodes.items():
-        # Thresholds that no sum of inputs meets by accident: a tie may be rounded either way.
-        jitter = 1 + 1e-3 * torch.rand((), generator=generator, dtype=torch.float64).item()
-        source = next(s for s in sites if site == s or site.startswith(f"{s}_")) if site not in sites else site
-        if source != site:
-            node.v_threshold.copy_(nodes[source].v_threshold)
-        else:
-            node.v_threshold.mul_(jitter)
-            set_module(ann, site, _Quantised(node.v_threshold, levels))
-        node.v_init.copy_(node.v_threshold / 2)
-    if max_pool == "avg":
-        for name, module in list(ann.named_modules()):
-            if isinstance(module, MAX_POOLS) and any(e.site == name and e.status == "replaced" for e in network.report.entries):
-                set_module(ann, name, _average(module))
-    snn._configure(levels, levels, None)
-    try:
-        ours = snn.rate(*inputs)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ConversionError(f"the converted network does not run on example_input: {error}", network.report) from error
-    if max_pool == "spike" and any(e.reason == "maximum over the spikes of each step" for e in network.report.entries):
-        return  # by its nature another function than the ANN's
-    theirs = ann(*inputs)
-    if _differ(ours, theirs):
-        error = (ours - theirs).abs().max().item() if ours.shape == theirs.shape else math.inf
-        raise ConversionError("the converted network is not the quantised ANN on example_input (largest difference "
-                              f"{error:.3g}); what it computes cannot be vouched for", network.report)  # fmt: skip

@@ -75,7 +75,11 @@ class _Tracer(fx.Tracer):
 
 
 def _relu(node: fx.Node) -> nn.Module | None:
-    inplace = argument(node, 1, "inplace", False) if node.target is TF.relu else node.target in (torch.relu_, TF.relu_, "relu_")
+    inplace = (
+        argument(node, 1, "inplace", False)
+        if node.target is TF.relu
+        else node.target in (torch.relu_, TF.relu_, "relu_")
+    )
     return nn.ReLU(inplace) if isinstance(inplace, bool) else None
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as TF
 
 from ._ops import build_info
 from .neuron import IFNode
+from .pooling import MaxPoolBefore
 from .report import ConversionReport
 
 FORMAT = "cos_ext spiking network, 1"
@@ -28,38 +28,6 @@ class TimeBroadcast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.unsqueeze(0).expand(self.timesteps, *x.shape).flatten(0, 1)
-
-
-class MaxPoolBefore(nn.Module):
-    """Max pooling of the currents [T*B, C, *space] before the neurons, instead of their spikes after them.
-
-    The largest of several rates belongs to the largest of several mean currents. So each window lets through, at every step,
-    the current of the one position whose sum over the first rho steps is the largest: the sum over those steps is then the
-    largest sum, and the calibrated count of the neuron after it the largest count, exactly. Without calibration (rho = 0)
-    nothing is known in advance, and each step takes its own maximum, which overestimates.
-    """
-
-    def __init__(self, pool: nn.Module) -> None:
-        super().__init__()
-        self.pool = pool
-        self.timesteps, self.rho = 1, 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.rho == 0 or self.timesteps == 1:
-            return self.pool(x)
-        steps = x.unflatten(0, (self.timesteps, x.shape[0] // self.timesteps))
-        pooled, where = self._with_indices(steps[: self.rho].mean(0))
-        space = pooled.dim() - 2
-        flat = steps.flatten(-space)  # [T, B, C, positions], as the indices count them
-        chosen = flat.gather(-1, where.flatten(-space).expand(self.timesteps, -1, -1, -1))
-        return chosen.unflatten(-1, pooled.shape[-space:]).flatten(0, 1)
-
-    def _with_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        kind, pool = type(self.pool).__name__, self.pool
-        function = getattr(TF, {"MaxPool": "max_pool", "AdaptiveMaxPool": "adaptive_max_pool"}[kind[:-2]] + kind[-2:].lower())
-        if kind.startswith("Adaptive"):
-            return function(x, pool.output_size, return_indices=True)
-        return function(x, pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, return_indices=True)
 
 
 class SpikingNetwork(nn.Module):
@@ -180,5 +148,7 @@ def as_inputs(example: Tensor | tuple[Tensor, ...] | list[Tensor]) -> tuple[Tens
     inputs = tuple(example) if isinstance(example, (tuple, list)) else (example,)
     wrong = [type(x).__name__ for x in inputs if not isinstance(x, torch.Tensor)]
     if wrong or not inputs:
-        raise TypeError(f"example_input must be a tensor or a tuple of tensors, got {', '.join(wrong) or 'an empty tuple'}")
+        raise TypeError(
+            f"example_input must be a tensor or a tuple of tensors, got {', '.join(wrong) or 'an empty tuple'}"
+        )
     return inputs

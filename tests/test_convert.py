@@ -209,6 +209,14 @@ def test_an_example_of_the_wrong_shape_is_told_so():
         convert(Wrapped(lambda m, x: m.head(m.act(m.conv(x)).flatten(1))), timesteps=4, example_input=torch.rand(2, 5))
 
 
+def test_an_example_tells_where_the_batch_is():
+    lossless(Wrapped(lambda m, x: m.head((m.act(m.conv(x)) + torch.roll(x, 1, 3)).flatten(1))))
+    with pytest.raises(
+        ConversionError, match="not the quantised ANN|depends on the other samples|does not run|has the batch"
+    ):
+        lossless(Wrapped(lambda m, x: m.head((m.act(m.conv(x)) + torch.roll(x, 1, 3).mean(0)).flatten(1))))
+
+
 def test_keyword_calls_convert():
     lossless(Wrapped(lambda m, x: m.head(m.act(z=m.conv(input=x)).flatten(start_dim=1))))
     lossless(Wrapped(lambda m, x: m.head(torch.reshape(m.act(m.conv(x)), shape=(-1, 144)))))
@@ -237,6 +245,8 @@ def test_view_by_the_size_of_a_spiking_tensor():
     [
         (lambda m, x: m.head((m.act(m.conv(x)) / x.size(0)).flatten(1)), {}, "uses the size of the batch"),
         (lambda m, x: m.head(m.act(m.conv(x)).view(2 * x.size(0), -1)), {}, "uses the size of the batch"),
+        (lambda m, x: m.head(m.act(m.conv(x)).view(-1, 72).view(x.size(0), -1)), {}, "fixes the batch"),
+        (lambda m, x: m.head((m.act(m.conv(x)) + torch.roll(x, 1, 3)).flatten(1)), {}, "roll has the batch.*not known; pass example"),
         (lambda m, x: m.head(m.act(m.conv(x)).view(2, -1)), {}, "fixes the batch"),
         (lambda m, x: m.head(TF.relu(m.act(m.conv(x))).flatten(1)), {}, "relu.*has no threshold"),
         (lambda m, x: m.head(torch.relu(m.act(m.conv(x))).flatten(1)), {}, "relu.*has no threshold"),

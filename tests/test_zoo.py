@@ -154,7 +154,9 @@ def test_max_pool_policies(make, policy):
     thresholds = {"1": 0.9, "3": 0.6, "6": 0.5}
     with pytest.raises(ConversionError, match=r'4 \(.*MaxPool2d\).*choose max_pool="before".*"avg" or "spike"'):
         convert(model, timesteps=4, thresholds=thresholds)
-    network = convert(model, timesteps=LEVELS, rho=LEVELS, iterations=None, thresholds=thresholds, max_pool=policy, example_input=x)
+    network = convert(
+        model, timesteps=LEVELS, rho=LEVELS, iterations=None, thresholds=thresholds, max_pool=policy, example_input=x
+    )
     reference = copy.deepcopy(model)
     if policy == "avg":
         old = reference[4]
@@ -175,7 +177,7 @@ def test_max_pool_policies(make, policy):
 
 
 def test_pooling_before_neurons_without_calibration_takes_the_maximum_of_each_step():
-    pool = cos_ext.network.MaxPoolBefore(nn.MaxPool1d(2))
+    pool = cos_ext.pooling.MaxPoolBefore(nn.MaxPool1d(2))
     pool.timesteps = 3
     x = torch.randn(6, 2, 8)
     assert torch.equal(pool(x), nn.MaxPool1d(2)(x))
@@ -210,7 +212,11 @@ def test_batchnorm_that_cannot_be_folded_says_why():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv, self.shared, self.wide = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.ConvTranspose2d(4, 4, 1, groups=2)
+            self.conv, self.shared, self.wide = (
+                nn.Conv2d(3, 4, 3),
+                nn.Conv2d(4, 4, 1),
+                nn.ConvTranspose2d(4, 4, 1, groups=2),
+            )
             self.a, self.b, self.c, self.d, self.e = (nn.BatchNorm2d(4) for _ in range(5))
             self.relu, self.head = nn.ReLU(), nn.Linear(4, 2)
 
@@ -287,7 +293,9 @@ def test_loading_says_what_is_wrong(tmp_path):
 
 
 def torchvision_models():
-    torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed (extra `vision`)", exc_type=ImportError)
+    torchvision = pytest.importorskip(
+        "torchvision", reason="torchvision is not installed (extra `vision`)", exc_type=ImportError
+    )
     return torchvision.models
 
 

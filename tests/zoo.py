@@ -40,7 +40,11 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     def __init__(self, a: int, b: int, stride: int = 1) -> None:
         super().__init__()
-        self.one, self.three, self.out = conv_bn(a, b // 2, 1), conv_bn(b // 2, b // 2, 3, stride), conv_bn(b // 2, b, 1)
+        self.one, self.three, self.out = (
+            conv_bn(a, b // 2, 1),
+            conv_bn(b // 2, b // 2, 3, stride),
+            conv_bn(b // 2, b, 1),
+        )
         self.relu = nn.ReLU(inplace=True)
         self.downsample = conv_bn(a, b, 1, stride)
 
@@ -53,7 +57,11 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     def __init__(self, block: type[nn.Module], max_pool: bool = False) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.relu = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+        self.conv1, self.bn1, self.relu = (
+            nn.Conv2d(3, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(inplace=True),
+        )
         self.maxpool = nn.MaxPool2d(3, 2, 1) if max_pool else nn.Identity()
         self.layers = nn.Sequential(block(8, 8), block(8, 12, 2))
         self.avgpool, self.fc = nn.AdaptiveAvgPool2d((1, 1)), nn.Linear(12, 5)
@@ -92,7 +100,9 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Sequential(*conv_bn(3, 8), nn.ReLU6(inplace=True), InvertedResidual(8, 8, 1), InvertedResidual(8, 12, 2))
+        self.features = nn.Sequential(
+            *conv_bn(3, 8), nn.ReLU6(inplace=True), InvertedResidual(8, 8, 1), InvertedResidual(8, 12, 2)
+        )
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(12, 5))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,7 +134,10 @@ class UNet(nn.Module):
 
     def __init__(self, pool: nn.Module) -> None:
         super().__init__()
-        self.down1, self.down2 = nn.Sequential(*conv_bn(3, 8), nn.ReLU(True)), nn.Sequential(*conv_bn(8, 12), nn.ReLU(True))
+        self.down1, self.down2 = (
+            nn.Sequential(*conv_bn(3, 8), nn.ReLU(True)),
+            nn.Sequential(*conv_bn(8, 12), nn.ReLU(True)),
+        )
         self.pool = pool
         self.up = nn.Sequential(nn.ConvTranspose2d(12, 8, 2, 2), nn.BatchNorm2d(8), nn.ReLU(True))
         self.join, self.out = nn.Sequential(*conv_bn(16, 8), nn.ReLU(True)), nn.Conv2d(8, 2, 1)
@@ -142,7 +155,11 @@ class Functional(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.w1, self.w2 = nn.Parameter(torch.randn(8, 3, 3, 3) / 4), nn.Parameter(torch.randn(8, 8, 3, 3) / 6)
-        self.w3, self.b3, self.scale = nn.Parameter(torch.randn(5, 8)), nn.Parameter(torch.zeros(5)), nn.Parameter(torch.rand(8, 1, 1))
+        self.w3, self.b3, self.scale = (
+            nn.Parameter(torch.randn(5, 8)),
+            nn.Parameter(torch.zeros(5)),
+            nn.Parameter(torch.rand(8, 1, 1)),
+        )
         self.register_buffer("mean", torch.rand(8) / 4)
         self.register_buffer("var", torch.rand(8) + 0.5)
 
@@ -172,7 +189,11 @@ class BySize(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.side, self.relu = nn.Sequential(*conv_bn(3, 8), nn.ReLU()), nn.Sequential(*conv_bn(4, 4)), nn.ReLU()
+        self.stem, self.side, self.relu = (
+            nn.Sequential(*conv_bn(3, 8), nn.ReLU()),
+            nn.Sequential(*conv_bn(4, 4)),
+            nn.ReLU(),
+        )
         self.fc = nn.Linear(8 * 16, 5)
 
     def forward(self, x: Tensor) -> Tensor:

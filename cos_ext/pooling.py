@@ -1,0 +1,58 @@
+"""Max pooling of spikes and what can stand for it: pooling before the neurons, or averages. No rules of conversion here."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as TF
+
+MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+# The module of a function.
+MAX_POOL_FUNCTIONS = {getattr(TF, f"{prefix}max_pool{d}d"): getattr(nn, f"{kind}MaxPool{d}d") for d in (1, 2, 3)
+                      for prefix, kind in (("", ""), ("adaptive_", "Adaptive"))}  # fmt: skip
+
+
+class MaxPoolBefore(nn.Module):
+    """Max pooling of the currents [T*B, C, *space] before the neurons, instead of their spikes after them.
+
+    The largest of several rates belongs to the largest of several mean currents. So each window lets through, at every step,
+    the current of the one position whose sum over the first rho steps is the largest: the sum over those steps is then the
+    largest sum, and the calibrated count of the neuron after it the largest count, exactly. Without calibration (rho = 0)
+    nothing is known in advance, and each step takes its own maximum, which overestimates.
+    """
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.pool = pool
+        self.timesteps, self.rho = 1, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rho == 0 or self.timesteps == 1:
+            return self.pool(x)
+        steps = x.unflatten(0, (self.timesteps, x.shape[0] // self.timesteps))
+        pooled, where = self._with_indices(steps[: self.rho].mean(0))
+        space = pooled.dim() - 2
+        flat = steps.flatten(-space)  # [T, B, C, positions], as the indices count them
+        chosen = flat.gather(-1, where.flatten(-space).expand(self.timesteps, -1, -1, -1))
+        return chosen.unflatten(-1, pooled.shape[-space:]).flatten(0, 1)
+
+    def _with_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        kind, pool = type(self.pool).__name__, self.pool
+        function = getattr(
+            TF, {"MaxPool": "max_pool", "AdaptiveMaxPool": "adaptive_max_pool"}[kind[:-2]] + kind[-2:].lower()
+        )
+        if kind.startswith("Adaptive"):
+            return function(x, pool.output_size, return_indices=True)
+        return function(
+            x, pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, return_indices=True
+        )
+
+
+def average_of(pool: nn.Module) -> nn.Module | str:
+    """The average pooling over a max pooling's windows, or why there is none."""
+    dims = type(pool).__name__[-2:].lower()
+    if isinstance(pool, (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)):
+        return getattr(nn, f"AdaptiveAvgPool{dims}")(pool.output_size)
+    if pool.dilation not in (1, (1,), (1, 1), (1, 1, 1)):
+        return "there is no average pooling with dilation"
+    kwargs = {"ceil_mode": pool.ceil_mode, "count_include_pad": False}
+    return getattr(nn, f"AvgPool{dims}")(pool.kernel_size, pool.stride, pool.padding, **kwargs)
