@@ -98,13 +98,13 @@ def _(x_seq, v_threshold, v_threshold_value, v_init, v_init_value, v_reset, retu
 
 @torch.library.register_fake("cos_ext::cos_forward")
 def _(x_seq, v_threshold, v_threshold_value, v_init, v_init_value, rho, iterations, return_v, return_count,
-      return_v_init, return_offset):  # fmt: skip
+      return_v_init, return_offset, emission=0):  # fmt: skip
     return torch.empty_like(x_seq), *_cos_results(x_seq, return_v, return_count, return_v_init, return_offset)
 
 
 @torch.library.register_fake("cos_ext::cos_forward_")
 def _(x_seq, v_threshold, v_threshold_value, v_init, v_init_value, rho, iterations, return_v, return_count,
-      return_v_init, return_offset):  # fmt: skip
+      return_v_init, return_offset, emission=0):  # fmt: skip
     return _cos_results(x_seq, return_v, return_count, return_v_init, return_offset)
 
 

@@ -89,8 +89,8 @@ RANKS = {getattr(nn, f"{name}{d}d"): d + 2 for d in (1, 2, 3) for name in
 
 
 def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int | None = 1,
-            thresholds: Mapping[str, float | Tensor] | None = None, max_pool: str = "error", fold_batchnorm: bool = True,
-            example_input: Tensor | tuple[Tensor, ...] | None = None) -> SpikingNetwork:  # fmt: skip
+            emission: str = "calibrated", thresholds: Mapping[str, float | Tensor] | None = None, max_pool: str = "error",
+            fold_batchnorm: bool = True, example_input: Tensor | tuple[Tensor, ...] | None = None) -> SpikingNetwork:  # fmt: skip
     """Turn a trained ANN into a spiking network; the model itself is not modified.
 
     Every call site of nn.ReLU, nn.ReLU6, nn.Hardtanh(0, b), QCFS, F.relu, torch.relu, x.relu(), x.relu_(), F.relu6, F.hardtanh and
@@ -105,6 +105,7 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
         timesteps: T >= 1.
         rho: steps to watch for calibration, 0 for none; may exceed timesteps.
         iterations: of the calibration; None is until exact.
+        emission: the order of the spikes in time, as for :func:`cos_ext.functional.cos_forward`; the paper's by default.
         thresholds: by activation call site (:func:`cos_ext.calibrate_thresholds` finds them), a float or a tensor that
             broadcasts to its neurons. QCFS brings its own; ReLU6, Hardtanh and clamp take their clip unless told otherwise.
         max_pool: "error": a max pooling of spikes is an offender. "avg": replace it by average pooling (another network).
@@ -125,7 +126,7 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if max_pool not in MAX_POOL_POLICIES:
         raise ValueError(f"max_pool must be one of {MAX_POOL_POLICIES}, got {max_pool!r}")
-    check_settings(timesteps, rho, iterations)
+    check_settings(timesteps, rho, iterations, emission)
     if thresholds is not None and not isinstance(thresholds, Mapping):
         raise TypeError(f"thresholds must be a mapping of call sites to thresholds, got {type(thresholds).__name__}")
     examples = None if example_input is None else as_inputs(example_input)
@@ -149,7 +150,7 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
         )
     module = planner.rewrite().eval().requires_grad_(False)
     options = {"max_pool": max_pool, "fold_batchnorm": fold_batchnorm, "sites": tuple(traced.sites)}
-    network = SpikingNetwork(module, planner.report, timesteps, rho, iterations, options).eval()
+    network = SpikingNetwork(module, planner.report, timesteps, rho, iterations, options, emission).eval()
     if examples is not None:
         check_network(network, planner.reference, traced.sites, max_pool, examples)
     return network
@@ -180,9 +181,11 @@ def load_network(
     thresholds = {
         site: torch.ones(value) if isinstance(value, list) else value for site, value in header["thresholds"].items()
     }
-    network = convert(model, timesteps=header["timesteps"], rho=header["rho"], iterations=header["iterations"],
+    network = convert(model, timesteps=header["timesteps"], rho=header["rho"], iterations=header["iterations"], emission=header["emission"],
                       thresholds=thresholds, max_pool=header["max_pool"], fold_batchnorm=header["fold_batchnorm"],
                       example_input=example_input)  # fmt: skip
+    for site, layer in header["layers"].items():
+        network.set_layer(site, **layer)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
@@ -788,7 +791,6 @@ class _Planner(_Base):
         (currents,) = activation.all_input_nodes
         neuron = self.neurons[activation]
         static = currents not in self.spiking
-        set_module(self.model, node.target, pool if static else MaxPoolBefore(pool))
         alone = len(activation.users) == 1
         site = activation.target
         if not alone:
@@ -801,6 +803,7 @@ class _Planner(_Base):
                 index + 1,
                 Entry(site, old.kind, "converted", old.threshold, f"those of {old.site} again, pooled before"),
             )
+        set_module(self.model, node.target, pool if static else MaxPoolBefore(pool, site))
         with self.graph.inserting_after(node):
             pooled = self.graph.call_module(site, (node,))
         node.replace_all_uses_with(pooled, delete_user_cb=lambda user: user is not pooled)

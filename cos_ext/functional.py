@@ -17,6 +17,7 @@ from . import _ops
 from ._ops import state_dtype
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+EMISSIONS = ("calibrated", "even", "front")  # by the operators' numbers (csrc/core/emission.h)
 MAX_STEPS = 2**24  # counts stay exact in float32
 # A threshold must lie strictly between these, or it would be rounded to 0 or infinity in the spikes' dtype.
 _THRESHOLD_RANGE = {
@@ -104,8 +105,8 @@ def if_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tenso
 
 
 def cos_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None = None, *, rho: int,
-                iterations: int | None = 1, inplace: bool = False, return_v: bool = False, return_count: bool = False,
-                return_v_init: bool = False, return_offset: bool = False) -> COSResult:  # fmt: skip
+                iterations: int | None = 1, emission: str = "calibrated", inplace: bool = False, return_v: bool = False,
+                return_count: bool = False, return_v_init: bool = False, return_offset: bool = False) -> COSResult:  # fmt: skip
     r"""Calibrates offset spikes per neuron and simulates T steps from the shifted potential, in one pass over memory.
 
     The method of Hao et al., "Bridging the gap between ANNs and SNNs by calibrating offset spikes", ICLR 2023
@@ -126,6 +127,10 @@ def cos_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tens
         x_seq, v_threshold, v_init, inplace, return_v, return_count: as for :func:`if_forward`.
         rho: steps to watch, 1 <= rho <= T.
         iterations: how many shifts at most, >= 0; None: until no neuron is left (at most rho).
+        emission: "calibrated": the paper's run from the shifted v(0). The others emit the desired count C* = N + ψ over every
+            rho steps, exactly, in an order of their own, and read only the first rho inputs; `iterations` plays no part, v(0)
+            is not shifted, and there is no v. "even": n(t) = floor(C* t/rho + 1/2) spikes by step t, as an IF neuron driven
+            by the constant current C* θ/rho from θ/2. "front": the C* spikes first, in every rho steps.
         return_v_init: return the shifted v(0), [*neurons], state dtype.
         return_offset: return ψ before calibration, [*neurons], int32, signed: positive where spikes are missing.
 
@@ -146,13 +151,18 @@ def cos_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tens
     theta, theta_value, init, init_value = _checked(x_seq, v_threshold, v_init, inplace)
     rounds = check_calibration(rho, iterations)
     _check_rho(rho, x_seq)
+    order = EMISSIONS.index(check_emission(emission))
+    if order and return_v:
+        raise ValueError(f"return_v must be False with emission {emission!r}: only calibrated neurons have a potential")
     wanted = (return_v, return_count, return_v_init, return_offset)
     if inplace:
-        results = _ops.ops.cos_forward_(x_seq, theta, theta_value, init, init_value, rho, rounds, *wanted)
+        results = _ops.ops.cos_forward_(x_seq, theta, theta_value, init, init_value, rho, rounds, *wanted, order)
         _written(x_seq)
         spikes = x_seq
     else:
-        spikes, *results = _ops.ops.cos_forward(x_seq, theta, theta_value, init, init_value, rho, rounds, *wanted)
+        spikes, *results = _ops.ops.cos_forward(
+            x_seq, theta, theta_value, init, init_value, rho, rounds, *wanted, order
+        )
     v, count, shifted, offset = (result if asked else None for result, asked in zip(results, wanted))
     return COSResult(spikes, v, count, shifted, offset)
 
@@ -190,6 +200,15 @@ def check_calibration(rho: int, iterations: int | None) -> int:
     if iterations < 0:
         raise ValueError(f"iterations must be >= 0, or None for until exact, got {iterations}")
     return iterations
+
+
+def check_emission(emission: str) -> str:
+    """Validate emission and return it."""
+    if not isinstance(emission, str):
+        raise TypeError(f"emission must be a str, got {type(emission).__name__}")
+    if emission not in EMISSIONS:
+        raise ValueError(f"emission must be one of {EMISSIONS}, got {emission!r}")
+    return emission
 
 
 def check_values(name: str, value: Tensor, dtype: torch.dtype | None = None) -> None:

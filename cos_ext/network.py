@@ -33,30 +33,36 @@ class TimeBroadcast(nn.Module):
 class SpikingNetwork(nn.Module):
     """A converted network. Input: the ANN's, [B, ...]; output: [T, B, ...], one per time-step.
 
-    `timesteps`, `rho` and `iterations` can be changed at any time. Hidden layers run max(timesteps, rho) steps. Everything
+    `timesteps`, `rho`, `iterations` and `emission` can be changed at any time, for a layer of its own by :meth:`set_layer`.
+    Hidden layers run max(timesteps, rho) steps. Everything
     before the first neurons runs once per image, not once per step. In eval mode, and no parameter requires a gradient.
     `report` lists what the conversion did. Neurons write over their input where nothing else reads it, so a hook that keeps
     the output of the layer before them must clone it.
     """
 
     def __init__(self, module: nn.Module, report: ConversionReport, timesteps: int, rho: int, iterations: int | None,
-                 options: dict[str, Any]) -> None:  # fmt: skip
+                 options: dict[str, Any], emission: str = "calibrated") -> None:  # fmt: skip
         super().__init__()
         self.module = module
         self.report = report
+        self._layers: dict[str, dict[str, Any]] = {}  # by call site: what set_layer() changed
         self.options = options  # max_pool and fold_batchnorm of convert(), and the ANN's call sites: what save() needs
-        self._configure(timesteps, rho, iterations)
+        self._configure(timesteps, rho, iterations, emission, {})
 
-    def _configure(self, timesteps: int, rho: int, iterations: int | None) -> None:
-        steps = check_settings(timesteps, rho, iterations)  # first, so that a bad value leaves every node as it was
+    def _configure(self, timesteps: int, rho: int, iterations: int | None, emission: str,
+                   layers: dict[str, dict[str, Any]]) -> None:  # fmt: skip
+        # First, so that a bad value leaves every node as it was.
+        own = {"rho": rho, "iterations": iterations, "emission": emission}
+        steps = max(check_settings(timesteps, **{**own, **layer}) for layer in ({}, *layers.values()))
+        for site, node in self.nodes().items():
+            node.configure(timesteps=steps, **{**own, **layers.get(site, {})})
         for module in self.modules():
-            if isinstance(module, IFNode):
-                module.configure(timesteps=steps, rho=rho, iterations=iterations)
-            elif isinstance(module, TimeBroadcast):
+            if isinstance(module, TimeBroadcast):
                 module.timesteps = steps
             elif isinstance(module, MaxPoolBefore):
-                module.timesteps, module.rho = steps, rho
-        self._timesteps, self._rho, self._iterations = timesteps, rho, iterations
+                module.timesteps, module.rho = steps, {**own, **layers.get(module.site, {})}["rho"]
+        self._timesteps, self._rho, self._iterations, self._emission = timesteps, rho, iterations, emission
+        self._layers, self._steps = layers, steps
 
     @property
     def timesteps(self) -> int:
@@ -70,17 +76,49 @@ class SpikingNetwork(nn.Module):
     def iterations(self) -> int | None:
         return self._iterations
 
+    @property
+    def emission(self) -> str:
+        return self._emission
+
+    def _change(self, **changes: Any) -> None:
+        now = {"timesteps": self._timesteps, "rho": self._rho, "iterations": self._iterations, "emission": self._emission,
+               "layers": self._layers}  # fmt: skip
+        self._configure(**{**now, **changes})
+
     @timesteps.setter
     def timesteps(self, value: int) -> None:
-        self._configure(value, self._rho, self._iterations)
+        self._change(timesteps=value)
 
     @rho.setter
     def rho(self, value: int) -> None:
-        self._configure(self._timesteps, value, self._iterations)
+        self._change(rho=value)
 
     @iterations.setter
     def iterations(self, value: int | None) -> None:
-        self._configure(self._timesteps, self._rho, value)
+        self._change(iterations=value)
+
+    @emission.setter
+    def emission(self, value: str) -> None:
+        self._change(emission=value)
+
+    def set_layer(self, site: str, **changes: Any) -> None:
+        """Give one call site its own rho, iterations or emission; without any, it follows the network again.
+
+        Every layer runs max(timesteps, the largest rho) steps.
+
+        Raises:
+            ValueError: there is no such call site, or a setting of another name.
+            TypeError, ValueError: a setting does not fit; nothing has changed then.
+        """
+        if site not in self.nodes():
+            raise ValueError(f"site must be a call site of the network, got {site!r}; those are {list(self.nodes())}")
+        unknown = sorted(set(changes) - {"rho", "iterations", "emission"})
+        if unknown:
+            raise ValueError(f"a layer has rho, iterations and emission of its own, got {unknown}")
+        layers = {name: layer for name, layer in self._layers.items() if name != site}
+        if changes:
+            layers[site] = {**self._layers.get(site, {}), **changes}
+        self._change(layers=layers)
 
     def nodes(self) -> dict[str, IFNode]:
         """The neurons by call site, in execution order."""
@@ -93,7 +131,7 @@ class SpikingNetwork(nn.Module):
         if any(x.shape[0] != batch for x in inputs):
             raise ValueError(f"inputs must have one batch size, got {[x.shape[0] for x in inputs]}")
         out = self.module(*inputs)
-        return out.unflatten(0, (max(self._timesteps, self._rho), batch))[: self._timesteps]
+        return out.unflatten(0, (self._steps, batch))[: self._timesteps]
 
     def rate(self, *inputs: Tensor) -> Tensor:
         """The mean over time of :meth:`forward`, [B, ...]."""
@@ -102,14 +140,14 @@ class SpikingNetwork(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write the weights, thresholds and initial potentials as safetensors, with a JSON header in its metadata.
 
-        The header has the format, cos_ext's version, timesteps, rho, iterations, the thresholds by call site (numbers, or
+        The header has the format, cos_ext's version, timesteps, rho, iterations, emission, layers of their own, the thresholds by call site (numbers, or
         the shape of a tensor), and convert()'s options. :func:`cos_ext.load_network` reads it beside the ANN's architecture.
         The file is complete or not there.
         """
         thetas = {site: node.v_threshold for site, node in self.nodes().items() if site in self.options["sites"]}
         thresholds = {site: theta.item() if theta.dim() == 0 else list(theta.shape) for site, theta in thetas.items()}
         header = {"format": FORMAT, "cos_ext": build_info()["cos_ext"], "timesteps": self._timesteps, "rho": self._rho,
-                  "iterations": self._iterations, "thresholds": thresholds, "max_pool": self.options["max_pool"],
+                  "iterations": self._iterations, "emission": self._emission, "layers": self._layers, "thresholds": thresholds, "max_pool": self.options["max_pool"],
                   "fold_batchnorm": self.options["fold_batchnorm"]}  # fmt: skip
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.state_dict().items()}
         unfinished = Path(f"{path}.part")
@@ -132,14 +170,14 @@ class Walked(nn.Module):
         return self.model(*(self.broadcast(x) for x in inputs))
 
 
-def check_settings(timesteps: int, rho: int, iterations: int | None) -> int:
+def check_settings(timesteps: int, rho: int, iterations: int | None, emission: str = "calibrated") -> int:
     """The steps that hidden layers run; TypeError or ValueError where the settings do not fit."""
     if isinstance(timesteps, bool) or not isinstance(timesteps, int):
         raise TypeError(f"timesteps must be an int, got {type(timesteps).__name__}")
     if timesteps < 1:
         raise ValueError(f"timesteps must be >= 1, got {timesteps}")
     steps = max(timesteps, rho) if isinstance(rho, int) else timesteps
-    IFNode(timesteps=steps, rho=rho, iterations=iterations)  # knows what rho and iterations may be
+    IFNode(timesteps=steps, rho=rho, iterations=iterations, emission=emission)  # knows what they may be
     return steps
 
 

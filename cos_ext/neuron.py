@@ -30,6 +30,7 @@ class IFNode(nn.Module):
             convolutions, BatchNorm, pooling and Flatten work unmodified between nodes.
         rho: steps to watch for calibration (:func:`cos_ext.functional.cos_forward`); 0 is none.
         iterations: of the calibration; None is until exact.
+        emission: the order in time of a calibrated neuron's spikes, as for :func:`cos_ext.functional.cos_forward`.
         step_mode: "m": each call is a whole simulation from v_init. "s": each call is one step, input [*neurons], and the
             potential is kept until :meth:`reset`.
         inplace: write the spikes over the input.
@@ -48,7 +49,8 @@ class IFNode(nn.Module):
 
     def __init__(self, v_threshold: float | Tensor = 1.0, *, v_init: float | Tensor | None = None,
                  v_reset: float | None = None, timesteps: int | None = None, rho: int = 0, iterations: int | None = 1,
-                 step_mode: str = "m", inplace: bool = False, static_input: bool = False) -> None:  # fmt: skip
+                 emission: str = "calibrated", step_mode: str = "m", inplace: bool = False,
+                 static_input: bool = False) -> None:  # fmt: skip
         super().__init__()
         threshold = _parameter("v_threshold", v_threshold)
         F.check_values("v_threshold", threshold)
@@ -67,12 +69,13 @@ class IFNode(nn.Module):
             timesteps=timesteps,
             rho=rho,
             iterations=iterations,
+            emission=emission,
             step_mode=step_mode,
             static_input=bool(static_input),
         )
 
     def configure(self, **changes: Any) -> None:
-        """Change any of v_reset, timesteps, rho, iterations, step_mode and static_input, validated together.
+        """Change any of v_reset, timesteps, rho, iterations, emission, step_mode and static_input, validated together.
 
         The node is unchanged if they do not fit.
         """
@@ -91,6 +94,7 @@ class IFNode(nn.Module):
         if timesteps is not None and rho > timesteps:
             raise ValueError(f"rho must be at most timesteps = {timesteps}, got {rho}")
         F.check_calibration(max(rho, 1), new["iterations"])
+        F.check_emission(new["emission"])
         if new["step_mode"] not in STEP_MODES:
             raise ValueError(f"step_mode must be one of {STEP_MODES}, got {new['step_mode']!r}")
         if rho and v_reset is not None:
@@ -105,6 +109,7 @@ class IFNode(nn.Module):
     timesteps = _setting("timesteps")
     rho = _setting("rho")
     iterations = _setting("iterations")
+    emission = _setting("emission")
     step_mode = _setting("step_mode")
     static_input = _setting("static_input")
 
@@ -141,8 +146,8 @@ class IFNode(nn.Module):
     def _simulate(self, x_seq: Tensor, inplace: bool) -> Tensor:
         theta, v_init = self._parameters_for(x_seq)
         if self.rho:
-            result = F.cos_forward(x_seq, theta, v_init, rho=self.rho, iterations=self.iterations, inplace=inplace,
-                                   return_count=self.count_spikes)  # fmt: skip
+            result = F.cos_forward(x_seq, theta, v_init, rho=self.rho, iterations=self.iterations, emission=self.emission,
+                                   inplace=inplace, return_count=self.count_spikes)  # fmt: skip
         else:
             result = F.if_forward(
                 x_seq, theta, v_init, v_reset=self.v_reset, inplace=inplace, return_count=self.count_spikes
@@ -187,7 +192,7 @@ class IFNode(nn.Module):
     def extra_repr(self) -> str:
         theta = f"{self.v_threshold.item():.4g}" if self.v_threshold.dim() == 0 else f"{tuple(self.v_threshold.shape)}"
         parts = [f"v_threshold={theta}", f"v_reset={self.v_reset}", f"timesteps={self.timesteps}", f"rho={self.rho}",
-                 f"iterations={self.iterations}", f"step_mode={self.step_mode!r}"]  # fmt: skip
+                 f"iterations={self.iterations}", f"emission={self.emission!r}", f"step_mode={self.step_mode!r}"]  # fmt: skip
         return ", ".join(parts)
 
 

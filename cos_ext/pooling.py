@@ -20,9 +20,10 @@ class MaxPoolBefore(nn.Module):
     nothing is known in advance, and each step takes its own maximum, which overestimates.
     """
 
-    def __init__(self, pool: nn.Module) -> None:
+    def __init__(self, pool: nn.Module, site: str = "") -> None:
         super().__init__()
         self.pool = pool
+        self.site = site  # of the neurons after it, whose rho it shares
         self.timesteps, self.rho = 1, 0
 
     def forward(self, x: Tensor) -> Tensor:

@@ -51,12 +51,31 @@ def calibrate_v_init(x_seq: Tensor, v_threshold: float | Tensor, v_init: float |
 
 
 def cos_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None = None, *, rho: int,
-                iterations: int | None = 1) -> COSResult:  # fmt: skip
+                iterations: int | None = 1, emission: str = "calibrated") -> COSResult:  # fmt: skip
     """Calibrate, then simulate; all results. Arguments as for :func:`cos_ext.functional.cos_forward`."""
+    if emission != "calibrated":
+        return _planned(x_seq, v_threshold, v_init, rho, emission)
     shifted, psi, _ = calibrate_v_init(x_seq, v_threshold, v_init, rho=rho, iterations=iterations)
     theta, _ = _start(x_seq, v_threshold, v_init)
     spikes, v, count = if_forward(x_seq, theta, shifted)
     return COSResult(spikes, v, count, shifted, psi)
+
+
+def _planned(
+    x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None, rho: int, emission: str
+) -> COSResult:
+    """C* spikes in every rho steps, evenly or first; no potential."""
+    start, psi, count = calibrate_v_init(x_seq, v_threshold, v_init, rho=rho, iterations=0)
+    theta, _ = _start(x_seq, v_threshold, v_init)
+    desired = (count + psi).long()
+    steps = torch.arange(1, x_seq.shape[0] + 1, device=x_seq.device).view(-1, *[1] * desired.dim())
+    if emission == "even":
+        by_now = (2 * desired * steps + rho) // (2 * rho)
+        fired = by_now > (2 * desired * (steps - 1) + rho) // (2 * rho)
+    else:
+        fired = (steps - 1) % rho < desired
+    spikes = torch.where(fired, theta, torch.zeros_like(theta)).to(x_seq.dtype)
+    return COSResult(spikes, None, fired.sum(0).to(torch.int32), start, psi)
 
 
 def _start(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None) -> tuple[Tensor, Tensor]:

@@ -113,7 +113,7 @@ def check_network(network: SpikingNetwork, reference: nn.Module, sites: dict[str
                 e.site == name and e.status == "replaced" for e in network.report.entries
             ):
                 set_module(ann, name, average_of(module))
-    snn._configure(levels, levels, None)
+    snn._configure(levels, levels, None, "calibrated", {})
     try:
         ours = snn.rate(*inputs)
     except (RuntimeError, ValueError, TypeError) as error:

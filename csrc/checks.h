@@ -63,6 +63,11 @@ inline void check_calibration(int64_t rho, int64_t iterations, const Tensor& x) 
   STD_TORCH_CHECK(iterations >= -1, "iterations must be >= 0, or -1 for until exact, got ", iterations);
 }
 
+inline void check_emission(int64_t emission, bool return_v) {
+  STD_TORCH_CHECK(emission >= 0 && emission <= 2, "emission must be 0 (calibrated), 1 (even) or 2 (front), got ", emission);
+  STD_TORCH_CHECK(emission == 0 || !return_v, "v is the potential of calibrated emission; with another there is none");
+}
+
 // In place, no two elements of x may share memory: sorted by stride, each must step over all the smaller ones.
 inline void check_inplace(const Tensor& x) {
   const auto sizes = x.sizes(), strides = x.strides();

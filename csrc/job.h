@@ -10,6 +10,9 @@
 
 namespace cos_ext {
 
+// How the spikes are ordered in time: as the calibrated neuron fires (the paper's), or planned (core/emission.h).
+enum class Emission : int32_t { Calibrated, Even, Front };
+
 enum class DType : int32_t { Float32, Float64, Float16, BFloat16 };
 
 constexpr int kMaxDims = 16;
@@ -37,6 +40,7 @@ struct Job {
   int64_t steps = 0;       // T to emit; 0: calibration only
   int64_t rho = 0;         // steps to watch; 0: no calibration
   int64_t iterations = 0;  // negative: until exact
+  Emission emission = Emission::Calibrated;  // else iterations must be 0 and v null
   bool hard_reset = false;
   double v_reset = 0;
   bool half_theta_init = true;  // v(0) = θ/2; v_init is then unused

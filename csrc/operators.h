@@ -58,6 +58,11 @@ class Builder {
     job_.rho = rho;
     job_.iterations = iterations;
   }
+  void emission(int64_t emission, bool return_v) {
+    check_emission(emission, return_v);
+    job_.emission = static_cast<Emission>(emission);
+    if (emission) job_.iterations = 0;  // the count is all it takes
+  }
   void hard_reset(std::optional<double> v_reset) {
     job_.hard_reset = v_reset.has_value();
     job_.v_reset = v_reset.value_or(0);
@@ -176,9 +181,10 @@ struct Operators {
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cos_any(
       const Tensor& x, const MaybeTensor& theta, double theta_value, const MaybeTensor& v_init, MaybeDouble v_init_value,
       int64_t rho, int64_t iterations, bool return_v, bool return_count, bool return_v_init, bool return_offset,
-      bool inplace) {
+      int64_t emission, bool inplace) {
     Builder build(x, theta, theta_value, v_init, v_init_value);
     build.calibrate(rho, iterations);
+    build.emission(emission, return_v);
     Tensor spikes = build.emit(inplace);
     Tensor v = build.result(return_v, build.state());
     Tensor count = build.result(return_count, ScalarType::Int);
@@ -194,15 +200,15 @@ struct Operators {
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cos_forward(
       Tensor x, MaybeTensor theta, double theta_value, MaybeTensor v_init, MaybeDouble v_init_value, int64_t rho,
-      int64_t iterations, bool return_v, bool return_count, bool return_v_init, bool return_offset) {
+      int64_t iterations, bool return_v, bool return_count, bool return_v_init, bool return_offset, int64_t emission) {
     return cos_any(x, theta, theta_value, v_init, v_init_value, rho, iterations, return_v, return_count, return_v_init,
-                   return_offset, false);
+                   return_offset, emission, false);
   }
   static std::tuple<Tensor, Tensor, Tensor, Tensor> cos_forward_(
       Tensor x, MaybeTensor theta, double theta_value, MaybeTensor v_init, MaybeDouble v_init_value, int64_t rho,
-      int64_t iterations, bool return_v, bool return_count, bool return_v_init, bool return_offset) {
+      int64_t iterations, bool return_v, bool return_count, bool return_v_init, bool return_offset, int64_t emission) {
     auto [spikes, v, count, shifted, offset] = cos_any(x, theta, theta_value, v_init, v_init_value, rho, iterations,
-                                                       return_v, return_count, return_v_init, return_offset, true);
+                                                       return_v, return_count, return_v_init, return_offset, emission, true);
     return {v, count, shifted, offset};
   }
 

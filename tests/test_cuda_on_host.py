@@ -85,6 +85,15 @@ def test_every_size_bucket_and_option(size, dtype, on_host):
             calibrated = on_host(F.calibrate_v_init, x, 0.9, **options)
             assert_equal(calibrated, F.calibrate_v_init(x, 0.9, **options))
         assert torch.equal(on_host(F.cos_forward, x, 0.9, rho=rho, iterations=None).spikes, expected.spikes)
+        for emission in ("even", "front"):
+            options = {
+                "rho": rho,
+                "emission": emission,
+                "return_count": True,
+                "return_offset": True,
+                "return_v_init": True,
+            }
+            assert_equal(on_host(F.cos_forward, x, 0.9, **options), F.cos_forward(x, 0.9, **options))
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 5, 8, 9, 32])

@@ -87,6 +87,43 @@ def test_settings_can_be_changed_without_converting_again(shipped_model, test_se
     assert all((node.timesteps, node.rho) == (5, 4) for node in network.nodes().values())
 
 
+@pytest.mark.parametrize("emission", ["even", "front"])
+def test_other_orders_of_the_spikes_are_the_quantised_ann_too(emission, shipped_model, test_set):
+    model = copy.deepcopy(shipped_model).double()
+    network = convert(model, timesteps=8, rho=8, emission=emission)
+    images = next(iter(test_set.first(20).batches(20)))[0].double()
+    assert (network.rate(images) - model(images)).abs().max() <= 1e-9
+    steps = network(images)
+    network.timesteps = 3
+    assert torch.equal(network(images), steps[:3])
+    network.emission = "calibrated"
+    network.iterations, network.timesteps = None, 8
+    assert (network.rate(images) - model(images)).abs().max() <= 1e-9
+
+
+def test_a_layer_can_have_settings_of_its_own(shipped_model, test_set, tmp_path):
+    images = next(iter(test_set.first(6).batches(6)))[0]
+    network = convert(shipped_model, timesteps=3, rho=2)
+    plain = network(images)
+    network.set_layer("stages.0.0.act1", rho=4, iterations=None, emission="even")
+    assert {node.timesteps for node in network.nodes().values()} == {4}
+    own = network.nodes()["stages.0.0.act1"]
+    assert (own.rho, own.iterations, own.emission) == (4, None, "even") and network.nodes()["stem.2"].rho == 2
+    network.iterations = 0  # the layer keeps its own
+    assert own.iterations is None and network.nodes()["stem.2"].iterations == 0
+    assert network(images).shape == (3, 6, 10)
+    network.save(tmp_path / "network")
+    assert torch.equal(cos_ext.load_network(tmp_path / "network", shipped_model)(images), network(images))
+    network.iterations = 1
+    network.set_layer("stages.0.0.act1")
+    assert torch.equal(network(images), plain)
+    for bad, error in (({"site": "nowhere"}, ValueError), ({"site": "stem.2", "timesteps": 2}, ValueError),
+                       ({"site": "stem.2", "rho": -1}, ValueError), ({"site": "stem.2", "emission": "late"}, ValueError)):  # fmt: skip
+        with pytest.raises(error, match="site must be|of its own|rho must be|emission must be"):
+            network.set_layer(**bad)
+    assert torch.equal(network(images), plain)
+
+
 def test_results_do_not_depend_on_the_batch(shipped_model, test_set):
     model = copy.deepcopy(
         shipped_model

@@ -43,6 +43,33 @@ def test_every_size_equals_the_reference(size, steps, rho, dtype, device):
                     R.calibrate_v_init(x, 0.9, rho=rho, iterations=iterations))  # fmt: skip
 
 
+@pytest.mark.parametrize("emission", ["even", "front"])
+@pytest.mark.parametrize("steps, rho", [(1, 1), (3, 4), (8, 4), (11, 7), (40, 17)])
+def test_planned_emission_equals_the_formula(steps, rho, emission, dtype, device):
+    rho = min(rho, steps)
+    wanted = {name: flag for name, flag in ALL_COS.items() if name != "return_v"}
+    for size in (1, 33, 1025):
+        x = currents(steps, size, dtype=dtype, device=device)
+        result = F.cos_forward(x, 0.9, rho=rho, emission=emission, **wanted)
+        expected = R.cos_forward(x, 0.9, rho=rho, emission=emission)
+        for name, ours, theirs in zip(result._fields, result, expected):
+            assert ours is theirs is None if name == "v" else torch.equal(ours, theirs), name
+        # Exact: the desired count over rho steps, whatever the order, and only the first rho inputs matter.
+        exact = F.cos_forward(x, 0.9, rho=rho, iterations=0, return_offset=True)
+        before = F.calibrate_v_init(x, 0.9, rho=rho, iterations=0)
+        assert torch.equal((result.spikes[:rho] > 0).sum(0).int(), before.spike_count + exact.offset_spikes)
+        later = x.clone()
+        later[rho:] = 7.0
+        assert torch.equal(F.cos_forward(later, 0.9, rho=rho, emission=emission).spikes, result.spikes)
+        inplace = F.cos_forward(x.clone(), 0.9, rho=rho, emission=emission, inplace=True)
+        assert torch.equal(inplace.spikes, result.spikes)
+    layout = layouts(currents(9, 3, 5, 6, 7, dtype=dtype, device=device))
+    theta = (torch.rand(5, 1, 1) + 0.5).to(device, dtype)
+    for x in layout.values():
+        assert torch.equal(F.cos_forward(x, theta, rho=4, emission=emission).spikes,
+                           R.cos_forward(x, theta, rho=4, emission=emission).spikes)  # fmt: skip
+
+
 def parameters(dtype, device):
     """θ and v_init of every shape, in x_seq's dtype and in the state dtype, for neurons [3, 5, 6, 7]."""
     state = F.state_dtype(dtype)
@@ -200,6 +227,7 @@ SAMPLES = {
     "if_forward_": lambda x: (x, x.new_tensor([[0.7], [1.2]]), 0.0, x.new_zeros(3), None, 0.0, False, True),
     "cos_forward": lambda x: (x, None, 1.0, None, 0.4, 3, 1, True, True, True, True),
     "cos_forward_": lambda x: (x, x.new_tensor([[0.7], [1.2]]), 0.0, None, None, 4, -1, True, False, True, False),
+    "cos_forward_even": lambda x: (x, None, 1.0, None, 0.4, 3, 1, False, True, True, True, 1),
     "calibrate_v_init": lambda x: (x, None, 1.0, None, None, 2, 2),
 }
 
@@ -210,7 +238,9 @@ def test_opcheck(name, contiguous, dtype, device):
     x = currents(4, 2, 3, dtype=dtype, device=device)
     if not contiguous:
         x = x.transpose(0, 2).contiguous().transpose(0, 2)
-    operator = getattr(torch.ops.cos_ext, name).default
+    operator = getattr(
+        torch.ops.cos_ext, name.removesuffix("even").rstrip("_") if name.endswith("even") else name
+    ).default
     torch.library.opcheck(operator, SAMPLES[name](x))
 
 

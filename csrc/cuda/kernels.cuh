@@ -8,6 +8,7 @@
 
 #include "../core/calibration.h"
 #include "../core/dtypes.h"
+#include "../core/emission.h"
 #include "../core/neuron.h"
 #include "task.h"
 
@@ -250,7 +251,8 @@ __device__ __forceinline__ void run_pack(const Task& task, int64_t start, const 
   Inputs<T, V, Rows, M> in;
   in.base = static_cast<const T*>(task.x) + at.offset[kX];
   in.time = task.x_time;
-  if (M == Mode::Held) in.fetch(0, task.steps > task.rho ? task.steps : task.rho);
+  const bool planned = M != Mode::Fire && task.emission != Emission::Calibrated;  // needs the first rho inputs alone
+  if (M == Mode::Held) in.fetch(0, task.steps > task.rho && !planned ? task.steps : task.rho);
   S v[V];
   if (task.v_init.fetch == Fetch::HalfTheta) {
     COS_UNROLL
@@ -258,13 +260,15 @@ __device__ __forceinline__ void run_pack(const Task& task, int64_t start, const 
   } else {
     get(v, task.v_init, task, kVInit, start, at.offset[kVInit]);
   }
-  int32_t count[V];
+  int32_t count[V], desired[V];
   if (M != Mode::Fire) {
     int32_t psi[V];
     calibrate(v, psi, count, theta, task.rho, task.iterations,
               [&](Watch<S, V>& w, const S(&from)[V], int32_t) { watch(w, from, theta, task.rho, in); });
     store_run(psi, task.offset, at.offset[kResult]);
     store_run(v, task.v_init_out, at.offset[kResult]);
+    COS_UNROLL
+    for (int i = 0; i < V; ++i) desired[i] = count[i] + psi[i];
   }
   if (M == Mode::Fire || task.steps > 0) {
     using Stored = std::conditional_t<std::is_same_v<Theta, Uniform<S, V>>, Uniform<T, V>, PerLane<T, V>>;
@@ -276,7 +280,11 @@ __device__ __forceinline__ void run_pack(const Task& task, int64_t start, const 
       for (int i = 0; i < V; ++i) stored.values[i] = FromState<T>::call(theta[i]);
     }
     Outputs<T, V, Stored> out{static_cast<T*>(task.spikes) + at.offset[kSpikes], task.spikes_time, task.streaming, stored};
-    if (M == Mode::Fire && task.hard_reset) {
+    if (planned && task.emission == Emission::Even) {
+      emit_planned<true>(desired, count, task.rho, task.steps, out);
+    } else if (planned) {
+      emit_planned<false>(desired, count, task.rho, task.steps, out);
+    } else if (M == Mode::Fire && task.hard_reset) {
       emit<true>(v, count, theta, HardReset<S>{static_cast<S>(task.v_reset)}, task.steps, in, out);
     } else {
       emit<true>(v, count, theta, SoftReset{}, task.steps, in, out);

@@ -93,6 +93,7 @@ struct Source {
 struct Task {
   int64_t neurons = 0;
   int32_t steps = 0, rho = 0, iterations = 0;  // at most 2^24 steps (checks.h)
+  Emission emission = Emission::Calibrated;
   bool hard_reset = false;
   bool streaming = false;  // the spikes do not fit into the L2 cache: store them past it
   double v_reset = 0;
@@ -163,6 +164,7 @@ inline bool make_task(Task& task, const Job& job, int64_t lanes, int64_t bytes, 
   task.rho = static_cast<int32_t>(job.rho);
   // More rounds than rho are never needed.
   task.iterations = static_cast<int32_t>(job.iterations < 0 ? -1 : std::min(job.iterations, job.rho));
+  task.emission = job.emission;
   task.hard_reset = job.hard_reset;
   task.v_reset = job.v_reset;
   task.x = job.x;

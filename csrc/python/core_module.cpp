@@ -83,6 +83,14 @@ class Call {
     job.iterations = iterations.value_or(-1);
   }
 
+  void emission(const std::string& name) {
+    if (name != "calibrated" && name != "even" && name != "front") {
+      throw py::value_error("emission must be 'calibrated', 'even' or 'front', got '" + name + "'");
+    }
+    job.emission = name == "even" ? Emission::Even : name == "front" ? Emission::Front : Emission::Calibrated;
+    if (job.emission != Emission::Calibrated) job.iterations = 0;
+  }
+
   py::array spikes() {
     std::vector<py::ssize_t> shape(x_.shape(), x_.shape() + x_.ndim());
     spikes_ = py::array(x_.dtype(), shape);
@@ -180,12 +188,14 @@ py::tuple if_forward(const py::array& x, const Value& theta, const std::optional
 }
 
 py::tuple cos_forward(const py::array& x, const Value& theta, const std::optional<Value>& v_init, int64_t rho,
-                      std::optional<int64_t> iterations, int threads) {
+                      std::optional<int64_t> iterations, const std::string& emission, int threads) {
   Call call(x);
   call.threshold(theta);
   call.v_init(v_init);
   call.calibration(rho, iterations);
-  py::array spikes = call.spikes(), v = call.potentials(call.job.v), count = call.counts(call.job.count);
+  call.emission(emission);
+  py::array spikes = call.spikes(), count = call.counts(call.job.count);
+  py::object v = emission == "calibrated" ? py::object(call.potentials(call.job.v)) : py::none();
   py::array shifted = call.potentials(call.job.v_init_out), offset = call.counts(call.job.offset);
   call.run(threads);
   return py::make_tuple(spikes, v, count, shifted, offset);
@@ -221,8 +231,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("if_forward", &if_forward, py::arg("x_seq"), py::arg("v_threshold"), py::arg("v_init") = py::none(), py::kw_only(),
         py::arg("v_reset") = py::none(), py::arg("threads") = 1, "-> (spikes, v, spike_count); see cos_ext.functional.if_forward");
   m.def("cos_forward", &cos_forward, py::arg("x_seq"), py::arg("v_threshold"), py::arg("v_init") = py::none(), py::kw_only(),
-        py::arg("rho"), py::arg("iterations") = 1, py::arg("threads") = 1,
-        "-> (spikes, v, spike_count, v_init, offset_spikes); see cos_ext.functional.cos_forward");
+        py::arg("rho"), py::arg("iterations") = 1, py::arg("emission") = "calibrated", py::arg("threads") = 1,
+        "-> (spikes, v, spike_count, v_init, offset_spikes), v None unless emission is calibrated; see cos_ext.functional.cos_forward");
   m.def("calibrate_v_init", &calibrate_v_init, py::arg("x_seq"), py::arg("v_threshold"), py::arg("v_init") = py::none(),
         py::kw_only(), py::arg("rho"), py::arg("iterations") = 1, py::arg("threads") = 1,
         "-> (v_init, offset_spikes, spike_count); see cos_ext.functional.calibrate_v_init");
