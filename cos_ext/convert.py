@@ -15,6 +15,7 @@ import json
 import math
 import operator
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from torch.nn import functional as TF
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .fold import BATCH_NORMS, fold_batchnorms
-from .graph import Traced, argument, clip_of, is_activation, owner_of, set_module, trace
+from .graph import Traced, argument, attribute, changed, clip_of, free_name, is_activation, owner_of, set_module, trace
 from .network import FORMAT, SpikingNetwork, TimeBroadcast, Walked, as_inputs, check_settings
 from .neuron import IFNode
 from .pooling import MAX_POOL_FUNCTIONS, MAX_POOLS, MaxPoolBefore, average_of
@@ -59,11 +60,11 @@ SAMPLE_FIRST = (*KEPT, *MAX_POOLS, *BATCH_NORMS, *(kind for kind, why in WHY_NOT
 # Functions and methods that have a rule, by the name of the rule. Anything else is refused.
 FUNCTIONS = {
     operator.add: "sum", torch.add: "sum", operator.sub: "sum", torch.sub: "sum", operator.iadd: "add_", operator.neg: "unary",
-    torch.neg: "unary", operator.mul: "product", torch.mul: "product", operator.truediv: "quotient", torch.div: "quotient",
+    torch.neg: "unary", operator.matmul: "matmul", torch.matmul: "matmul", operator.mul: "product", torch.mul: "product", operator.truediv: "quotient", torch.div: "quotient",
     torch.true_divide: "quotient", operator.getitem: "getitem", getattr: "getattr", torch.cat: "cat", torch.concat: "cat",
     torch.concatenate: "cat", torch.stack: "stack", torch.flatten: "flatten", torch.mean: "mean", torch.sum: "mean",
     torch.reshape: "view", torch.transpose: "transpose", torch.permute: "permute", torch.squeeze: "squeeze",
-    torch.unsqueeze: "unsqueeze", torch.chunk: "split", torch.split: "split", torch.clone: "unary", TF.dropout: "dropout",
+    torch.unsqueeze: "unsqueeze", torch.chunk: "split", torch.split: "split", torch.clone: "fresh", TF.dropout: "dropout",
     TF.dropout2d: "dropout", TF.avg_pool1d: "pool", TF.avg_pool2d: "pool", TF.avg_pool3d: "pool", TF.adaptive_avg_pool1d: "pool",
     TF.adaptive_avg_pool2d: "pool", TF.adaptive_avg_pool3d: "pool", TF.interpolate: "pool", TF.pixel_shuffle: "pool",
     TF.pixel_unshuffle: "pool", TF.pad: "pad", TF.linear: "weighted", TF.conv1d: "weighted", TF.conv2d: "weighted", TF.conv3d: "weighted",
@@ -71,16 +72,34 @@ FUNCTIONS = {
 }  # fmt: skip
 METHODS = {
     "add": "sum", "sub": "sum", "add_": "add_", "mul": "product", "div": "quotient", "neg": "unary", "contiguous": "unary",
-    "clone": "unary", "detach": "unary", "flatten": "flatten", "mean": "mean", "sum": "mean", "view": "view", "reshape": "view",
+    "clone": "fresh", "detach": "unary", "flatten": "flatten", "mean": "mean", "sum": "mean", "view": "view", "reshape": "view",
     "size": "size", "dim": "plain", "transpose": "transpose", "permute": "permute", "squeeze": "squeeze", "unsqueeze": "unsqueeze",
-    "chunk": "split", "split": "split",
+    "matmul": "matmul", "chunk": "split", "split": "split",
 }  # fmt: skip
+IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow,
+            operator.imatmul, operator.setitem)  # fmt: skip
+# On static tensors: they keep the batch where it is.
+ELEMENTWISE = ("float", "double", "half", "to", "type", "sigmoid", "tanh", "exp", "log", "sqrt", "abs", "pow", "clamp", "clamp_min",
+               "clamp_max", "gelu", "silu", "leaky_relu", "elu", "softplus", "sin", "cos", "square", "normalize")  # fmt: skip
 ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod, operator.neg, int, float,
               math.ceil, math.floor, math.sqrt)  # fmt: skip
 PLAIN = ("ndim", "dtype", "device")  # attributes of a tensor that are no tensors and do not know the batch
 # Modules and rules whose output is a fresh tensor that nothing else holds; and those that may hand on their input's memory.
 FRESH = (*CONVOLUTIONS, nn.Linear, *BATCH_NORMS, *AVERAGES, *PADS, nn.Upsample)
-FRESH_RULES = ("sum", "product", "quotient", "cat", "stack", "mean", "pool", "pad", "weighted", "batch_norm")
+FRESH_RULES = (
+    "fresh",
+    "matmul",
+    "sum",
+    "product",
+    "quotient",
+    "cat",
+    "stack",
+    "mean",
+    "pool",
+    "pad",
+    "weighted",
+    "batch_norm",
+)
 ALIASING = (nn.Identity, nn.Flatten, *DROPOUTS)
 ALIASING_RULES = ("add_", "flatten", "view", "unary", "dropout", "transpose", "permute", "squeeze", "unsqueeze")
 RANKS = {getattr(nn, f"{name}{d}d"): d + 2 for d in (1, 2, 3) for name in
@@ -135,8 +154,7 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
     if traced.graph is None and examples is None:
         raise ConversionError(f"{name} cannot be traced by torch.fx ({traced.why_not}); if each of its activations is a module of "
                               "its own, pass example_input, on which the conversion module by module is checked")  # fmt: skip
-    if examples is not None:
-        check_model(model, traced, examples)
+    expected = check_model(model, traced, examples) if examples is not None else None
     planner = (_Planner if traced.graph is not None else _Walker)(traced, given, max_pool, fold_batchnorm)
     planner.plan(examples)
     offenders = planner.report.unsupported()
@@ -149,10 +167,15 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
             f"thresholds names {unknown}, which are no activation call sites; those are {list(traced.sites)}"
         )
     module = planner.rewrite().eval().requires_grad_(False)
-    options = {"max_pool": max_pool, "fold_batchnorm": fold_batchnorm, "sites": tuple(traced.sites)}
+    options = {
+        "max_pool": max_pool,
+        "fold_batchnorm": fold_batchnorm,
+        "sites": tuple(traced.sites),
+        "copies": planner.copies,
+    }
     network = SpikingNetwork(module, planner.report, timesteps, rho, iterations, options, emission).eval()
     if examples is not None:
-        check_network(network, planner.reference, traced.sites, max_pool, examples)
+        check_network(network, planner.reference, traced, max_pool, examples, expected)
     return network
 
 
@@ -189,7 +212,8 @@ def load_network(
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit {type(model).__name__}: {error}") from error
+        raise ValueError(f"{path} does not fit {type(model).__name__} (a network converted with an example_input may need one here "
+                         f"too): {error}") from error  # fmt: skip
     return network
 
 
@@ -200,6 +224,7 @@ class _Base:
         self.traced, self.model = traced, traced.module
         self.thresholds, self.max_pool, self.fold = thresholds, max_pool, fold
         self.report = ConversionReport()
+        self.copies: dict[str, str] = {}  # further neurons of a call site, pooled before
 
     def add(self, site: str, kind: str, status: str, reason: str = "", threshold: str = "") -> None:
         self.report.entries.append(Entry(site, kind, status, threshold, reason))
@@ -261,6 +286,11 @@ class _Planner(_Base):
 
     def plan(self, examples: tuple[Tensor, ...] | None) -> None:
         self._max_pool_modules()
+        self._refuse_changes()
+        if self.report.unsupported():
+            return
+        self.graph.eliminate_dead_code()
+        self.model.recompile()
         self.seen: set[fx.Node] | None = None  # whose first dimension is the batch on the example
         if examples is not None:
             shapes = shapes_on(self.model, examples)
@@ -272,18 +302,22 @@ class _Planner(_Base):
         self.reference = self._copy()
         for node in self.graph.nodes:
             sources = node.all_input_nodes
-            if any(source in self.spiking for source in sources):
+            plain = [source for source in sources if self.number.get(source) == "plain"]
+            tensors = [source for source in sources if source not in self.number]
+            if any(source in self.spiking for source in tensors):
                 self.spiking.add(node)
-            if node.op == "placeholder" or any(source in self.batched for source in sources):
+            # A number that knows the batch makes a tensor of it; a plain one does not.
+            if node.op == "placeholder" or any(source in self.batched for source in sources if source not in plain):
                 self.batched.add(node)
-            tensors = [source for source in sources if source in self.batched and source not in self.number]
-            if node in self.seen if self.seen is not None else all(source in self.leading for source in tensors):
+            tensors = [source for source in tensors if source in self.batched]
+            seen = node in self.seen if self.seen is not None else all(source in self.leading for source in tensors)
+            if seen and node.op != "get_attr" and (tensors or node.op == "placeholder" or self.seen is not None):
                 self.leading.add(node)
             if node.op == "call_module":
                 self._module(node, self.model.get_submodule(node.target))
             elif node.op in ("call_function", "call_method"):
                 self._function(node)
-            elif node.op == "output" and not isinstance(node.args[0], fx.Node):
+            elif node.op == "output" and (not isinstance(node.args[0], fx.Node) or node.args[0] in self.lists):
                 self.refuse("forward", "output", "one tensor output is supported")
         self.unused()
         if not self.report.unsupported():
@@ -304,6 +338,28 @@ class _Planner(_Base):
                 self._module_rank(node, self.model.get_submodule(node.target), ranks)
         return ranks
 
+    def _refuse_changes(self) -> None:
+        """Refuse operations that write into a tensor that others may read: rewriting moves readers before and after the write."""
+        for node in self.graph.nodes:
+            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+            if node.op == "call_module":
+                module = self.model.get_submodule(node.target)
+                writes = bool(getattr(module, "inplace", False)) and not isinstance(module, DROPOUTS)
+            elif node.op in ("call_function", "call_method"):
+                writes = node.target in IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+                writes = writes or node.kwargs.get("inplace") is True or "out" in node.kwargs
+            else:
+                continue
+            first = node.args[0] if node.args else node.kwargs.get("input")
+            if writes and isinstance(first, fx.Node) and not self._owned(first):
+                what = "adds in place to" if node.target in (operator.iadd, "add_") else "works in place on"
+                site, kind = (
+                    (node.target, type(module).__name__) if node.op == "call_module" else (self._site(node), name)
+                )
+                self._refuse_at(
+                    node, site, kind, f"{what} a tensor that others may read; use the form that makes a new one"
+                )
+
     def _max_pool_modules(self) -> None:
         """Functional max pooling as modules."""
         for node in list(self.graph.nodes):
@@ -318,7 +374,7 @@ class _Planner(_Base):
             if any(isinstance(value, fx.Node) for value in arguments):
                 continue
             owner = owner_of(node)
-            site = f"{owner}.{node.name}" if owner else node.name
+            site = free_name(self.model, f"{owner}.{node.name}" if owner else node.name)
             set_module(self.model, site, made(*arguments))
             node.op, node.target, node.args, node.kwargs = "call_module", site, (node.all_input_nodes[0],), {}
 
@@ -348,8 +404,8 @@ class _Planner(_Base):
             self._module_rank(node, module, self.rank)
         spiking = node in self.spiking
         reason, activation = "", site in self.traced.sites
-        if module._forward_hooks or module._forward_pre_hooks:
-            reason = "has forward hooks, which would see time-steps or be lost"
+        if changed(module):
+            reason = "has forward hooks or a patched forward, which would see time-steps or be lost"
         elif activation:
             reason = self._activation(node, module)
             self.spiking.add(node)
@@ -407,8 +463,6 @@ class _Planner(_Base):
         if len(sources) != 1 or sources[0] not in self.batched:
             return "is not called with one tensor that depends on the model's input"
         (source,) = sources
-        if getattr(module, "inplace", False) and not self._owned(source):
-            return "works in place on a tensor that others may read; use inplace=False"
         static = source not in self.spiking
         made = self.neuron(node.target, module, static=static, inplace=not static and self._owned(source))
         if isinstance(made, str):
@@ -474,6 +528,8 @@ class _Planner(_Base):
             self.rank[node] = self.rank[source]  # the rules that change it say so
         if rule is None:
             reason = "no rule converts this function"
+            if kind in ("softmax", "log_softmax"):
+                reason = "is not linear in its input; at the end of a network it can be left out, the order of the outputs is the same"
         else:
             first = self._view_shape(node)[:1] if rule == "view" else ()
             sizes = [s for s in sources if self.number.get(s, "plain") != "plain" and s not in first]
@@ -492,20 +548,35 @@ class _Planner(_Base):
             else:
                 self.add(self._site(node), kind, "kept")
         elif node in self.batched:
-            # Static: whatever it is, it runs as in the ANN; only an in-place addition may be seen by neurons that read its memory.
-            if rule == "add_" and not self._owned(node.args[0]):
-                self._refuse_at(
-                    node, self._site(node), kind, "adds in place to a tensor that others may read; write y = y + z"
-                )
+            # Static: whatever it is, it runs as in the ANN, but for sizes of tensors that have a time.
+            first = self._view_shape(node)[:1] if rule == "view" else ()
+            sizes = [s for s in sources if self.number.get(s) in ("batch", "mixed", "shape") and s in self.spiking]
+            if any(s not in first for s in sizes) or (sizes and reason):
+                why = "uses the size of the batch of a spiking tensor, into which time is folded"
+                self._refuse_at(node, self._site(node), kind, why)
+            if rule is None and kind.strip("_") in ELEMENTWISE and len(sources) == 1:
+                reason = ""
+                self.rank[node] = known if known is not None else self.rank.get(source)
+                if self.rank[node] is None:
+                    del self.rank[node]
             if reason and self.seen is None:
                 self.leading.discard(node)
             self.add(self._site(node), kind, "kept", "static, runs once")
 
     def _broadcast_is_unsure(self, node: fx.Node) -> str:
-        static = [
-            s for s in node.all_input_nodes if s in self.batched and s not in self.spiking and s not in self.number
-        ]
-        unsure = [s.name for s in static if s not in self.leading]
+        """Several tensors in one operation: those that know the batch must have it first, and equally far from the end."""
+        tensors = [s for s in node.all_input_nodes if s not in self.number]
+        batched = [s for s in tensors if s in self.batched]
+        if self._rule(node) in ("sum", "add_", "product", "quotient"):
+            ranks = {self.rank[s] for s in batched if s in self.rank}
+            if len(ranks) > 1:
+                return f"combines tensors of {sorted(ranks)} dimensions: the batch of one meets another dimension of the other"
+            for constant in (s for s in tensors if s.op == "get_attr"):
+                shape = tuple(attribute(self.model, constant.target).shape)
+                meets = len(shape) >= min(ranks) if ranks else len(shape) > 1
+                if meets and (shape[0] != 1 or (ranks and len(shape) > min(ranks))):
+                    return f"combines with {constant.target} of shape {shape}, whose first dimension may meet the batch"
+        unsure = [s.name for s in batched if s not in self.leading] if len(batched) > 1 else []
         return (
             f"whether {', '.join(unsure)} has the batch as its first dimension is not known; pass example_input"
             if unsure
@@ -516,8 +587,11 @@ class _Planner(_Base):
         """Recognise sizes and what is computed from them."""
         source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
         rank = self.rank.get(source)
+        constant = source is not None and source not in self.batched and source not in self.number
 
         def of(dim) -> str:
+            if constant:
+                return "plain"
             if not isinstance(dim, int):
                 return "mixed"
             if dim == 0 or (rank is not None and dim == -rank):
@@ -526,18 +600,18 @@ class _Planner(_Base):
 
         if node.op == "call_method" and node.target == "size" and source not in self.number:
             dim = argument(node, 1, "dim")
-            self.number[node] = "shape" if dim is None else of(dim)
+            self.number[node] = "shape" if dim is None and not constant else of(dim)
             if self.number[node] == "batch" and source not in self.leading:
                 self.number[node] = "mixed"
         elif node.op == "call_method" and node.target in ("dim", "ndimension", "numel") and source not in self.number:
-            self.number[node] = "mixed" if node.target == "numel" else "plain"
+            self.number[node] = "mixed" if node.target == "numel" and not constant else "plain"
         elif (
             node.op == "call_function"
             and node.target is getattr
             and source not in self.number
             and node.args[1] in ("shape", *PLAIN)
         ):
-            self.number[node] = "shape" if node.args[1] == "shape" else "plain"
+            self.number[node] = "shape" if node.args[1] == "shape" and not constant else "plain"
         elif node.op == "call_function" and node.target is operator.getitem and source in self.number:
             if self.number[source] != "shape":
                 self.number[node] = self.number[source]
@@ -580,6 +654,9 @@ class _Planner(_Base):
             return "" if isinstance(index, int) else "a slice of a list of tensors has no rule"
         parts = index if isinstance(index, tuple) else (index,)
         whole = slice(None)
+        rank = self.rank.get(source)
+        if parts[0] is Ellipsis and rank is not None and len(parts) <= rank:
+            parts = (whole, *parts)
         if not (isinstance(parts[0], slice) and parts[0] == whole):
             return "indexing could pick from the batch, into which time is folded; begin with [:, ...]"
         numbers = (int, slice, type(None), type(Ellipsis))
@@ -595,14 +672,18 @@ class _Planner(_Base):
     def _unary(self, node: fx.Node, source: fx.Node | None) -> str:
         return ""
 
+    _fresh = _unary
+
+    def _matmul(self, node: fx.Node, source: fx.Node | None) -> str:
+        weight = argument(node, 1, "other")
+        if isinstance(weight, fx.Node) and weight.op == "get_attr" and attribute(self.model, weight.target).dim() == 2:
+            return ""
+        return "multiplies by what is no parameter of two dimensions"
+
     def _only_first(self, node: fx.Node) -> str:
         first = node.args[0] if node.args else node.kwargs.get("input")
         others = [s for s in node.all_input_nodes if s is not first and s not in self.number]
         return "" if not others else "takes a further tensor"
-
-    def _add_(self, node: fx.Node, source: fx.Node | None) -> str:
-        owned = source is not None and self._owned(source)
-        return self._sum(node, source) if owned else "adds in place to a tensor that others may read; write y = y + z"
 
     def _sum(self, node: fx.Node, source: fx.Node | None) -> str:
         ranks = [self.rank[source] for source in node.all_input_nodes if source in self.rank]
@@ -610,10 +691,12 @@ class _Planner(_Base):
             self.rank[node] = max(ranks)
         return ""
 
+    _add_ = _sum
+
     def _product(self, node: fx.Node, source: fx.Node | None) -> str:
         self._sum(node, source)
         factors = [argument(node, 0, "input"), argument(node, 1, "other")]
-        both = all(isinstance(factor, fx.Node) and factor in self.spiking for factor in factors)
+        both = all(isinstance(f, fx.Node) and f in self.spiking and f not in self.number for f in factors)
         return "multiplies two spiking tensors, which is not linear in the spikes" if both else ""
 
     def _quotient(self, node: fx.Node, source: fx.Node | None) -> str:
@@ -621,7 +704,8 @@ class _Planner(_Base):
         if argument(node, 2, "rounding_mode") is not None:
             return "rounds, which is not linear in the spikes"
         divisor = argument(node, 1, "other")
-        return "divides by a spiking tensor" if isinstance(divisor, fx.Node) and divisor in self.spiking else ""
+        spiking = isinstance(divisor, fx.Node) and divisor in self.spiking and divisor not in self.number
+        return "divides by a spiking tensor" if spiking else ""
 
     def _weighted(self, node: fx.Node, source: fx.Node | None) -> str:
         """F.linear and F.conv: the input may spike, weight and bias may not depend on the input at all."""
@@ -737,8 +821,7 @@ class _Planner(_Base):
         self.rank[node] = len(shape)
         if isinstance(shape[0], fx.Node) and self.number.get(shape[0]) == "batch" and source in self.leading:
             # The size may be that of a static tensor, which has no time: the tensor's own is right for both.
-            if node in self.spiking:
-                self.own_batch.append((node, source))
+            self.own_batch.append((node, source))
             return ""
         if shape[0] == -1 and -1 not in shape[1:]:
             if self.seen is None:
@@ -757,7 +840,6 @@ class _Planner(_Base):
             node.kwargs = fx.node.map_arg(
                 node.kwargs, lambda value, old=old, size=size: size if value is old else value
             )
-            self.spiking.add(size)
             self.number[size] = "batch"
         for node in self.graph.nodes:
             node.type = None  # annotations that are strings would keep the network from being pickled
@@ -776,7 +858,7 @@ class _Planner(_Base):
                 if source in self.spiking or source not in self.batched or source in self.number:
                     continue
                 if source not in broadcasts:
-                    name = f"time_broadcast_{len(broadcasts)}"
+                    name = free_name(self.model, f"time_broadcast_{len(broadcasts)}")
                     self.model.add_module(name, TimeBroadcast())
                     with self.graph.inserting_after(source):
                         broadcasts[source] = self.graph.call_module(name, (source,))
@@ -794,7 +876,8 @@ class _Planner(_Base):
         alone = len(activation.users) == 1
         site = activation.target
         if not alone:
-            site = f"{site}_{node.name}"
+            site = free_name(self.model, f"{site}_{node.name}")
+            self.copies[site] = activation.target
             set_module(self.model, site, copy.deepcopy(neuron))
             neuron.inplace = False  # the currents are read twice now
             index = next(i for i, entry in enumerate(self.report.entries) if entry.site == activation.target)
@@ -824,12 +907,19 @@ class _Walker(_Base):
         calls = self._calls(examples)
         for name, module in self.model.named_modules(remove_duplicate=False):
             kind = type(module).__name__
-            if name in self.traced.sites or any(module is other for other in self.traced.sites.values()):
-                if calls.get(module, 0) != 1:
+            if changed(module):
+                self.refuse(
+                    name or "forward",
+                    kind,
+                    "has forward hooks or a patched forward, which would see time-steps or be lost",
+                )
+            elif name in self.traced.sites and not calls.get(module):
+                self.add(name, kind, "unused", "forward does not call it")
+            elif name in self.traced.sites or any(module is other for other in self.traced.sites.values()):
+                if len(calls[module]) != 1:
+                    times = len(calls[module])
                     self.refuse(
-                        name,
-                        kind,
-                        f"is called {calls.get(module, 0)} times; a model that cannot be traced must call each once",
+                        name, kind, f"is called {times} times; a model that cannot be traced must call each once"
                     )
                     continue
                 made = self.neuron(name, module, static=False, inplace=False)
@@ -862,11 +952,15 @@ class _Walker(_Base):
                         'max_pool="avg" or "spike"')  # fmt: skip
 
     @torch.no_grad()
-    def _calls(self, examples: tuple[Tensor, ...]) -> dict[nn.Module, int]:
-        """How often each module is called on the example; control flow that depends on data is refused."""
-        calls: dict[nn.Module, int] = {}
-        hooks = [module.register_forward_pre_hook(lambda m, _: calls.__setitem__(m, calls.get(m, 0) + 1))
-                 for module in self.model.modules()]  # fmt: skip
+    def _calls(self, examples: tuple[Tensor, ...]) -> dict[nn.Module, list[Fraction]]:
+        """The calls of each module on the example: their first sizes, as multiples of the batch. Control flow on data is refused."""
+        calls: dict[nn.Module, list[Fraction]] = {}
+
+        def note(module: nn.Module, args: tuple) -> None:
+            size = args[0].shape[0] if args and isinstance(args[0], Tensor) and args[0].dim() else 0
+            calls.setdefault(module, []).append(Fraction(size, examples[0].shape[0]))
+
+        hooks = [module.register_forward_pre_hook(note) for module in self.model.modules()]
         try:
             with _Looked() as looked:
                 self.model(*(x.clone() for x in examples))
@@ -874,15 +968,17 @@ class _Walker(_Base):
             for hook in hooks:
                 hook.remove()
         if looked.values:
-            self.refuse(
-                "forward", type(self.model).__name__, "its control flow or its numbers depend on the values of tensors"
-            )
+            kind = type(self.model).__name__
+            self.refuse("forward", kind, "its control flow or its numbers depend on the values of tensors")
+        self.sizes = {name: calls[module][0] for name, module in self.traced.sites.items() if calls.get(module)}
         return calls
 
     def rewrite(self) -> nn.Module:
         for name, module in (*self.neurons.items(), *self.averages.items()):
             set_module(self.model, name, module)
-        return Walked(self.model)
+        return Walked(
+            self.model, {self.neurons[name]: size for name, size in self.sizes.items() if name in self.neurons}
+        )
 
 
 class _Looked(TorchDispatchMode):

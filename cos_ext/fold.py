@@ -9,6 +9,8 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from .graph import attribute, changed
+
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -65,8 +67,11 @@ def _fold(module: fx.GraphModule, node: fx.Node, ranks: dict[fx.Node, int]) -> s
         sites = [n for n in module.graph.nodes if n.op == "call_module" and module.get_submodule(n.target) is called]
         if len(sites) != 1:
             return f"{what} is called at {len(sites)} places"
-        if called._forward_hooks or called._forward_pre_hooks:
-            return f"{what} has hooks"
+        if changed(called):
+            return f"{what} has hooks or a patched forward"
+    own = {id(parameter) for parameter in layer.parameters()}
+    if any(n.op == "get_attr" and id(attribute(module, n.target)) in own for n in module.graph.nodes):
+        return f"forward reads the weights of {source.target} elsewhere too"
     if type(layer) is nn.Linear and ranks.get(source) != 2:
         return "the Linear before it may have more than two dimensions, and BatchNorm counts channels from the front"
     if type(layer) in TRANSPOSED and layer.groups != 1:

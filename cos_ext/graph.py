@@ -6,6 +6,7 @@ What becomes of them is convert.py's and calibrate.py's business; no spiking neu
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 import re
 from collections.abc import Callable
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import torch
 from torch import fx, nn
+from torch.fx._symbolic_trace import _assert_is_none
 from torch.nn import functional as TF
 
 from .neuron import IFNode
+from .pooling import MAX_POOLS
 from .qcfs import QCFS
 from .report import ConversionError
 
@@ -50,8 +53,15 @@ def clip_of(module: nn.Module) -> float | None:
     return float(module.max_val) if isinstance(module, nn.Hardtanh) else None
 
 
+def changed(module: nn.Module) -> bool:
+    """Whether a module does not do what its class does: hooks, or a forward that was set on the object."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
 def is_activation(module: nn.Module) -> bool:
     """Whether a module is a rectifier that integrate-and-fire neurons can stand for; subclasses may compute anything."""
+    if "forward" in vars(module):
+        return False
     if type(module) is nn.Hardtanh:
         return module.min_val == 0 and module.max_val > 0
     return type(module) in ACTIVATIONS
@@ -60,8 +70,13 @@ def is_activation(module: nn.Module) -> bool:
 class _Proxy(fx.Proxy):
     """fx takes `y += z` for an addition, which hides that it changes whatever else shares y's memory."""
 
-    def __iadd__(self, other):
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+def _in_place(function: Callable) -> Callable:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"):
+    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
 
 
 class _Tracer(fx.Tracer):
@@ -141,7 +156,14 @@ def set_module(root: nn.Module, path: str, module: nn.Module) -> None:
     root.get_submodule(parent).add_module(leaf, module)
 
 
-def _free_name(root: nn.Module, path: str) -> str:
+def attribute(root: nn.Module, path: str):
+    """What a get_attr node reads."""
+    for name in path.split("."):
+        root = getattr(root, name)
+    return root
+
+
+def free_name(root: nn.Module, path: str) -> str:
     """The path, or the first of path_1, path_2, ... that no attribute of its parent has."""
     parent, _, leaf = path.rpartition(".")
     holder, number, name = root.get_submodule(parent), 0, leaf
@@ -149,6 +171,27 @@ def _free_name(root: nn.Module, path: str) -> str:
         number += 1
         name = f"{leaf}_{number}"
     return f"{parent}.{name}" if parent else name
+
+
+def _trace_with_defaults(model: nn.Module) -> fx.Graph:
+    """Arguments of forward that have a default keep it, so that tracing takes the branches that a plain call takes."""
+    parameters = inspect.signature(type(model).forward).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    graph = _Tracer().trace(model, concrete_args=defaults or None)
+    for node in [node for node in graph.nodes if node.op == "placeholder" and str(node.target).lstrip("*") in defaults]:
+        dead, doomed = [node], [node]
+        while dead:  # the assertions that fx adds
+            for user in dead.pop().users:
+                doomed.append(user)
+                dead.append(user)
+        for user in reversed(doomed):
+            if user is not node and (
+                user.op != "call_function" or user.target not in (operator.eq, torch._assert, _assert_is_none)
+            ):
+                raise ValueError(f"{node.target} is read although it has its default")
+            if not user.users:
+                graph.erase_node(user)
+    return graph
 
 
 def trace(model: nn.Module) -> Traced:
@@ -160,7 +203,7 @@ def trace(model: nn.Module) -> Traced:
 
     Raises:
         TypeError: model is not an nn.Module.
-        ConversionError: it cannot be copied.
+        ConversionError: it cannot be copied, or has hooks or a patched forward of its own.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
@@ -169,21 +212,36 @@ def trace(model: nn.Module) -> Traced:
         own = copy.deepcopy(model).eval()
     except Exception as error:  # a model's own code can raise anything
         raise ConversionError(f"{name} cannot be copied: {error}") from error
+    if (
+        own._forward_hooks
+        or own._forward_pre_hooks
+        or "forward" in vars(own)
+        or type(own).__call__ is not nn.Module.__call__
+    ):
+        raise ConversionError(
+            f"{name} has hooks, a forward that was set on the object, or a __call__ of its own; none can be traced"
+        )
     try:
-        graph = _Tracer().trace(own)
+        graph = _trace_with_defaults(own)
     except Exception as error:  # so can its forward on a proxy
         sites = {path: module for path, module in own.named_modules() if is_activation(module)}
         origin = {site: type(module).__name__ for site, module in sites.items()}
         return Traced(own, sites, origin, str(error).strip().split("\n")[0] or type(error).__name__)
-    sites, origin = {}, {}
+    sites, origin, pools = {}, {}, set()
     for node in list(graph.nodes):
         if node.op == "call_module":
             module = own.get_submodule(node.target)
+            if isinstance(module, MAX_POOLS) and len(node.all_input_nodes) == 1:
+                # Without parameters, so that each call can have its own: what becomes of one need not become of the others.
+                if node.target in pools:
+                    node.target = free_name(own, node.target)
+                    set_module(own, node.target, copy.deepcopy(module))
+                pools.add(node.target)
             if not is_activation(module):
                 continue
             if node.target in sites:
                 origin_name = f"{type(module).__name__}, a further call of {node.target}"
-                node.target = _free_name(own, node.target)
+                node.target = free_name(own, node.target)
                 module = copy.deepcopy(module)
                 set_module(own, node.target, module)
             else:
@@ -197,7 +255,7 @@ def trace(model: nn.Module) -> Traced:
                 continue
             label = node.target if isinstance(node.target, str) else node.target.__name__
             owner = owner_of(node)
-            site = _free_name(own, f"{owner}.{label.strip('_')}" if owner else label.strip("_"))
+            site = free_name(own, f"{owner}.{label.strip('_')}" if owner else label.strip("_"))
             set_module(own, site, made)
             node.op, node.target, node.args, node.kwargs = "call_module", site, (node.all_input_nodes[0],), {}
             sites[site], origin[site] = made, label

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,10 @@ class SpikingNetwork(nn.Module):
             layers[site] = {**self._layers.get(site, {}), **changes}
         self._change(layers=layers)
 
+    def train(self, mode: bool = True) -> SpikingNetwork:
+        """Stays in eval mode, whatever is asked for: dropout and running statistics have no place in a converted network."""
+        return super().train(False)
+
     def nodes(self) -> dict[str, IFNode]:
         """The neurons by call site, in execution order."""
         root = self.module.model if isinstance(self.module, Walked) else self.module
@@ -159,15 +165,34 @@ class SpikingNetwork(nn.Module):
 
 
 class Walked(nn.Module):
-    """A model that could not be traced, its activations replaced: time is folded into the batch from its inputs on."""
+    """A model that could not be traced, its activations replaced: time is folded into the batch from its inputs on.
 
-    def __init__(self, model: nn.Module) -> None:
+    sizes: by its neurons, their first size as a multiple of the batch on the example. Control flow that depends on the size of the
+    batch could change it, or call neurons more than once; that is noticed at every call.
+    """
+
+    def __init__(self, model: nn.Module, sizes: dict[IFNode, Fraction]) -> None:
         super().__init__()
         self.model = model
         self.broadcast = TimeBroadcast()
+        self.sizes = {name: sizes[node] for name, node in model.named_modules() if node in sizes}
+        self.seen: dict[str, list[int]] = {}
+        for name in self.sizes:
+            model.get_submodule(name).register_forward_pre_hook(functools.partial(self._note, name))
+
+    def _note(self, name: str, node: IFNode, args: tuple[Tensor, ...]) -> None:
+        self.seen.setdefault(name, []).append(args[0].shape[0])
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return self.model(*(self.broadcast(x) for x in inputs))
+        self.seen = {}
+        folded = [self.broadcast(x) for x in inputs]
+        out = self.model(*folded)
+        batch = folded[0].shape[0]
+        for name, size in self.sizes.items():
+            if self.seen.get(name) != [size * batch]:
+                raise RuntimeError(f"{name} was called with batches of {self.seen.get(name, [])}, expected one of {size * batch}: the "
+                                   "model's control flow depends on the size of its batch, into which time is folded")  # fmt: skip
+        return out
 
 
 def check_settings(timesteps: int, rho: int, iterations: int | None, emission: str = "calibrated") -> int:

@@ -31,9 +31,9 @@ class MaxPoolBefore(nn.Module):
             return self.pool(x)
         steps = x.unflatten(0, (self.timesteps, x.shape[0] // self.timesteps))
         pooled, where = self._with_indices(steps[: self.rho].mean(0))
-        space = pooled.dim() - 2
-        flat = steps.flatten(-space)  # [T, B, C, positions], as the indices count them
-        chosen = flat.gather(-1, where.flatten(-space).expand(self.timesteps, -1, -1, -1))
+        space = int(type(self.pool).__name__[-2])
+        flat = steps.flatten(-space)  # [T, B, ..., positions], as the indices count them
+        chosen = flat.gather(-1, where.flatten(-space).expand(self.timesteps, *[-1] * (flat.dim() - 1)))
         return chosen.unflatten(-1, pooled.shape[-space:]).flatten(0, 1)
 
     def _with_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -342,7 +342,7 @@ class HiddenFunction(nn.Module):
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "gelu": (lambda: After(nn.GELU()), r"what \(GELU\).*rectifier"),
     "silu": (lambda: After(nn.SiLU()), r"what \(SiLU\).*rectifier"),
-    "attention": (lambda: After(Attention()), "softmax.*no rule"),
+    "attention": (lambda: After(Attention()), "softmax.*not linear"),
     "lstm": (lambda: After(Recurrent()), r"what.lstm \(LSTM\).*state"),
     "layer norm": (lambda: After(nn.LayerNorm([8, 8, 8])), r"what \(LayerNorm\).*statistics"),
     "group norm": (lambda: After(nn.GroupNorm(2, 8)), r"what \(GroupNorm\).*statistics"),
