@@ -7,9 +7,11 @@ from .convert import convert, load_network
 from .evaluate import Evaluation, evaluate
 from .network import SpikingNetwork
 from .neuron import IFNode
+from .offsets import OffsetSpikeReport, offset_spike_report
 from .qcfs import QCFS
 from .report import ConversionError, ConversionReport
 
-__all__ = ["QCFS", "ConversionError", "ConversionReport", "Evaluation", "IFNode", "SpikingNetwork", "build_info",
+__all__ = ["QCFS", "ConversionError", "ConversionReport", "Evaluation", "IFNode", "OffsetSpikeReport",
+           "SpikingNetwork", "build_info",
            "calibrate_thresholds", "convert", "data", "evaluate", "functional", "load_network", "load_thresholds", "models",
-           "save_thresholds"]  # fmt: skip
+           "offset_spike_report", "save_thresholds"]  # fmt: skip

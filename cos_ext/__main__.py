@@ -16,8 +16,10 @@ from ._ops import build_info
 from .bench import run_bench
 from .convert import convert
 from .evaluate import Evaluation, evaluate
+from .offsets import offset_spike_report
 
 DEMO_CHECKPOINT = data.ASSETS / "resnet20-fashion-mnist.safetensors"
+REPORT_SAMPLES = 200  # of `demo --report`, unless told otherwise
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,6 +42,12 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="convert the shipped ResNet-20 and show its accuracy at every time-step")
     demo.set_defaults(run=_demo)
+    demo.add_argument(
+        "--report",
+        action="store_true",
+        help="instead of accuracies: offset spikes per layer, before and after each iteration up to K (default 3), in the "
+        f"network calibrated with K iterations (default 1) or exactly; default: the first {REPORT_SAMPLES} test images",
+    )
     evaluation = commands.add_parser("eval", help="the same for a checkpoint, an architecture and a data set of yours")
     evaluation.set_defaults(run=_eval)
     evaluation.add_argument("--checkpoint", type=Path, required=True, help=".safetensors or a weights-only state dict")
@@ -63,7 +71,10 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--samples", type=int, help="the first so many test images (default: all)")
         command.add_argument(
-            "--plot", type=Path, metavar="FILE", help="accuracy over time-steps as a figure (extra `plots`)"
+            "--plot",
+            type=Path,
+            metavar="FILE",
+            help="accuracy over time-steps as a figure (extra `plots`); with demo's --report, offset spikes per layer",
         )
         command.add_argument("--json", type=Path, metavar="FILE", help="the results as JSON")
 
@@ -148,6 +159,9 @@ def _demo(args: argparse.Namespace) -> int:
     model = _model(record)
     models.load_weights(model, DEMO_CHECKPOINT)
     print(f"{record['architecture']} with QCFS activations, L = {record['levels']}, Fashion-MNIST test set")
+    if args.report:
+        samples = REPORT_SAMPLES if args.samples is None else args.samples
+        return _offsets(args, model, data.fashion_mnist().first(samples))
     return _compare(args, model, data.fashion_mnist().first(args.samples))
 
 
@@ -185,14 +199,35 @@ def _model(record: dict[str, Any]) -> torch.nn.Module:
     )
 
 
+def _offsets(args: argparse.Namespace, model: torch.nn.Module, images: data.ImageSet) -> int:
+    """Print the offset-spike report of the network that the options describe."""
+    device = _device(args.device)
+    if args.plot is not None:
+        _pyplot()  # so that a missing matplotlib shows before the work
+    shown, own = (3, 1) if args.iterations is None else (args.iterations, args.iterations)
+    network = convert(model.to(device), timesteps=args.timesteps, rho=args.rho, iterations=None if args.exact else own)
+    report = offset_spike_report(model, network, images.batches(_batch_size(args, device)), iterations=shown,
+                                 progress=not args.quiet)  # fmt: skip
+    print(f"\n{report}")
+    if args.json is not None:
+        report.to_json(args.json)
+    if args.plot is not None:
+        report.plot(args.plot)
+    return 0
+
+
+def _batch_size(args: argparse.Namespace, device: torch.device) -> int:
+    default = 256 if device.type == "cuda" else 32
+    return default if args.batch_size is None else args.batch_size
+
+
 def _compare(args: argparse.Namespace, model: torch.nn.Module, test_set: data.ImageSet | data.ImageFolder) -> int:
     """Evaluate the ANN and the SNN under each calibration, and print one table."""
     device, progress = _device(args.device), not args.quiet
     if args.plot is not None:
         _pyplot()  # so that a missing matplotlib shows before the work
     network = convert(model.to(device), timesteps=args.timesteps, rho=args.rho)
-    default = 256 if device.type == "cuda" else 32
-    batches = test_set.batches(default if args.batch_size is None else args.batch_size)
+    batches = test_set.batches(_batch_size(args, device))
     ann = train.accuracy(model, batches, device=device, progress=progress)
     wanted: list[tuple[str, int, int | None]] = [("none", 0, 1)]
     given = [args.iterations] if args.iterations is not None else [] if args.exact else [1, 2]

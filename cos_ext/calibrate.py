@@ -109,7 +109,7 @@ def calibrate_thresholds(model: nn.Module, batches: Iterable[Any], *, method: st
         why = f", as far as can be seen without tracing ({traced.why_not})" if traced.why_not else ""
         raise ValueError(f"model must have an activation, {type(model).__name__} has none{why}")
     where = torch.device(device) if device is not None else home
-    module, wanted = traced.module.to(where), _inputs_of(traced.graph)
+    module, wanted = traced.module.to(where), number_of_inputs(traced.graph)
 
     statistics: dict[str, _Statistics] = {}
     for site, activation in traced.sites.items():
@@ -118,7 +118,7 @@ def calibrate_thresholds(model: nn.Module, batches: Iterable[Any], *, method: st
     samples = 0
     for batch in tqdm(batches, desc="calibrate", disable=not progress, leave=False):
         # Copies, since an activation that works in place may be the first to read them.
-        inputs = [tensor.to(where, non_blocking=True, copy=True) for tensor in _inputs(batch, wanted)]
+        inputs = [tensor.to(where, non_blocking=True, copy=True) for tensor in model_inputs(batch, wanted)]
         samples += inputs[0].shape[0]
         if inputs[0].shape[0]:
             module(*inputs)
@@ -212,7 +212,7 @@ def _check_arguments(batches: Iterable[Any], method: str, percentile: float, per
         raise ValueError(f"timesteps must be >= 1, got {timesteps}")
 
 
-def _inputs_of(graph: torch.fx.Graph | None) -> int:
+def number_of_inputs(graph: torch.fx.Graph | None) -> int:
     """How many inputs a batch has: the arguments of forward without a default; 1 where the model is not traced."""
     if graph is None:
         return 1
@@ -220,7 +220,7 @@ def _inputs_of(graph: torch.fx.Graph | None) -> int:
     return max(sum(not node.args for node in placeholders), 1)
 
 
-def _inputs(batch: Any, wanted: int) -> list[Tensor]:
+def model_inputs(batch: Any, wanted: int) -> list[Tensor]:
     """The inputs in an element of batches; what follows them in a tuple, such as labels, is left out."""
     elements = [batch] if isinstance(batch, Tensor) else batch
     if not isinstance(elements, (tuple, list)) or not all(isinstance(element, Tensor) for element in elements[:wanted]):
