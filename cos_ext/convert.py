@@ -287,10 +287,9 @@ class _Planner(_Base):
     def plan(self, examples: tuple[Tensor, ...] | None) -> None:
         self._max_pool_modules()
         self._refuse_changes()
-        if self.report.unsupported():
-            return
-        self.graph.eliminate_dead_code()
-        self.model.recompile()
+        if not self.report.unsupported():  # else what was written in place would count as dead
+            self.graph.eliminate_dead_code()
+            self.model.recompile()
         self.seen: set[fx.Node] | None = None  # whose first dimension is the batch on the example
         if examples is not None:
             shapes = shapes_on(self.model, examples)
@@ -577,11 +576,11 @@ class _Planner(_Base):
                 if meets and (shape[0] != 1 or (ranks and len(shape) > min(ranks))):
                     return f"combines with {constant.target} of shape {shape}, whose first dimension may meet the batch"
         unsure = [s.name for s in batched if s not in self.leading] if len(batched) > 1 else []
-        return (
-            f"whether {', '.join(unsure)} has the batch as its first dimension is not known; pass example_input"
-            if unsure
-            else ""
-        )
+        if not unsure:
+            return ""
+        if self.seen is not None:
+            return f"the first dimension of {', '.join(unsure)} is not the batch"
+        return f"whether {', '.join(unsure)} has the batch as its first dimension is not known; pass example_input"
 
     def _is_number(self, node: fx.Node) -> bool:
         """Recognise sizes and what is computed from them."""
