@@ -36,8 +36,12 @@ def main() -> None:
         network.rho, network.emission, network.iterations = rho, emission, iterations
         accuracy = evaluate(network, images.batches(50), progress=False).accuracy
         results.append({"rho": rho, "emission": emission, "iterations": iterations, "accuracy": accuracy})
-        name = emission if emission != "calibrated" else f"calibrated, {'exact' if iterations is None else '1 iteration'}"
-        print(f"| {rho} | {name} | " + " | ".join(f"{100 * accuracy[t - 1]:.2f}" for t in (1, 2, 4, 8)) + " |", flush=True)
+        name = (
+            emission if emission != "calibrated" else f"calibrated, {'exact' if iterations is None else '1 iteration'}"
+        )
+        print(
+            f"| {rho} | {name} | " + " | ".join(f"{100 * accuracy[t - 1]:.2f}" for t in (1, 2, 4, 8)) + " |", flush=True
+        )
     if options.json:
         options.json.write_text(json.dumps({"samples": len(images.labels), "rows": results}, indent=1) + "\n")
 
