@@ -154,6 +154,9 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
     if traced.graph is None and examples is None:
         raise ConversionError(f"{name} cannot be traced by torch.fx ({traced.why_not}); if each of its activations is a module of "
                               "its own, pass example_input, on which the conversion module by module is checked")  # fmt: skip
+    if traced.asks and examples is None:
+        raise ConversionError(f"forward of {', '.join(traced.asks)} asks for types (isinstance, is_tensor), which torch.fx answers as for no "
+                              "tensor; pass example_input, on which the traced graph is compared with the model")  # fmt: skip
     expected = check_model(model, traced, examples) if examples is not None else None
     planner = (_Planner if traced.graph is not None else _Walker)(traced, given, max_pool, fold_batchnorm)
     planner.plan(examples)
@@ -175,7 +178,7 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
     }
     network = SpikingNetwork(module, planner.report, timesteps, rho, iterations, options, emission).eval()
     if examples is not None:
-        check_network(network, planner.reference, traced, max_pool, examples, expected)
+        check_network(network, planner.reference, traced, examples, expected)
     return network
 
 

@@ -5,10 +5,12 @@ What becomes of them is convert.py's and calibrate.py's business; no spiking neu
 
 from __future__ import annotations
 
+import ast
 import copy
 import inspect
 import operator
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +44,7 @@ class Traced:
     why_not: str = ""
     lines: dict[str, str] = field(default_factory=dict)  # of the source, by the node's name
     uncalled: dict[str, nn.Module] = field(default_factory=dict)  # modules that forward does not call
+    asks: list[str] = field(default_factory=list)  # classes whose forward asks for types, which tracing answers wrongly
 
     @property
     def graph(self) -> fx.Graph | None:
@@ -148,6 +151,18 @@ def _line_of(node: fx.Node) -> str:
         if not Path(path).is_relative_to(_TORCH) and path != __file__:
             return f"{Path(path).name}:{number}: {code.strip()}"
     return ""
+
+
+def _asks_for_types(module: nn.Module) -> bool:
+    """Whether forward has isinstance or torch.is_tensor in it: what is traced is no Tensor, so that another branch may be taken."""
+    if type(module).__module__.startswith("torch.nn."):
+        return False
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(type(module).forward)))
+    except (OSError, TypeError, SyntaxError):  # there is no source to look at
+        return False
+    calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return any(getattr(f, "id", getattr(f, "attr", "")) in ("isinstance", "is_tensor") for f in calls)
 
 
 def set_module(root: nn.Module, path: str, module: nn.Module) -> None:
@@ -263,4 +278,5 @@ def trace(model: nn.Module) -> Traced:
     lines = {node.name: _line_of(node) for node in graph.nodes}
     called = {node.target for node in graph.nodes if node.op == "call_module"}
     uncalled = {path: module for path, module in own.named_modules() if path not in called}
-    return Traced(fx.GraphModule(own, graph, name).eval(), sites, origin, "", lines, uncalled)
+    asks = sorted({type(module).__name__ for module in own.modules() if _asks_for_types(module)})
+    return Traced(fx.GraphModule(own, graph, name).eval(), sites, origin, "", lines, uncalled, asks)

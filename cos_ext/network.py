@@ -36,8 +36,7 @@ class SpikingNetwork(nn.Module):
     """A converted network. Input: the ANN's, [B, ...]; output: [T, B, ...], one per time-step.
 
     `timesteps`, `rho`, `iterations` and `emission` can be changed at any time, for a layer of its own by :meth:`set_layer`.
-    Hidden layers run max(timesteps, rho) steps. Everything
-    before the first neurons runs once per image, not once per step. In eval mode, and no parameter requires a gradient.
+    Hidden layers run max(timesteps, rho) steps. Everything before the first neurons runs once per image, not once per step. In eval mode, and no parameter requires a gradient.
     `report` lists what the conversion did. Neurons write over their input where nothing else reads it, so a hook that keeps
     the output of the layer before them must clone it.
     """

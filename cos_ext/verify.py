@@ -90,7 +90,7 @@ def check_model(model: nn.Module, traced: Traced, examples: tuple[Tensor, ...]) 
 
 
 @torch.no_grad()
-def check_network(network: SpikingNetwork, reference: nn.Module, traced: Traced, max_pool: str, examples: tuple[Tensor, ...],
+def check_network(network: SpikingNetwork, reference: nn.Module, traced: Traced, examples: tuple[Tensor, ...],
                   expected: Tensor) -> None:  # fmt: skip
     """ConversionError unless T = rho = 4 steps, calibrated exactly, are the ANN with activations of 4 levels, in float64.
 

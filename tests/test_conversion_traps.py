@@ -173,6 +173,29 @@ def test_defaults_of_forward_are_kept():
     assert exact(build(None, WithDefaults), example=False)(X).shape == (LEVELS, 8, 5)
 
 
+def test_questions_for_types_need_an_example():
+    class Asks(Model):
+        def forward(self, x):
+            return (
+                self.head(self.relu(self.c1(x)))
+                if isinstance(x, torch.Tensor)
+                else self.head(self.c2(self.relu(self.c1(x))))
+            )
+
+    class AsksInVain(Model):
+        def forward(self, x):
+            parts = [x, x]
+            return self.head(self.relu(self.c1(parts[0] if isinstance(parts, list) else parts)))
+
+    for cls, example, message in (
+        (Asks, None, "Asks asks for types"),
+        (Asks, X[:2], "differs from the model on example_input"),
+    ):
+        with pytest.raises(ConversionError, match=message):
+            convert(build(None, cls), timesteps=4, thresholds={"relu": 1.0}, example_input=example)
+    exact(build(None, AsksInVain), example=True)
+
+
 def discarded_in_place(m, x):
     y = m.c1(x)
     y.sub_(0.5)
