@@ -10,16 +10,15 @@ import json
 import numbers
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import functional as F
+from ._files import write_tensors
 from .graph import clip_of, trace
 from .qcfs import QCFS
 
@@ -148,14 +147,7 @@ def save_thresholds(thresholds: Mapping[str, Tensor], path: str | os.PathLike[st
     if not isinstance(thresholds, Mapping):
         raise TypeError(f"thresholds must be a mapping of call sites to tensors, got {type(thresholds).__name__}")
     _check_thresholds(thresholds)
-    tensors = {site: threshold.detach().cpu().contiguous().clone() for site, threshold in thresholds.items()}
-    header = {"format": FORMAT, "sites": list(thresholds)}
-    unfinished = Path(f"{os.fspath(path)}.part")
-    try:
-        save_file(tensors, unfinished, metadata={"cos_ext": json.dumps(header)})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_tensors(path, thresholds, {"format": FORMAT, "sites": list(thresholds)})
 
 
 def load_thresholds(path: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
-import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ._files import write_tensors
 from ._ops import build_info
 from .neuron import IFNode
 from .pooling import MaxPoolBefore
@@ -152,15 +150,10 @@ class SpikingNetwork(nn.Module):
         thetas = {site: node.v_threshold for site, node in self.nodes().items() if site in self.options["sites"]}
         thresholds = {site: theta.item() if theta.dim() == 0 else list(theta.shape) for site, theta in thetas.items()}
         header = {"format": FORMAT, "cos_ext": build_info()["cos_ext"], "timesteps": self._timesteps, "rho": self._rho,
-                  "iterations": self._iterations, "emission": self._emission, "layers": self._layers, "thresholds": thresholds, "max_pool": self.options["max_pool"],
+                  "iterations": self._iterations, "emission": self._emission, "layers": self._layers,
+                  "thresholds": thresholds, "max_pool": self.options["max_pool"],
                   "fold_batchnorm": self.options["fold_batchnorm"]}  # fmt: skip
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.state_dict().items()}
-        unfinished = Path(f"{path}.part")
-        try:
-            save_file(tensors, unfinished, metadata={"cos_ext": json.dumps(header)})
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_tensors(path, self.state_dict(), header)
 
 
 class Walked(nn.Module):

@@ -12,7 +12,6 @@ import pytest
 import torch
 import zoo
 from torch import nn
-from torch.nn import functional as TF
 from torch.overrides import TorchFunctionMode
 
 import cos_ext

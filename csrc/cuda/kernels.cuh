@@ -53,26 +53,14 @@ __device__ __forceinline__ Place place(const Walk& walk, int64_t linear) {
 }
 
 // What is loaded or stored in one transaction.
-template <int Bytes>
-struct WordOf;
-template <>
-struct WordOf<2> {
-  using type = uint16_t;
-};
-template <>
-struct WordOf<4> {
-  using type = uint32_t;
-};
-template <>
-struct WordOf<8> {
-  using type = uint64_t;
-};
+template <size_t Bytes>
+struct WordOf : BitsOf<Bytes> {};
 template <>
 struct WordOf<16> {
   using type = uint4;
 };
 template <class T, int V>
-using word_t = typename WordOf<static_cast<int>(sizeof(T)) * V>::type;
+using word_t = typename WordOf<sizeof(T) * V>::type;
 
 // A plain store of 16 bytes as one instruction: beside the streaming one, the compiler would take it apart.
 __device__ __forceinline__ void store_plain(uint4* to, const uint4& word) {
