@@ -63,6 +63,9 @@ def build_info() -> dict[str, Any]:
     return {"cos_ext": own, "torch": torch.__version__, **facts, "cuda": _cuda_error is None, "cuda_off": _cuda_error}
 
 
+TALLIES = ("spikes", "silent", "saturated", "clipping", "quantisation")  # after the histogram (csrc/core/statistics.h)
+CUDA_SLOTS = 64  # rows of sums of a CUDA launch (csrc/cuda/kernels.cuh)
+
 _cuda_error = _load()
 ops = torch.ops.cos_ext
 
@@ -80,32 +83,60 @@ def _if_results(x: Tensor, return_v: bool, return_count: bool) -> tuple[Tensor, 
     return _result(x, return_v, state_dtype(x.dtype)), _result(x, return_count, torch.int32)
 
 
-def _cos_results(x: Tensor, v: bool, count: bool, v_init: bool, offset: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _cos_results(x: Tensor, rho: int, v: bool, count: bool, v_init: bool, offset: bool, statistics: bool) -> tuple[Tensor, ...]:
     state = state_dtype(x.dtype)
+    slots = CUDA_SLOTS if x.device.type == "cuda" else 1
+    sums = x.new_empty((slots, 2 * rho + 1 + len(TALLIES)) if statistics else 0, dtype=torch.int64)
     return (_result(x, v, state), _result(x, count, torch.int32), _result(x, v_init, state),
-            _result(x, offset, torch.int32))  # fmt: skip
+            _result(x, offset, torch.int32), sums)  # fmt: skip
+
+
+def _spikes(x: Tensor, rows: int, columns: int) -> Tensor:
+    if rows == 0:
+        return torch.empty_like(x)
+    *outer, height, width = x.shape
+    sizes = [*outer, height // rows, width // columns]
+    channels_last = x.dim() >= 4 and not x[0].is_contiguous() and x[0].movedim(-3, -1).is_contiguous()
+    if not channels_last:
+        return x.new_empty(sizes)
+    *outer, channels, height, width = sizes
+    return x.new_empty([*outer, height, width, channels]).movedim(-1, -3)
 
 
 @torch.library.register_fake("cos_ext::if_forward")
-def _(x_seq, v_threshold, v_threshold_value, v_init, v_init_value, v_reset, return_v, return_count):
-    return torch.empty_like(x_seq), *_if_results(x_seq, return_v, return_count)
+def _(x_seq, v_threshold, v_threshold_value, v_init, v_init_value, v_reset, return_v, return_count, scale=None, bias=None,
+      residual=None, pool_rows=0, pool_columns=0):  # fmt: skip
+    return _spikes(x_seq, pool_rows, pool_columns), *_if_results(x_seq, return_v, return_count)
 
 
 @torch.library.register_fake("cos_ext::if_forward_")
-def _(x_seq, v_threshold, v_threshold_value, v_init, v_init_value, v_reset, return_v, return_count):
+def _(x_seq, v_threshold, v_threshold_value, v_init, v_init_value, v_reset, return_v, return_count, scale=None, bias=None,
+      residual=None):  # fmt: skip
     return _if_results(x_seq, return_v, return_count)
 
 
 @torch.library.register_fake("cos_ext::cos_forward")
-def _(x_seq, v_threshold, v_threshold_value, v_init, v_init_value, rho, iterations, return_v, return_count,
-      return_v_init, return_offset, emission=0):  # fmt: skip
-    return torch.empty_like(x_seq), *_cos_results(x_seq, return_v, return_count, return_v_init, return_offset)
+def _(x_seq, v_threshold, v_threshold_value, v_init, v_init_value, rho, iterations, return_v, return_count, return_v_init,
+      return_offset, emission=0, return_statistics=False, scale=None, bias=None, residual=None, pool_rows=0,
+      pool_columns=0):  # fmt: skip
+    results = _cos_results(x_seq, rho, return_v, return_count, return_v_init, return_offset, return_statistics)
+    return _spikes(x_seq, pool_rows, pool_columns), *results
 
 
 @torch.library.register_fake("cos_ext::cos_forward_")
-def _(x_seq, v_threshold, v_threshold_value, v_init, v_init_value, rho, iterations, return_v, return_count,
-      return_v_init, return_offset, emission=0):  # fmt: skip
-    return _cos_results(x_seq, return_v, return_count, return_v_init, return_offset)
+def _(x_seq, v_threshold, v_threshold_value, v_init, v_init_value, rho, iterations, return_v, return_count, return_v_init,
+      return_offset, emission=0, return_statistics=False, scale=None, bias=None, residual=None):  # fmt: skip
+    return _cos_results(x_seq, rho, return_v, return_count, return_v_init, return_offset, return_statistics)
+
+
+@torch.library.register_fake("cos_ext::rate_forward")
+def _(x_mean, v_threshold, v_threshold_value, v_init, v_init_value, rho, scale=None, bias=None, residual=None):
+    return torch.empty_like(x_mean)
+
+
+@torch.library.register_fake("cos_ext::rate_forward_")
+def _(x_mean, v_threshold, v_threshold_value, v_init, v_init_value, rho, scale=None, bias=None, residual=None):
+    return None
 
 
 @torch.library.register_fake("cos_ext::calibrate_v_init")

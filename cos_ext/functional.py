@@ -19,6 +19,8 @@ from ._ops import state_dtype
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 EMISSIONS = ("calibrated", "even", "front")  # by the operators' numbers (csrc/core/emission.h)
 MAX_STEPS = 2**24  # counts stay exact in float32
+MAX_FUSED_STEPS = 4096  # csrc/job.h
+MAX_STATISTICS_RHO = 256  # csrc/core/statistics.h
 # A threshold must lie strictly between these, or it would be rounded to 0 or infinity in the spikes' dtype.
 _THRESHOLD_RANGE = {
     torch.float16: (2.0**-25, 65520.0),
@@ -37,13 +39,17 @@ class IFResult(NamedTuple):
 
 
 class COSResult(NamedTuple):
-    """spikes [T, *neurons]; v, spike_count, v_init and offset_spikes [*neurons], None where they were not asked for."""
+    """spikes [T, *neurons]; v, spike_count, v_init and offset_spikes [*neurons], None where they were not asked for.
+
+    statistics: int64 [2 rho + 6], see :mod:`cos_ext.statistics`.
+    """
 
     spikes: Tensor
     v: Tensor | None
     spike_count: Tensor | None
     v_init: Tensor | None
     offset_spikes: Tensor | None
+    statistics: Tensor | None = None
 
 
 class Calibration(NamedTuple):
@@ -55,8 +61,9 @@ class Calibration(NamedTuple):
 
 
 def if_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None = None, *,
-               v_reset: float | None = None, inplace: bool = False, return_v: bool = False,
-               return_count: bool = False) -> IFResult:  # fmt: skip
+               v_reset: float | None = None, inplace: bool = False, return_v: bool = False, return_count: bool = False,
+               scale: Tensor | None = None, bias: Tensor | None = None, residual: Tensor | None = None,
+               pool: int | tuple[int, int] | None = None) -> IFResult:  # fmt: skip
     r"""Simulates integrate-and-fire neurons for T steps in one pass over memory.
 
     .. math:: m(t) = v(t-1) + x(t), \quad s(t) = [m(t) \ge \theta], \quad v(t) = m(t) - \theta s(t)
@@ -75,6 +82,13 @@ def if_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tenso
         inplace: write the spikes over x_seq.
         return_v: return v(T), [*neurons], in the state dtype.
         return_count: return the number of spikes, [*neurons], int32.
+        scale, bias: tensors that broadcast to [*neurons], in x_seq's dtype or the state dtype. The neurons' current is then
+            x·scale + bias, as if a pass before this one had written it: a bias of a convolution, a BatchNorm.
+        residual: a tensor like x_seq (any strides), added to that. Rounded to x_seq's dtype before and after, as separate
+            passes would. With any of these three, or pool, T is at most 4096.
+        pool: (rows, columns), or one number for both: average pooling of the spikes over windows of the last two dimensions
+            that do not overlap and divide them; the output is [T, ..., height/rows, width/columns]. Not with inplace, nor with
+            results by neuron. On CUDA (2, 2) alone.
 
     Returns:
         IFResult(spikes, v, spike_count); spikes have x_seq's dtype and memory format and are 0 or θ.
@@ -93,20 +107,22 @@ def if_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tenso
     """
     theta, theta_value, init, init_value = _checked(x_seq, v_threshold, v_init, inplace)
     reset = None if v_reset is None else check_number("v_reset", v_reset)
+    windows = _check_fused(x_seq, scale, bias, residual, pool, inplace, return_v or return_count)
+    given = (x_seq, theta, theta_value, init, init_value, reset, return_v, return_count, scale, bias, residual)
     if inplace:
-        v, count = _ops.ops.if_forward_(x_seq, theta, theta_value, init, init_value, reset, return_v, return_count)
+        v, count = _ops.ops.if_forward_(*given)
         _written(x_seq)
         spikes = x_seq
     else:
-        spikes, v, count = _ops.ops.if_forward(
-            x_seq, theta, theta_value, init, init_value, reset, return_v, return_count
-        )
+        spikes, v, count = _ops.ops.if_forward(*given, *windows)
     return IFResult(spikes, v if return_v else None, count if return_count else None)
 
 
 def cos_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None = None, *, rho: int,
                 iterations: int | None = 1, emission: str = "calibrated", inplace: bool = False, return_v: bool = False,
-                return_count: bool = False, return_v_init: bool = False, return_offset: bool = False) -> COSResult:  # fmt: skip
+                return_count: bool = False, return_v_init: bool = False, return_offset: bool = False,
+                return_statistics: bool = False, scale: Tensor | None = None, bias: Tensor | None = None,
+                residual: Tensor | None = None, pool: int | tuple[int, int] | None = None) -> COSResult:  # fmt: skip
     r"""Calibrates offset spikes per neuron and simulates T steps from the shifted potential, in one pass over memory.
 
     The method of Hao et al., "Bridging the gap between ANNs and SNNs by calibrating offset spikes", ICLR 2023
@@ -124,7 +140,7 @@ def cos_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tens
     still wrong over the first rho steps.
 
     Args:
-        x_seq, v_threshold, v_init, inplace, return_v, return_count: as for :func:`if_forward`.
+        x_seq, v_threshold, v_init, inplace, return_v, return_count, scale, bias, residual, pool: as for :func:`if_forward`.
         rho: steps to watch, 1 <= rho <= T.
         iterations: how many shifts at most, >= 0; None: until no neuron is left (at most rho).
         emission: "calibrated": the paper's run from the shifted v(0). The others emit the desired count C* = N + ψ over every
@@ -133,9 +149,11 @@ def cos_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tens
             by the constant current C* θ/rho from θ/2. "front": the C* spikes first, in every rho steps.
         return_v_init: return the shifted v(0), [*neurons], state dtype.
         return_offset: return ψ before calibration, [*neurons], int32, signed: positive where spikes are missing.
+        return_statistics: return sums over the neurons, from the same pass and without a tensor by neuron:
+            :mod:`cos_ext.statistics` says which and reads them. rho is at most 256 then.
 
     Returns:
-        COSResult(spikes, v, spike_count, v_init, offset_spikes); spike_count counts the T emitted steps.
+        COSResult(spikes, v, spike_count, v_init, offset_spikes, statistics); spike_count counts the T emitted steps.
 
     NaN and infinity: a neuron whose residual is NaN has ψ = 0 and is not shifted; otherwise as for :func:`if_forward`. Where
     inputs exceed θ by more than the precision of the state dtype, a shift can have no spike to act on; it is then left out.
@@ -154,17 +172,58 @@ def cos_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tens
     order = EMISSIONS.index(check_emission(emission))
     if order and return_v:
         raise ValueError(f"return_v must be False with emission {emission!r}: only calibrated neurons have a potential")
+    if return_statistics and rho > MAX_STATISTICS_RHO:
+        raise ValueError(f"rho must be at most {MAX_STATISTICS_RHO} with return_statistics, got {rho}")
     wanted = (return_v, return_count, return_v_init, return_offset)
+    windows = _check_fused(x_seq, scale, bias, residual, pool, inplace, any(wanted))
+    given = (x_seq, theta, theta_value, init, init_value, rho, rounds, *wanted, order, return_statistics, scale, bias, residual)
     if inplace:
-        results = _ops.ops.cos_forward_(x_seq, theta, theta_value, init, init_value, rho, rounds, *wanted, order)
+        results = _ops.ops.cos_forward_(*given)
         _written(x_seq)
         spikes = x_seq
     else:
-        spikes, *results = _ops.ops.cos_forward(
-            x_seq, theta, theta_value, init, init_value, rho, rounds, *wanted, order
-        )
-    v, count, shifted, offset = (result if asked else None for result, asked in zip(results, wanted))
-    return COSResult(spikes, v, count, shifted, offset)
+        spikes, *results = _ops.ops.cos_forward(*given, *windows)
+    *by_neuron, sums = results
+    v, count, shifted, offset = (result if asked else None for result, asked in zip(by_neuron, wanted))
+    return COSResult(spikes, v, count, shifted, offset, sums.sum(0) if return_statistics else None)
+
+
+def rate_forward(x_mean: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None = None, *, rho: int,
+                 inplace: bool = False, scale: Tensor | None = None, bias: Tensor | None = None,
+                 residual: Tensor | None = None) -> Tensor:  # fmt: skip
+    r"""The mean of a calibrated neuron's spikes over rho steps, from the mean of its input over them.
+
+    .. math:: \theta\, C^* / \rho, \quad C^* = \mathrm{clip}(\lfloor (\rho \bar x + v(0)) / \theta \rfloor, 0, \rho)
+
+    The desired count depends on the sum of the inputs alone, so that a layer of convolutions and neurons can be evaluated on
+    means, once, instead of rho times.
+
+    Args:
+        x_mean: the mean current over rho steps, [*neurons], no time; dtypes as for :func:`if_forward`.
+        v_threshold, v_init, inplace, scale, bias, residual: as for :func:`if_forward`; residual is like x_mean.
+        rho: 1 <= rho <= 2^24.
+
+    Returns:
+        The mean outputs, [*neurons], x_mean's dtype and memory format. 0 where the potential is NaN.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for :func:`if_forward`.
+    """
+    if not isinstance(x_mean, Tensor):
+        raise TypeError(f"x_mean must be a tensor, got {type(x_mean).__name__}")
+    x_seq = x_mean.unsqueeze(0)
+    theta, theta_value, init, init_value = _checked(x_seq, v_threshold, v_init, inplace)
+    check_calibration(rho, 0)
+    if rho > MAX_STEPS:
+        raise ValueError(f"rho must be at most {MAX_STEPS}, got {rho}")
+    added = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
+    _check_fused(x_seq, scale, bias, added, None, inplace, False)
+    given = (x_seq, theta, theta_value, init, init_value, rho, scale, bias, added)
+    if inplace:
+        _ops.ops.rate_forward_(*given)
+        _written(x_mean)
+        return x_mean
+    return _ops.ops.rate_forward(*given).squeeze(0)
 
 
 def calibrate_v_init(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None = None, *, rho: int,
@@ -226,6 +285,46 @@ def check_values(name: str, value: Tensor, dtype: torch.dtype | None = None) -> 
                 f"{name} must be positive and finite in {dtype or value.dtype}, "
                 f"got values in [{low.item()}, {high.item()}]"
             )
+
+
+def _check_fused(x_seq: Tensor, scale: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+                 pool: int | tuple[int, int] | None, inplace: bool, by_neuron: bool) -> tuple[int, int]:  # fmt: skip
+    """Validate what is fused into a pass; return the windows as the operators take them, (0, 0) for none."""
+    given = [(name, t) for name, t in (("scale", scale), ("bias", bias), ("residual", residual)) if t is not None]
+    for name, tensor in given:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor or None, got {type(tensor).__name__}")
+        if name != "residual":
+            _check_parameter(name, tensor, x_seq)
+    if residual is not None:
+        if residual.dtype != x_seq.dtype:
+            raise TypeError(f"residual must have x_seq's dtype {x_seq.dtype}, got {residual.dtype}")
+        if residual.device != x_seq.device:
+            raise ValueError(f"residual must be on x_seq's device {x_seq.device}, got {residual.device}")
+        if residual.shape != x_seq.shape:
+            raise ValueError(f"residual must have x_seq's shape {tuple(x_seq.shape)}, got {tuple(residual.shape)}")
+    if (given or pool is not None) and x_seq.shape[0] > MAX_FUSED_STEPS:
+        raise ValueError(f"scale, bias, residual and pool need T <= {MAX_FUSED_STEPS}, got {x_seq.shape[0]}")
+    if given and torch.is_grad_enabled() and any(tensor.requires_grad for _, tensor in given):
+        raise RuntimeError("cos_ext's operators are for inference and have no gradient: an input requires one and grad mode is on")
+    if inplace:
+        for name, tensor in given:
+            if not torch.compiler.is_compiling() and _overlap(tensor, x_seq):
+                raise ValueError(f"{name} must not share memory with x_seq in place")
+    if pool is None:
+        return 0, 0
+    windows = pool if isinstance(pool, (tuple, list)) else (pool, pool)
+    if len(windows) != 2 or any(isinstance(size, bool) or not isinstance(size, int) for size in windows):
+        raise TypeError(f"pool must be an int, two of them or None, got {pool!r}")
+    if inplace:
+        raise ValueError("pool makes a smaller output, so inplace must be False")
+    if by_neuron:
+        raise ValueError("with pool there are no results by neuron: leave out return_v, return_count, return_v_init and return_offset")
+    if x_seq.dim() < 3 or min(windows) < 1 or x_seq.shape[-2] % windows[0] or x_seq.shape[-1] % windows[1]:
+        raise ValueError(f"pool must divide the last two dimensions of the neurons, got {tuple(windows)} for shape {tuple(x_seq.shape)}")
+    if x_seq.device.type == "cuda" and tuple(windows) != (2, 2):
+        raise ValueError(f"pool must be (2, 2) on CUDA, got {tuple(windows)}")
+    return windows[0], windows[1]
 
 
 def _check_rho(rho: int, x_seq: Tensor) -> None:

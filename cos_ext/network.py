@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ._ops import build_info
 from .neuron import IFNode
 from .pooling import MaxPoolBefore
 from .report import ConversionReport
+from .statistics import NetworkStatistics, collect
 
 FORMAT = "cos_ext spiking network, 1"
 
@@ -139,6 +141,22 @@ class SpikingNetwork(nn.Module):
     def rate(self, *inputs: Tensor) -> Tensor:
         """The mean over time of :meth:`forward`, [B, ...]."""
         return self(*inputs).mean(0)
+
+    def statistics(self, batches: Iterable[Any], *, progress: bool = True) -> NetworkStatistics:
+        """What the neurons of every layer do: offset spikes, spikes, silent and saturated shares, the split of the error.
+
+        Summed by the kernels in the pass that simulates: nothing by neuron is written, and the device is waited for once. The sums
+        are integers, so that they do not depend on how the data are split, nor on the device.
+
+        Args:
+            batches: an iterable, read once, of tensors [B, ...] or of tuples whose first n elements are the network's inputs.
+            progress: a progress bar on stderr.
+
+        Raises:
+            TypeError: batches yields something else.
+            ValueError: batches yields no sample; neurons have hard reset; a layer has rho > 256 (or, without calibration, T > 256).
+        """
+        return collect(self, batches, progress=progress)
 
     def save(self, path: str | Path) -> None:
         """Write the weights, thresholds and initial potentials as safetensors, with a JSON header in its metadata.

@@ -63,6 +63,9 @@ class IFNode(nn.Module):
         # Where set, forward adds up what it emitted: (spikes, neurons · steps), for the mean firing rate.
         self.count_spikes = False
         self.emitted: tuple[Tensor, int] | None = None
+        # Where set, forward adds up the kernels' statistics (cos_ext.statistics).
+        self.keep_statistics = False
+        self.statistics: Tensor | None = None
         self._settings: dict[str, Any] = {}
         self.configure(
             v_reset=v_reset,
@@ -147,11 +150,21 @@ class IFNode(nn.Module):
         theta, v_init = self._parameters_for(x_seq)
         if self.rho:
             result = F.cos_forward(x_seq, theta, v_init, rho=self.rho, iterations=self.iterations, emission=self.emission,
-                                   inplace=inplace, return_count=self.count_spikes)  # fmt: skip
+                                   inplace=inplace, return_count=self.count_spikes,
+                                   return_statistics=self.keep_statistics)  # fmt: skip
+        elif self.keep_statistics:
+            if self.v_reset is not None:
+                raise ValueError("statistics need soft reset: offset spikes are defined for v_reset=None")
+            # Watched, and left as they are.
+            result = F.cos_forward(x_seq, theta, v_init, rho=x_seq.shape[0], iterations=0, inplace=inplace,
+                                   return_count=self.count_spikes, return_statistics=True)  # fmt: skip
         else:
             result = F.if_forward(
                 x_seq, theta, v_init, v_reset=self.v_reset, inplace=inplace, return_count=self.count_spikes
             )
+        if self.keep_statistics:
+            sums = result.statistics
+            self.statistics = sums if self.statistics is None else self.statistics + sums
         if self.count_spikes:
             spikes, steps = self.emitted or (0, 0)
             self.emitted = (spikes + result.spike_count.sum(), steps + x_seq.numel())

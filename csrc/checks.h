@@ -12,6 +12,8 @@
 #include <vector>
 
 #include "core/dtypes.h"
+#include "core/statistics.h"
+#include "job.h"
 
 namespace cos_ext {
 
@@ -61,6 +63,34 @@ inline void check_threshold(const std::optional<Tensor>& tensor, double value, c
 inline void check_calibration(int64_t rho, int64_t iterations, const Tensor& x) {
   STD_TORCH_CHECK(rho >= 1 && rho <= x.size(0), "rho must lie in 1..T = ", x.size(0), ", got ", rho);
   STD_TORCH_CHECK(iterations >= -1, "iterations must be >= 0, or -1 for until exact, got ", iterations);
+}
+
+// x_mean of rate_forward, which has no time.
+inline void check_rate(int64_t rho) { STD_TORCH_CHECK(rho >= 1 && rho <= kMaxSteps, "rho must lie in 1..", kMaxSteps, ", got ", rho); }
+
+// What is added to x on the way in: the same shape and dtype, on the same device.
+inline void check_residual(const Tensor& residual, const Tensor& x) {
+  STD_TORCH_CHECK(residual.is_cuda() == x.is_cuda() && (x.is_cpu() || residual.get_device_index() == x.get_device_index()),
+                  "residual must be on x_seq's device");
+  STD_TORCH_CHECK(residual.scalar_type() == x.scalar_type(), "residual must have x_seq's dtype");
+  bool same = residual.dim() == x.dim();
+  for (int64_t d = 0; same && d < x.dim(); ++d) same = residual.size(d) == x.size(d);
+  STD_TORCH_CHECK(same, "residual must have x_seq's shape");
+}
+inline void check_fused_steps(int64_t steps) {
+  STD_TORCH_CHECK(steps <= kMaxFusedSteps, "scale, bias, residual and pool take at most ", kMaxFusedSteps, " time-steps, got ", steps);
+}
+
+inline void check_pool(int64_t rows, int64_t columns, const Tensor& x) {
+  STD_TORCH_CHECK(rows >= 1 && columns >= 1, "pool must be two sizes >= 1, got ", rows, " and ", columns);
+  STD_TORCH_CHECK(x.dim() >= 3, "pool needs neurons [..., height, width]");
+  const int64_t height = x.size(x.dim() - 2), width = x.size(x.dim() - 1);
+  STD_TORCH_CHECK(height % rows == 0 && width % columns == 0, "pool ", rows, " x ", columns, " must divide the neurons' ", height,
+                  " x ", width);
+}
+
+inline void check_statistics(int64_t rho) {
+  STD_TORCH_CHECK(rho <= kMaxTallyRho, "statistics need rho <= ", kMaxTallyRho, ", got ", rho);
 }
 
 inline void check_emission(int64_t emission, bool return_v) {

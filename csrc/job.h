@@ -10,8 +10,9 @@
 
 namespace cos_ext {
 
-// How the spikes are ordered in time: as the calibrated neuron fires (the paper's), or planned (core/emission.h).
-enum class Emission : int32_t { Calibrated, Even, Front };
+// How the spikes are ordered in time: as the calibrated neuron fires (the paper's), or planned (core/emission.h). Rate: no spikes
+// but their mean over rho steps, θ C*/rho, from an input that is the mean current over them.
+enum class Emission : int32_t { Calibrated, Even, Front, Rate };
 
 enum class DType : int32_t { Float32, Float64, Float16, BFloat16 };
 
@@ -27,12 +28,22 @@ struct Layout {
   bool dense() const { return ndim == 1 && stride[0] == 1; }
 };
 
-// θ or v_init: `data` in the state type, or, where it is null, `value`.
+// θ, v_init, scale or bias: `data` in the state type, or, where it is null, `value` (scale and bias: there is none).
 struct Parameter {
   const void* data = nullptr;
   Layout layout;
   double value = 0;
 };
+
+// Average pooling of the spikes over windows of rows x columns that do not overlap; 0: none. In memory the neurons are then
+// [outer, height, width, inner] in the walk's order, and `spikes` is [outer, height / rows, width / columns, inner], dense.
+struct Pool {
+  int64_t rows = 0, columns = 0;
+  int64_t height = 0, width = 0, inner = 1;
+  int64_t unit() const { return rows * width * inner; }  // neurons that make up whole windows
+};
+
+constexpr int64_t kMaxFusedSteps = 4096;
 
 struct Job {
   DType dtype = DType::Float32;
@@ -54,12 +65,26 @@ struct Job {
 
   Parameter theta, v_init;
 
+  // The neurons' current is x · scale + bias + residual, rounded to the storage type after the bias and after the residual: what
+  // separate passes would have written. At most kMaxFusedSteps steps.
+  Parameter scale, bias;
+  const void* residual = nullptr;
+  Layout residual_layout;
+  int64_t residual_time = 0;  // 0: the same at every step
+  bool fused() const { return scale.data || bias.data || residual; }
+
+  Pool pool;
+
   // Results by neuron, all in one layout; null where not wanted. v and v_init_out hold the state type.
   Layout result_layout;
   void* v = nullptr;
   int32_t* count = nullptr;  // of the T emitted steps; of the rho watched ones where steps is 0
   void* v_init_out = nullptr;
   int32_t* offset = nullptr;
+
+  // Sums over the neurons (core/statistics.h), added to [slots, tally_size(rho)]: where many add at once, to several rows. Null: none.
+  int64_t* tally = nullptr;
+  int64_t slots = 1;
 };
 
 // The order in which the neurons are walked: the order of `strides` in memory, outermost first (stable).

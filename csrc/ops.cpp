@@ -1,27 +1,30 @@
 // Every operator's schema. A parameter is a tensor or, where that is None, the float after it; v_init None and
-// v_init_value None is θ/2. iterations -1 is "until exact"; emission 0 is calibrated, 1 even, 2 front (core/emission.h). Results that were not asked for come back with no elements.
+// v_init_value None is θ/2. iterations -1 is "until exact"; emission 0 is calibrated, 1 even, 2 front (core/emission.h). The neurons see
+// x_seq · scale + bias + residual; pool_rows and pool_columns 0 are no pooling of the spikes. Results that were not asked for come
+// back with no elements; statistics are rows of sums that belong added up (core/statistics.h).
 #include <torch/csrc/stable/library.h>
 
 #ifndef COS_EXT_LIBRARY  // tests/cpp/shim_ops.cpp gives the same operators another name
 #define COS_EXT_LIBRARY cos_ext
 #endif
 
+#define COS_PARAMETERS "Tensor? v_threshold, float v_threshold_value, Tensor? v_init, float? v_init_value, "
+#define COS_IF "float? v_reset, bool return_v, bool return_count"
+#define COS_COS \
+  "int rho, int iterations, bool return_v, bool return_count, bool return_v_init, bool return_offset, int emission=0, " \
+  "bool return_statistics=False"
+#define COS_FUSED ", Tensor? scale=None, Tensor? bias=None, Tensor? residual=None"
+#define COS_POOL ", int pool_rows=0, int pool_columns=0"
+#define COS_RESULTS "Tensor v, Tensor spike_count, Tensor v_init_out, Tensor offset_spikes, Tensor statistics)"
+
 STABLE_TORCH_LIBRARY(COS_EXT_LIBRARY, m) {
-  m.def(
-      "if_forward(Tensor x_seq, Tensor? v_threshold, float v_threshold_value, Tensor? v_init, float? v_init_value, "
-      "float? v_reset, bool return_v, bool return_count) -> (Tensor spikes, Tensor v, Tensor spike_count)");
-  m.def(
-      "if_forward_(Tensor(a!) x_seq, Tensor? v_threshold, float v_threshold_value, Tensor? v_init, float? v_init_value, "
-      "float? v_reset, bool return_v, bool return_count) -> (Tensor v, Tensor spike_count)");
-  m.def(
-      "cos_forward(Tensor x_seq, Tensor? v_threshold, float v_threshold_value, Tensor? v_init, float? v_init_value, "
-      "int rho, int iterations, bool return_v, bool return_count, bool return_v_init, bool return_offset, int emission=0) "
-      "-> (Tensor spikes, Tensor v, Tensor spike_count, Tensor v_init_out, Tensor offset_spikes)");
-  m.def(
-      "cos_forward_(Tensor(a!) x_seq, Tensor? v_threshold, float v_threshold_value, Tensor? v_init, float? v_init_value, "
-      "int rho, int iterations, bool return_v, bool return_count, bool return_v_init, bool return_offset, int emission=0) "
-      "-> (Tensor v, Tensor spike_count, Tensor v_init_out, Tensor offset_spikes)");
-  m.def(
-      "calibrate_v_init(Tensor x_seq, Tensor? v_threshold, float v_threshold_value, Tensor? v_init, float? v_init_value, "
-      "int rho, int iterations) -> (Tensor v_init_out, Tensor offset_spikes, Tensor spike_count)");
+  m.def("if_forward(Tensor x_seq, " COS_PARAMETERS COS_IF COS_FUSED COS_POOL
+        ") -> (Tensor spikes, Tensor v, Tensor spike_count)");
+  m.def("if_forward_(Tensor(a!) x_seq, " COS_PARAMETERS COS_IF COS_FUSED ") -> (Tensor v, Tensor spike_count)");
+  m.def("cos_forward(Tensor x_seq, " COS_PARAMETERS COS_COS COS_FUSED COS_POOL ") -> (Tensor spikes, " COS_RESULTS);
+  m.def("cos_forward_(Tensor(a!) x_seq, " COS_PARAMETERS COS_COS COS_FUSED ") -> (" COS_RESULTS);
+  m.def("rate_forward(Tensor x_mean, " COS_PARAMETERS "int rho" COS_FUSED ") -> Tensor rates");
+  m.def("rate_forward_(Tensor(a!) x_mean, " COS_PARAMETERS "int rho" COS_FUSED ") -> ()");
+  m.def("calibrate_v_init(Tensor x_seq, " COS_PARAMETERS
+        "int rho, int iterations) -> (Tensor v_init_out, Tensor offset_spikes, Tensor spike_count)");
 }

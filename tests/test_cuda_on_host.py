@@ -157,6 +157,39 @@ def test_every_layout_and_parameter_shape(neurons, which, dtype, on_host):
             )
 
 
+@pytest.mark.parametrize("fused", ["nothing", "scale", "bias", "residual", "all"])
+@pytest.mark.parametrize("shape", [(8, 2, 3, 8, 8), (5, 1, 7, 4, 6), (18, 2, 4, 16, 16)], ids=str)
+def test_fused_input_pooling_statistics_and_rates(shape, fused, dtype, on_host):
+    x, other = currents(*shape, dtype=dtype), currents(*shape, dtype=dtype)
+    per_neuron, per_channel = (torch.rand(size).add(0.2).to(dtype) for size in (shape[2:], (shape[2], 1, 1)))
+    last = {name: layouts(tensor)["channels_last"] for name, tensor in (("x", x), ("residual", other))}
+    pairs = [(x, other), (last["x"], last["residual"]), (last["x"], other), (x, other[:1].expand(shape)),
+             (x[:1].expand(shape), other), (x[:1].expand(shape), other[:1].expand(shape))]  # fmt: skip
+    thetas, inits = (1.0, per_channel, per_neuron), (None, per_channel, per_neuron)
+    for index, (theta, v_init, (x, residual)) in enumerate(itertools.product(thetas, inits, pairs)):
+        if (index + index // 6) % 3:  # every pair of θ and v_init, with two of the pairs of layouts each
+            continue
+        given = {"nothing": {}, "scale": {"scale": per_channel}, "bias": {"bias": per_neuron}, "residual": {"residual": residual},
+                 "all": {"scale": per_neuron, "bias": per_channel, "residual": residual}}[fused]  # fmt: skip
+        rho, emission = ((4, "calibrated"), (5, "even"), (2, "front"), (shape[0], "calibrated"))[index % 4]
+        options = {**given, "rho": rho, "emission": emission, "iterations": None, "return_statistics": True}
+        results = {**ALL_COS, "return_v": emission == "calibrated"}
+        assert_equal(
+            on_host(F.cos_forward, x, theta, v_init, **options, **results),
+            F.cos_forward(x, theta, v_init, **options, **results),
+        )
+        assert_equal(
+            on_host(F.cos_forward, x, theta, v_init, **options, pool=2), F.cos_forward(x, theta, v_init, **options, pool=2)
+        )
+        for reset in (None, 0.1):
+            plain = {**given, "v_reset": reset}
+            assert_equal(on_host(F.if_forward, x, theta, v_init, **plain, **ALL), F.if_forward(x, theta, v_init, **plain, **ALL))
+            assert_equal(on_host(F.if_forward, x, theta, v_init, **plain, pool=2), F.if_forward(x, theta, v_init, **plain, pool=2))
+        first = {name: tensor[0] if name == "residual" else tensor for name, tensor in given.items()}
+        rates = on_host(F.rate_forward, x[0], theta, v_init, rho=rho, **first)
+        assert torch.equal(rates, F.rate_forward(x[0], theta, v_init, rho=rho, **first))
+
+
 @pytest.mark.parametrize("index", CASES)
 def test_spikes_equal_the_authors(index, on_host):
     x, expected, rho, theta = case(index)

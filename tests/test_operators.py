@@ -27,6 +27,9 @@ def currents(*shape, dtype=torch.float32, device="cpu"):
 def assert_same(result, expected):
     assert result._fields == expected._fields
     for name, ours, theirs in zip(result._fields, result, expected):
+        if name == "statistics":  # the reference has none
+            assert ours is None and theirs is None
+            continue
         assert ours.dtype == theirs.dtype, name
         assert torch.equal(torch.nan_to_num(ours, 7.5), torch.nan_to_num(theirs, 7.5)), name
 
@@ -53,7 +56,7 @@ def test_planned_emission_equals_the_formula(steps, rho, emission, dtype, device
         result = F.cos_forward(x, 0.9, rho=rho, emission=emission, **wanted)
         expected = R.cos_forward(x, 0.9, rho=rho, emission=emission)
         for name, ours, theirs in zip(result._fields, result, expected):
-            assert ours is theirs is None if name == "v" else torch.equal(ours, theirs), name
+            assert ours is theirs is None if name in ("v", "statistics") else torch.equal(ours, theirs), name
         # Exact: the desired count over rho steps, whatever the order, and only the first rho inputs matter.
         exact = F.cos_forward(x, 0.9, rho=rho, iterations=0, return_offset=True)
         before = F.calibrate_v_init(x, 0.9, rho=rho, iterations=0)
@@ -128,8 +131,8 @@ def test_neurons_that_share_memory_are_read_correctly(dtype, device):
 @pytest.mark.parametrize("inplace", [False, True])
 def test_results_that_were_not_asked_for_are_none(inplace):
     assert F.if_forward(currents(4, 5), 1.0, inplace=inplace)[1:] == (None, None)
-    assert F.cos_forward(currents(4, 5), 1.0, rho=2, inplace=inplace)[1:] == (None,) * 4
-    for name in ("v", "count", "v_init", "offset"):
+    assert F.cos_forward(currents(4, 5), 1.0, rho=2, inplace=inplace)[1:] == (None,) * 5
+    for name in ("v", "count", "v_init", "offset", "statistics"):
         result = F.cos_forward(currents(4, 5), 1.0, rho=2, inplace=inplace, **{f"return_{name}": True})
         given = [field for field in result._fields[1:] if getattr(result, field) is not None]
         assert given == [{"count": "spike_count", "offset": "offset_spikes"}.get(name, name)]
@@ -205,8 +208,10 @@ x = torch.randn(9, 3, 5, 21, 7) * 1.2 + 0.3
 out = []
 for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
     out += F.cos_forward(x.to(dtype), torch.tensor([.5, .7, .9, 1.1, 1.3])[:, None, None].to(dtype), rho=6, iterations=None,
-                         return_v=True, return_count=True, return_v_init=True, return_offset=True)
+                         return_v=True, return_count=True, return_v_init=True, return_offset=True, return_statistics=True)
     out += F.if_forward(x.to(dtype), 0.8, v_reset=0.1, return_v=True, return_count=True)
+    z, bias = x[..., :20, :6].to(dtype), torch.rand(5, 1, 1).to(dtype)
+    out += [F.if_forward(z, 0.8, scale=bias, bias=bias, residual=z.flip(0), pool=2).spikes, F.rate_forward(z[0], 0.8, rho=4)]
 torch.save({"capability": build_info()["cpu_capability"], "out": out}, sys.argv[1])
 """
     results = []
@@ -246,10 +251,13 @@ def test_opcheck(name, contiguous, dtype, device):
 
 def test_fakes_have_the_layout_of_the_results(device):
     for x in layouts(currents(4, 2, 3, 4, 5, device=device)).values():
-        real = F.cos_forward(x, 1.0, rho=2, **ALL_COS)
+        real = F.cos_forward(x, 1.0, rho=2, **ALL_COS)[:5]
         meta = torch.empty_strided(x.shape, x.stride(), device="meta")
-        fake = F.cos_forward(meta, 1.0, rho=2, **ALL_COS)
+        fake = F.cos_forward(meta, 1.0, rho=2, **ALL_COS)[:5]
         assert [(r.shape, r.stride(), r.dtype) for r in real] == [(f.shape, f.stride(), f.dtype) for f in fake]
+        real, fake = (F.cos_forward(x[..., :4, :4], 1.0, rho=2, pool=2, return_statistics=True) for x in (x, meta))
+        assert real.spikes.shape == fake.spikes.shape and real.spikes.stride() == fake.spikes.stride()
+        assert real.statistics.shape == fake.statistics.shape and real.statistics.dtype == fake.statistics.dtype
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

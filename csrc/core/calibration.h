@@ -87,6 +87,12 @@ COS_HD int32_t offset_spikes(S r, S theta, int32_t count, int32_t rho) {
   return static_cast<int32_t>(q);
 }
 
+// C* of one neuron that is driven by the same mean current for rho steps.
+template <class S>
+COS_HD int32_t desired_count(S mean, S v_init, S theta, int32_t rho) {
+  return offset_spikes(mean * static_cast<S>(rho) + v_init, theta, 0, rho);
+}
+
 // One shift of v(0) of one neuron, from the latest watch. Rounding can leave nothing to remove or to add where inputs
 // exceed θ by the precision of the state type; such a neuron is left alone instead of being shifted to infinity.
 template <class S>
@@ -104,10 +110,11 @@ COS_HD S shifted(S v_init, S theta, int32_t psi, int32_t k, S min_fired, S max_s
 
 // The whole calibration of a group of W neurons. v_init is shifted in place; psi and count (N) are those before calibration.
 // `look(w, v_init, k)` watches rho steps from v_init with watch(); for k > 0 it may leave out neurons with |ψ| <= k.
+// `noted(w, v_init)` is called once, after the first watch, with psi and count set and v_init not shifted yet.
 // iterations < 0: until no neuron of the group is left, at most rho rounds.
-template <class S, int W, class Theta, class Look>
+template <class S, int W, class Theta, class Look, class Noted>
 COS_HD void calibrate(S (&v_init)[W], int32_t (&psi)[W], int32_t (&count)[W], const Theta& theta, int64_t rho,
-                      int64_t iterations, const Look& look) {
+                      int64_t iterations, const Look& look, const Noted& noted) {
   Watch<S, W> w;
   look(w, v_init, 0);
   COS_LANES
@@ -115,6 +122,7 @@ COS_HD void calibrate(S (&v_init)[W], int32_t (&psi)[W], int32_t (&count)[W], co
     count[i] = w.count[i];
     psi[i] = offset_spikes(w.v[i], theta[i], w.count[i], static_cast<int32_t>(rho));
   }
+  noted(w, v_init);
   int32_t worst = 0;
   COS_LANES
   for (int i = 0; i < W; ++i) {

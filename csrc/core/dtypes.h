@@ -60,7 +60,7 @@ COS_HD float to_state(Half x) {
 #endif
 }
 
-// State to storage, rounding to nearest even. On the CPU it runs once per neuron at most (spikes are 0 or θ).
+// State to storage, rounding to nearest even.
 template <class Storage>
 struct FromState;
 template <>
@@ -74,29 +74,32 @@ struct FromState<double> {
 template <>
 struct FromState<BFloat16> {
   static COS_HD BFloat16 call(float x) {
+#if defined(__CUDA_ARCH__)
+    return bit_cast<BFloat16>(__float2bfloat16_rn(x));
+#else
     const uint32_t bits = bit_cast<uint32_t>(x);
     const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     return BFloat16{static_cast<uint16_t>(x != x ? 0x7fc0u : rounded)};
+#endif
   }
 };
 template <>
 struct FromState<Half> {
   static COS_HD Half call(float x) {
+#if defined(__CUDA_ARCH__)
+    return bit_cast<Half>(__float2half_rn(x));
+#else
     const uint32_t bits = bit_cast<uint32_t>(x);
     const uint32_t sign = (bits >> 16) & 0x8000u;
     const uint32_t magnitude = bits & 0x7fffffffu;
-    uint32_t half;
-    if (magnitude > 0x7f800000u) {
-      half = 0x7e00u;
-    } else if (magnitude >= 0x477ff000u) {  // rounds to 65536 or more
-      half = 0x7c00u;
-    } else if (magnitude < 0x38800000u) {  // below 2^-14: subnormal, a multiple of 2^-24
-      // Adding 1/2 leaves exactly the multiples of 2^-24 in the last bit, rounded to nearest even.
-      half = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
-    } else {
-      half = (magnitude - 0x38000000u + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
-    }
+    // Adding 1/2 leaves exactly the multiples of 2^-24 in the last bit, rounded to nearest even: subnormal below 2^-14.
+    const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+    const uint32_t normal = (magnitude - 0x38000000u + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
+    uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
+    half = magnitude >= 0x477ff000u ? 0x7c00u : half;  // rounds to 65536 or more
+    half = magnitude > 0x7f800000u ? 0x7e00u : half;
     return Half{static_cast<uint16_t>(half | sign)};
+#endif
   }
 };
 

@@ -1,8 +1,10 @@
 // The CPU kernels' interface: neurons [begin, end) of a job, by the best instruction set of this machine.
-// No torch, no threads: callers split the range (at multiples of kBlock) and run the parts where they like.
+// No torch, no threads: callers split the range (at multiples of piece()) and run the parts where they like.
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>  // for kernels.inc, which would compile them for its instruction set
+#include <new>
 
 #include "../job.h"
 
@@ -31,9 +33,16 @@ void run(const Job& job, int64_t begin, int64_t end);
 const char* capability();
 Kernel kernel();
 
-// The fewest blocks worth a thread of their own.
+// The neurons that a thread takes at least: ranges may be split at multiples of it.
+inline int64_t piece(const Job& job) {
+  if (!job.pool.rows) return kBlock;
+  const int64_t unit = job.pool.unit();
+  return unit * ((kBlock + unit - 1) / unit);
+}
+
+// The fewest pieces worth a thread of their own.
 inline int64_t grain(const Job& job) {
-  const int64_t per_block = kBlock * (job.steps + job.rho);
+  const int64_t per_block = piece(job) * (job.steps + job.rho);
   return per_block >= 32768 ? 1 : (32768 + per_block - 1) / per_block;
 }
 

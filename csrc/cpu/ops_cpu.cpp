@@ -5,12 +5,13 @@
 namespace {
 
 struct CpuLaunch {
+  static constexpr int64_t kSlots = 1;
   static void run(const cos_ext::Job& job, const cos_ext::Tensor&) {
     using namespace cos_ext::cpu;
     const Kernel kernel = cos_ext::cpu::kernel();
-    const int64_t blocks = (job.neurons + kBlock - 1) / kBlock;
-    torch::stable::parallel_for(0, blocks, grain(job), [&](int64_t begin, int64_t end) {
-      kernel(job, begin * kBlock, end * kBlock < job.neurons ? end * kBlock : job.neurons);
+    const int64_t size = piece(job), pieces = (job.neurons + size - 1) / size;
+    torch::stable::parallel_for(0, pieces, grain(job), [&](int64_t begin, int64_t end) {
+      kernel(job, begin * size, end * size < job.neurons ? end * size : job.neurons);
     });
   }
 };

@@ -9,12 +9,16 @@
 namespace {
 
 struct CudaLaunch {
+  static constexpr int64_t kSlots = 64;  // cos_ext/_ops.py knows it, too
+
   static void run(const cos_ext::Job& job, const cos_ext::Tensor& x) {
     const auto device = x.get_device_index();
     torch::stable::accelerator::DeviceGuard guard(device);
     void* stream = nullptr;
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == 0, "no current CUDA stream");
     STD_TORCH_CHECK(job.neurons <= ((int64_t{1} << 31) - 1) * cos_ext::cuda::kThreads, "too many neurons for one launch");
+    STD_TORCH_CHECK(job.pool.rows == 0 || (job.pool.rows == 2 && job.pool.columns == 2), "pool must be 2 x 2 on CUDA, got ",
+                    job.pool.rows, " x ", job.pool.columns);
     int cache = 0;
     STD_TORCH_CHECK(cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, device) == cudaSuccess, "no L2 cache size");
     cos_ext::cuda::launch(job, static_cast<cudaStream_t>(stream), cache);

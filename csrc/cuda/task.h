@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../core/macros.h"
+#include "../core/statistics.h"
 #include "../job.h"
 
 namespace cos_ext::cuda {
@@ -38,7 +39,8 @@ struct Divider {
   }
 };
 
-enum Operand { kX, kSpikes, kTheta, kVInit, kResult, kOperands };
+// The first kPlain are those of every kernel, all of them those of kernels with a fused input.
+enum Operand { kX, kSpikes, kTheta, kVInit, kResult, kPlain, kScale = kPlain, kBias, kResidual, kOperands };
 
 // The neurons as one index space, innermost dimension last, and every operand's strides in it.
 struct Walk {
@@ -88,6 +90,7 @@ struct Source {
   double value = 0;
   Fetch fetch = Fetch::Value;
   Divider run;  // Split: how many neurons share an element
+  int64_t across = 0, down = 0;  // in windows: from a lane to the next, from the upper two to the lower two
 };
 
 struct Task {
@@ -101,7 +104,13 @@ struct Task {
   int64_t x_time = 0;
   void* spikes = nullptr;
   int64_t spikes_time = 0;
-  Source theta, v_init;
+  Source theta, v_init, scale, bias;
+  const void* residual = nullptr;
+  int64_t residual_time = 0;
+  // Windows of 2 x 2: from a lane of x or of the residual to the next, and to the lower two.
+  int64_t x_across = 0, x_down = 0, residual_across = 0, residual_down = 0;
+  int64_t* tally = nullptr;
+  int32_t slots = 1, tally_row = 0;
   void* v = nullptr;
   int32_t* count = nullptr;
   void* v_init_out = nullptr;
@@ -139,6 +148,31 @@ inline bool make_source(Source& source, const Parameter& parameter, int64_t lane
   return stride == 0 && size >= lanes;
 }
 
+// What does not depend on how memory is walked.
+inline void describe(Task& task, const Job& job) {
+  task.steps = static_cast<int32_t>(job.steps);
+  task.rho = static_cast<int32_t>(job.rho);
+  // More rounds than rho are never needed.
+  task.iterations = static_cast<int32_t>(job.iterations < 0 ? -1 : std::min(job.iterations, job.rho));
+  task.emission = job.emission;
+  task.hard_reset = job.hard_reset;
+  task.v_reset = job.v_reset;
+  task.x = job.x;
+  task.x_time = job.x_time;
+  task.spikes = job.spikes;
+  task.spikes_time = job.spikes_time;
+  task.residual = job.residual;
+  task.residual_time = job.residual_time;
+  task.v = job.v;
+  task.count = job.count;
+  task.v_init_out = job.v_init_out;
+  task.offset = job.offset;
+  task.tally = job.tally;
+  task.slots = static_cast<int32_t>(job.slots);
+  task.tally_row = static_cast<int32_t>(tally_size(job.rho));
+  if (!task.scale.data) task.scale.value = 1;
+}
+
 // The task of a job for packs of `lanes` neurons of `bytes` each, `state` bytes in the state type; false where memory is not
 // regular enough for packs (never for lanes = 1).
 inline bool make_task(Task& task, const Job& job, int64_t lanes, int64_t bytes, int64_t state) {
@@ -151,36 +185,98 @@ inline bool make_task(Task& task, const Job& job, int64_t lanes, int64_t bytes, 
     const int64_t rows = std::max(job.steps, job.rho);
     if (job.neurons % lanes || !fits(job.x, job.x_layout, job.x_time, rows)) return false;
     if (job.spikes && !fits(job.spikes, job.spikes_layout, job.spikes_time, job.steps)) return false;
+    if (job.residual && !fits(job.residual, job.residual_layout, job.residual_time, rows)) return false;
     if (results && !runs(job.result_layout, lanes)) return false;
     for (const void* result : {job.v, static_cast<void*>(job.count), job.v_init_out, static_cast<void*>(job.offset)}) {
       if (!aligned(result, 16)) return false;
     }
   }
-  if (!make_source(task.theta, job.theta, lanes, lanes * state)) return false;
-  if (!make_source(task.v_init, job.v_init, lanes, lanes * state)) return false;
+  const bool found = make_source(task.theta, job.theta, lanes, lanes * state) &&
+                     make_source(task.v_init, job.v_init, lanes, lanes * state) &&
+                     make_source(task.scale, job.scale, lanes, lanes * state) &&
+                     make_source(task.bias, job.bias, lanes, lanes * state);
+  if (!found) return false;
   if (job.half_theta_init) task.v_init.fetch = Fetch::HalfTheta;
   task.neurons = job.neurons;
-  task.steps = static_cast<int32_t>(job.steps);
-  task.rho = static_cast<int32_t>(job.rho);
-  // More rounds than rho are never needed.
-  task.iterations = static_cast<int32_t>(job.iterations < 0 ? -1 : std::min(job.iterations, job.rho));
-  task.emission = job.emission;
-  task.hard_reset = job.hard_reset;
-  task.v_reset = job.v_reset;
-  task.x = job.x;
-  task.x_time = job.x_time;
-  task.spikes = job.spikes;
-  task.spikes_time = job.spikes_time;
-  task.v = job.v;
-  task.count = job.count;
-  task.v_init_out = job.v_init_out;
-  task.offset = job.offset;
+  describe(task, job);
   const Layout* layouts[kOperands] = {&job.x_layout, job.spikes ? &job.spikes_layout : &nothing,
                                       job.theta.data ? &job.theta.layout : &nothing,
                                       job.v_init.data && !job.half_theta_init ? &job.v_init.layout : &nothing,
-                                      results ? &job.result_layout : &nothing};
+                                      results ? &job.result_layout : &nothing,
+                                      job.scale.data ? &job.scale.layout : &nothing,
+                                      job.bias.data ? &job.bias.layout : &nothing,
+                                      job.residual ? &job.residual_layout : &nothing};
   task.walk = make_walk(layouts);
   return true;
+}
+
+// An operand's layout over windows of 2 x 2 instead of neurons [outer, height, width, inner], and its steps inside a window.
+inline Layout over_windows(const Layout& layout, const Pool& pool, int64_t& across, int64_t& down) {
+  across = down = 0;
+  const int64_t cuts[] = {pool.inner, pool.inner * pool.width, pool.inner * pool.width * pool.height, INT64_MAX};
+  Layout reversed;
+  const auto push = [&](int64_t size, int64_t stride) {
+    if (size == 1) return;
+    if (reversed.ndim == kMaxDims) throw std::invalid_argument("more than 16 neuron dimensions that cannot be merged");
+    reversed.size[reversed.ndim] = size;
+    reversed.stride[reversed.ndim++] = stride;
+  };
+  int64_t inside = 1;  // neurons that one element of this dimension spans
+  for (int d = layout.ndim - 1; d >= 0; --d) {
+    int64_t size = layout.size[d], stride = layout.stride[d];
+    for (const int64_t cut : cuts) {
+      if (inside >= cut || size == 1) continue;
+      const int64_t part = cut == INT64_MAX ? size : std::min(size, cut / inside);
+      if (cut == cuts[1]) {
+        across = stride;
+        push(part / 2, stride * 2);
+      } else if (cut == cuts[2]) {
+        down = stride;
+        push(part / 2, stride * 2);
+      } else {
+        push(part, stride);
+      }
+      inside *= part;
+      size /= part;
+      stride *= part;
+    }
+  }
+  Layout made;
+  made.ndim = reversed.ndim;
+  for (int d = 0; d < made.ndim; ++d) {
+    made.size[d] = reversed.size[made.ndim - 1 - d];
+    made.stride[d] = reversed.stride[made.ndim - 1 - d];
+  }
+  return made;
+}
+
+// The task of a job that pools 2 x 2: a thread owns a window.
+inline void make_window_task(Task& task, const Job& job) {
+  const Pool& pool = job.pool;
+  const auto source = [&](Source& made, const Parameter& parameter) {
+    made.data = parameter.data;
+    made.value = parameter.value;
+    made.fetch = parameter.data ? Fetch::One : Fetch::Value;
+    return parameter.data ? over_windows(parameter.layout, pool, made.across, made.down) : Layout{};
+  };
+  const Layout x = over_windows(job.x_layout, pool, task.x_across, task.x_down);
+  const Layout theta = source(task.theta, job.theta);
+  Layout v_init = source(task.v_init, job.v_init);
+  if (job.half_theta_init) {
+    task.v_init.fetch = Fetch::HalfTheta;
+    v_init = Layout{};
+  }
+  const Layout scale = source(task.scale, job.scale), bias = source(task.bias, job.bias);
+  Layout residual;
+  if (job.residual) residual = over_windows(job.residual_layout, pool, task.residual_across, task.residual_down);
+  Layout spikes, nothing;
+  spikes.ndim = 1;
+  spikes.size[0] = job.neurons / 4;
+  spikes.stride[0] = 1;
+  task.neurons = job.neurons / 4;
+  describe(task, job);
+  const Layout* layouts[kOperands] = {&x, &spikes, &theta, &v_init, &nothing, &scale, &bias, &residual};
+  task.walk = make_walk(layouts);
 }
 
 }  // namespace cos_ext::cuda

@@ -11,6 +11,7 @@
 namespace {
 
 struct ShimLaunch {
+  static constexpr int64_t kSlots = 3;
   static void run(const cos_ext::Job& job, const cos_ext::Tensor&) {
     static int64_t calls = 0;
     cos_ext::cuda::launch(job, 0, ++calls % 2 ? 0 : INT64_MAX);  // streaming stores and plain ones

@@ -20,7 +20,9 @@
 #include <vector>
 
 #include "core/calibration.h"
+#include "core/current.h"
 #include "core/dtypes.h"
+#include "core/statistics.h"
 #include "cpu/kernels.h"
 #ifdef COS_TEST_CUDA
 #include "cuda/kernels.cuh"
@@ -109,7 +111,7 @@ bool packed(const Job& job) {
 const char* tested() { return cpu::capability(); }
 void run_kernel(const Job& job) {
   // Split in two, as threads would.
-  const int64_t middle = job.neurons / 2 / cpu::kBlock * cpu::kBlock;
+  const int64_t piece = cpu::piece(job), middle = job.neurons / 2 / piece * piece;
   cpu::kernel()(job, 0, middle);
   cpu::kernel()(job, middle, job.neurons);
 }
@@ -166,12 +168,13 @@ struct Case {
   bool hard, inplace, is_static;
   Kind init_kind = kAll;
   Emission emission = Emission::Calibrated;
+  bool fused = false;
 };
 
 template <class T>
 void kernel_case(std::mt19937& random, const Case& c) {
   using S = state_t<T>;
-  const auto [rows, columns, stride, gap, shift, steps, rho, iterations, theta_kind, hard, inplace, is_static, init_kind, emission] = c;
+  const auto [rows, columns, stride, gap, shift, steps, rho, iterations, theta_kind, hard, inplace, is_static, init_kind, emission, fused] = c;
   const int64_t neurons = rows * columns, row = columns * stride + gap, plane = rows * row;
   const int64_t time = is_static ? 0 : plane;
   const int64_t extent = (is_static ? 0 : (steps - 1) * plane) + (rows - 1) * row + (columns - 1) * stride + 1;
@@ -180,6 +183,9 @@ void kernel_case(std::mt19937& random, const Case& c) {
   T *x = x_memory.get() + shift, *out = out_memory.get() + shift;
   for (int64_t i = 0; i < extent; ++i) x[i] = FromState<T>::call(static_cast<S>(normal(random)));
   if (inplace) std::copy(x, x + extent, out);
+  std::unique_ptr<T[]> residual_memory(new T[fused ? extent + shift : 0]);
+  T* residual = fused ? residual_memory.get() + shift : nullptr;
+  for (int64_t i = 0; fused && i < extent; ++i) residual[i] = FromState<T>::call(static_cast<S>(normal(random)) / 2);
   const auto elements = [&, rows = rows, columns = columns](Kind kind) {
     return kind == kAll ? 1 : kind == kColumn ? columns : kind == kRow ? rows : rows * columns;
   };
@@ -194,6 +200,10 @@ void kernel_case(std::mt19937& random, const Case& c) {
   for (int64_t i = 0; i < elements(theta_kind); ++i) theta[i] = static_cast<S>(0.5f + 0.1f * static_cast<float>(random() % 10));
   for (int64_t i = 0; i < elements(init_kind); ++i) init[i] = static_cast<S>(normal(random));
   std::unique_ptr<int32_t[]> count(new int32_t[neurons]), psi(new int32_t[neurons]);
+  std::unique_ptr<S[]> scale(new S[fused ? elements(theta_kind) : 0]), bias(new S[fused ? elements(init_kind) : 0]);
+  for (int64_t i = 0; fused && i < elements(theta_kind); ++i) scale[i] = static_cast<S>(0.5f + 0.1f * static_cast<float>(random() % 10));
+  for (int64_t i = 0; fused && i < elements(init_kind); ++i) bias[i] = static_cast<S>(normal(random)) / 4;
+  constexpr int64_t kSlots = 2;
 
   const std::vector<int64_t> sizes{rows, columns};
   const std::vector<int> order{0, 1};
@@ -223,6 +233,21 @@ void kernel_case(std::mt19937& random, const Case& c) {
   job.count = count.get();
   job.v_init_out = shifted.get();
   job.offset = psi.get();
+  if (fused) {
+    job.scale.data = scale.get();
+    job.scale.layout = job.theta.layout;
+    job.bias.data = bias.get();
+    job.bias.layout = job.v_init.layout;
+    job.residual = residual;
+    job.residual_layout = job.x_layout;
+    job.residual_time = time;
+  }
+  const int64_t sums = tally_size(job.rho);
+  std::unique_ptr<int64_t[]> tally(new int64_t[kSlots * sums]()), expected_tally(new int64_t[sums]());
+  if (job.rho) {
+    job.tally = tally.get();
+    job.slots = kSlots;
+  }
   ++(packed<T>(job) ? packed_cases : other_cases);
   run_kernel(job);
 
@@ -230,13 +255,26 @@ void kernel_case(std::mt19937& random, const Case& c) {
     const int64_t at = n / columns * row + n % columns * stride;
     const S th = theta[element(theta_kind, n)];
     OneNeuron<T> in;
-    for (int64_t t = 0; t < steps; ++t) in.x.push_back(to_state(x[at + t * time]));
+    for (int64_t t = 0; t < steps; ++t) {
+      T current = x[at + t * time];
+      if (fused) current = affine(current, scale[element(theta_kind, n)], bias[element(init_kind, n)]);
+      if (fused) current = with_residual(current, residual[at + t * time]);
+      in.x.push_back(to_state(current));
+    }
     const Uniform<S, 1> parameter{th};
     S start[1] = {init_kind == kAll ? th / 2 : init[element(init_kind, n)]};
     int32_t expected_psi[1] = {0}, expected_count[1] = {0};
     if (job.rho) {
       calibrate(start, expected_psi, expected_count, parameter, rho, job.iterations,
-                [&](Watch<S, 1>& w, const S(&from)[1], int32_t) { watch(w, from, parameter, rho, in); });
+                [&](Watch<S, 1>& w, const S(&from)[1], int32_t) { watch(w, from, parameter, rho, in); },
+                [&](const Watch<S, 1>& w, const S(&from)[1]) {
+                  int64_t clipping, quantisation;
+                  error_split(w.v[0], from[0], th, expected_count[0], expected_psi[0], static_cast<int32_t>(rho), clipping,
+                              quantisation);
+                  expected_tally[2 * rho + 1 + kTallyClipping] += clipping;
+                  expected_tally[2 * rho + 1 + kTallyQuantisation] += quantisation;
+                });
+      ++expected_tally[rho + expected_psi[0]];
       check(same(shifted[n], start[0]), "v_init", n, neurons);
       check(psi[n] == expected_psi[0], "offset spikes", n, neurons);
     }
@@ -259,11 +297,69 @@ void kernel_case(std::mt19937& random, const Case& c) {
       check(emitted == expected_desired, "exact calibration leaves no offset spike", n, emitted);
     }
     check(count[n] == expected_count[0], "count", n, neurons);
+    if (job.rho) {
+      int64_t* const emitted = expected_tally.get() + 2 * rho + 1;
+      emitted[kTallySpikes] += expected_count[0];
+      emitted[kTallySilent] += expected_count[0] == 0;
+      emitted[kTallySaturated] += expected_count[0] == steps;
+    }
     check(planned || same(v[n], start[0]), "v", n, neurons);
     const T one = FromState<T>::call(th);
     for (int64_t t = 0; t < steps; ++t) {
       check(same(out[inplace ? at + t * plane : t * neurons + n], fired[t] ? one : T{}), "spike", n, t);
     }
+  }
+  for (int64_t i = 0; job.rho && i < sums; ++i) {
+    int64_t sum = 0;
+    for (int64_t slot = 0; slot < kSlots; ++slot) sum += tally[slot * sums + i];
+    check(sum == expected_tally[i], "statistics", i, sum - expected_tally[i]);
+  }
+}
+
+// Spikes pooled on the way out, against the same job without pooling and the means of its spikes.
+template <class T>
+void pooled_case(std::mt19937& random, int64_t outer, int64_t height, int64_t width, int64_t inner, int64_t rows, int64_t columns,
+                 int64_t rho) {
+  using S = state_t<T>;
+  const int64_t steps = 5, neurons = outer * height * width * inner, pooled = neurons / (rows * columns);
+  std::normal_distribution<float> normal(0.35f, 1.2f);
+  std::unique_ptr<T[]> x(new T[steps * neurons]), residual(new T[neurons]), spikes(new T[steps * neurons]), out(new T[steps * pooled]);
+  std::unique_ptr<S[]> bias(new S[inner]), theta(new S[neurons]);
+  for (int64_t i = 0; i < steps * neurons; ++i) x[i] = FromState<T>::call(static_cast<S>(normal(random)));
+  for (int64_t i = 0; i < neurons; ++i) residual[i] = FromState<T>::call(static_cast<S>(normal(random)));
+  for (int64_t i = 0; i < neurons; ++i) theta[i] = static_cast<S>(0.5f + 0.125f * static_cast<float>(random() % 8));
+  for (int64_t i = 0; i < inner; ++i) bias[i] = static_cast<S>(normal(random)) / 4;
+  const std::vector<int64_t> sizes{outer, height, width, inner}, whole{height * width * inner, width * inner, inner, 1};
+  Job job;
+  job.dtype = dtype_of<T>();
+  job.neurons = neurons;
+  job.steps = steps;
+  job.rho = rho;
+  job.iterations = -1;
+  job.x = x.get();
+  job.x_layout = job.residual_layout = job.theta.layout = make_layout(sizes, whole, {0, 1, 2, 3});
+  job.x_time = job.spikes_time = neurons;
+  job.residual = residual.get();  // the same at every step
+  job.theta.data = theta.get();
+  job.bias.data = bias.get();
+  job.bias.layout = make_layout(sizes, {0, 0, 0, 1}, {0, 1, 2, 3});
+  job.spikes = spikes.get();
+  job.spikes_layout = job.x_layout;
+  run_kernel(job);
+  job.pool = {rows, columns, height, width, inner};
+  job.spikes = out.get();
+  job.spikes_time = pooled;
+  run_kernel(job);
+  const int64_t across = width / columns;
+  for (int64_t i = 0; i < steps * pooled; ++i) {
+    const int64_t channel = i % inner, column = i / inner % across, line = i / inner / across;
+    S sum = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t k = 0; k < columns; ++k) {
+        sum += to_state(spikes[((line * rows + r) * width + column * columns + k) * inner + channel]);
+      }
+    }
+    check(same(out[i], FromState<T>::call(sum / static_cast<S>(rows * columns))), "pooled spikes", i, neurons);
   }
 }
 
@@ -296,9 +392,19 @@ void kernels() {
     const int64_t unit = below(4) ? 8 : 1, steps = 1 + below(36);
     Case c{1 + below(4), unit * (1 + below(20)), below(4) ? 1 : 2, unit * below(2), unit * below(2), steps, 1 + below(steps),
            below(4) - 1, static_cast<Kind>(below(kKinds)), below(4) == 0, below(2) == 0, below(4) == 0, static_cast<Kind>(below(kKinds)),
-           static_cast<Emission>(below(3))};
+           static_cast<Emission>(below(3)), below(2) == 0};
     if (c.is_static) c.inplace = false;
     kernel_case<T>(random, c);
+  }
+  for (const int64_t rho : {0, 3, 5}) {
+    for (const int64_t inner : {1, 3, 70}) {
+      pooled_case<T>(random, 3, 4, 6, inner, 2, 2, rho);
+      pooled_case<T>(random, 1, 26, 30, inner > 3 ? 5 : inner, 2, 2, rho);
+#ifndef COS_TEST_CUDA
+      pooled_case<T>(random, 2, 6, 9, inner, 2, 3, rho);
+      pooled_case<T>(random, 5, 7, 7, inner, 7, 7, rho);
+#endif
+    }
   }
 }
 
