@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import data, models, train
+from . import data, distributed, models, train
 from ._ops import build_info
 from .bench import run_bench
 from .convert import convert
@@ -25,13 +28,29 @@ REPORT_SAMPLES = 200  # of `demo --report`, unless told otherwise
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
-        return args.run(args)
-    except (ValueError, TypeError, FileNotFoundError, ImportError, FloatingPointError) as error:
+        with _processes(args):
+            return args.run(args)
+    except (ValueError, TypeError, FileNotFoundError, ImportError, FloatingPointError, distributed.RemoteError) as error:
         print(f"cos_ext {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"cos_ext {args.command}: interrupted", file=sys.stderr)
         return 130
+
+
+@contextlib.contextmanager
+def _processes(args: argparse.Namespace) -> Iterator[None]:
+    """Under torchrun demo and eval share out the images; the first process alone prints and writes."""
+    if args.run not in (_demo, _eval) or not distributed.launched():
+        yield
+        return
+    if getattr(args, "report", False):
+        raise ValueError("--report works in one process, got several")
+    with distributed.started() as (rank, _), contextlib.ExitStack() as stack:
+        if rank > 0:
+            args.quiet, args.json = True, None
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        yield
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,8 +150,11 @@ def _device(name: str | None) -> torch.device:
         reason = build_info()["cuda_off"]
         if device.type == "cuda" and (reason is not None or not torch.cuda.is_available()):
             raise ValueError(f"--device {name}: {reason or 'torch finds no GPU'}")
-        return device
-    return torch.device("cuda" if torch.cuda.is_available() and build_info()["cuda"] else "cpu")
+    else:
+        device = torch.device("cuda" if torch.cuda.is_available() and build_info()["cuda"] else "cpu")
+    if device.type == "cuda" and device.index is None and distributed.is_running():
+        return distributed.local_gpu()
+    return device
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -227,8 +249,9 @@ def _compare(args: argparse.Namespace, model: torch.nn.Module, test_set: data.Im
     if args.plot is not None:
         _pyplot()  # so that a missing matplotlib shows before the work
     network = convert(model.to(device), timesteps=args.timesteps, rho=args.rho)
-    batches = test_set.batches(_batch_size(args, device))
-    ann = train.accuracy(model, batches, device=device, progress=progress)
+    batches = test_set.batches(_batch_size(args, device), shard=distributed.whoami())
+    answers = distributed.gather(train.correct_answers(model, batches, device=device, progress=progress))
+    ann = sum(correct for correct, _ in answers) / max(sum(seen for _, seen in answers), 1)
     wanted: list[tuple[str, int, int | None]] = [("none", 0, 1)]
     given = [args.iterations] if args.iterations is not None else [] if args.exact else [1, 2]
     wanted += [(f"{k} iteration{'s' if k != 1 else ''}", args.rho, k) for k in given]
@@ -237,16 +260,17 @@ def _compare(args: argparse.Namespace, model: torch.nn.Module, test_set: data.Im
     results: dict[str, Evaluation] = {}
     for name, rho, iterations in wanted:
         network.rho, network.iterations = rho, iterations
-        results[name] = evaluate(network, batches, progress=progress)
+        results[name] = evaluate(network, batches, progress=progress, shard=False)
     times = sorted({t for t in (1, 2, 4, 8, 16, 32, 64) if t <= args.timesteps} | {args.timesteps})
-    print(f"{len(test_set)} images on {device}; ANN accuracy {ann:.2%}\n")
+    where = f"{len(answers)} processes, {device.type}" if len(answers) > 1 else device
+    print(f"{len(test_set)} images on {where}; ANN accuracy {ann:.2%}\n")
     print(_table(results, times, {name: rho for name, rho, _ in wanted}))
     print("\nEach cell: accuracy (latency in time-steps, rho + t). Spikes: per neuron and step.")
     if args.json is not None:
         content = {"ann_accuracy": ann, "rho": args.rho, "timesteps": args.timesteps, "device": str(device),
                    "results": {name: result.to_dict() for name, result in results.items()}, "build": build_info()}  # fmt: skip
         args.json.write_text(json.dumps(content, indent=2) + "\n")
-    if args.plot is not None:
+    if args.plot is not None and distributed.whoami()[0] == 0:
         _plot(args.plot, ann, results)
     return 0
 

@@ -92,11 +92,15 @@ class ImageSet:
         return images.float().div_(255).sub_(mean).div_(scale)
 
     def batches(self, batch_size: int, *, shuffle: bool = False, augment: bool = False, drop_last: bool = False,
-                generator: torch.Generator | None = None) -> Batches:  # fmt: skip
-        """An iterable of (float32 [B, C, H, W], int64 [B]); `augment` is a random crop (padding 1/8) and a mirror."""
+                generator: torch.Generator | None = None, shard: tuple[int, int] = (0, 1)) -> Batches:  # fmt: skip
+        """An iterable of (float32 [B, C, H, W], int64 [B]); `augment` is a random crop (padding 1/8) and a mirror.
+
+        shard: (i, n) gives the batches i, i + n, i + 2n, ... alone: without padding or repetition, perhaps none.
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
-        return Batches(self, batch_size, shuffle, augment, drop_last, generator)
+        _check_shard(shard, shuffle)
+        return Batches(self, batch_size, shuffle, augment, drop_last, generator, shard)
 
 
 @dataclass
@@ -109,15 +113,19 @@ class Batches:
     augment: bool = False
     drop_last: bool = False
     generator: torch.Generator | None = field(default=None, repr=False)
+    shard: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
+        return len(self._numbers())
+
+    def _numbers(self) -> range:
         count = len(self.source) / self.batch_size
-        return math.floor(count) if self.drop_last else math.ceil(count)
+        return range(self.shard[0], math.floor(count) if self.drop_last else math.ceil(count), self.shard[1])
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         total = len(self.source)
         order = torch.randperm(total, generator=self.generator) if self.shuffle else None
-        for index in range(len(self)):
+        for index in self._numbers():
             chosen = slice(index * self.batch_size, (index + 1) * self.batch_size)
             picked = order[chosen] if order is not None else chosen
             images = self.source.images[picked]
@@ -134,6 +142,14 @@ class Batches:
         rows = torch.arange(height) + top[:, None]
         sample = torch.arange(count)[:, None, None]
         return padded.movedim(1, -1)[sample, rows[:, :, None], columns[:, None, :]].movedim(-1, 1).contiguous()
+
+
+def _check_shard(shard: tuple[int, int], shuffle: bool) -> None:
+    index, count = shard
+    if not 0 <= index < count:
+        raise ValueError(f"shard must be (i, n) with 0 <= i < n, got {tuple(shard)}")
+    if count > 1 and shuffle:
+        raise ValueError("shuffle must be False with a shard: processes that draw other orders would share out no whole set")
 
 
 def read_idx(path: str | Path) -> np.ndarray:
@@ -375,8 +391,13 @@ class ImageFolder(torch.utils.data.Dataset):
         return resized.crop((left, top, left + self.size, top + self.size))
 
     def batches(self, batch_size: int, *, shuffle: bool = False, drop_last: bool = False, workers: int = 0,
-                generator: torch.Generator | None = None) -> torch.utils.data.DataLoader:  # fmt: skip
-        """A torch DataLoader over this folder."""
+                generator: torch.Generator | None = None,
+                shard: tuple[int, int] = (0, 1)) -> torch.utils.data.DataLoader:  # fmt: skip
+        """A torch DataLoader over this folder; `shard` as for :meth:`ImageSet.batches`."""
+        _check_shard(shard, shuffle)
+        if shard[1] > 1:
+            order = torch.utils.data.BatchSampler(range(len(self)), batch_size, drop_last)
+            return torch.utils.data.DataLoader(self, batch_sampler=list(order)[shard[0] :: shard[1]], num_workers=workers)
         return torch.utils.data.DataLoader(self, batch_size, shuffle=shuffle, drop_last=drop_last, num_workers=workers,
                                            generator=generator)  # fmt: skip
 

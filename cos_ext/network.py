@@ -81,6 +81,11 @@ class SpikingNetwork(nn.Module):
     def emission(self) -> str:
         return self._emission
 
+    @property
+    def max_rho(self) -> int:
+        """The largest rho of any layer, 0 where none is calibrated: the answer at step t comes after max_rho + t steps."""
+        return max((node.rho for node in self.nodes().values()), default=0)
+
     def _change(self, **changes: Any) -> None:
         now = {"timesteps": self._timesteps, "rho": self._rho, "iterations": self._iterations, "emission": self._emission,
                "layers": self._layers}  # fmt: skip
@@ -139,7 +144,7 @@ class SpikingNetwork(nn.Module):
         return out.unflatten(0, (self._steps, batch))[: self._timesteps]
 
     def rate(self, *inputs: Tensor) -> Tensor:
-        """The mean over time of :meth:`forward`, [B, ...]."""
+        """The mean over time of :meth:`forward`, [B, ...]: on the device, of the T steps that were asked for, without a copy."""
         return self(*inputs).mean(0)
 
     def statistics(self, batches: Iterable[Any], *, progress: bool = True) -> NetworkStatistics:

@@ -148,12 +148,22 @@ def fit(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], test_batches
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, device: str | torch.device = "cpu",
              progress: bool = False) -> float:  # fmt: skip
     """Top-1 accuracy of an ANN as a fraction; the model is put in eval mode and left on `device`."""
-    model.to(device).eval()
-    correct = seen = 0
-    for images, labels in tqdm(batches, desc="ANN", disable=not progress, leave=False):
-        correct += int((model(images.to(device)).argmax(1).cpu() == labels.cpu()).sum())
-        seen += len(labels)
+    correct, seen = correct_answers(model, batches, device=device, progress=progress)
     return correct / max(seen, 1)
+
+
+@torch.no_grad()
+def correct_answers(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, device: str | torch.device = "cpu",
+                    progress: bool = False) -> tuple[int, int]:  # fmt: skip
+    """(correct answers, samples) of an ANN, as for :func:`accuracy`: to be added up over several processes."""
+    model.to(device).eval()
+    correct = torch.zeros((), dtype=torch.int64, device=device)  # stays there until the end: no wait per batch
+    seen = 0
+    for images, labels in tqdm(batches, desc="ANN", disable=not progress, leave=False):
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        correct += (model(images).argmax(1) == labels).sum()
+        seen += len(labels)
+    return int(correct), seen
 
 
 def save_checkpoint(model: nn.Module, path: str | Path, record: dict[str, Any]) -> None:
