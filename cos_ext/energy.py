@@ -270,8 +270,9 @@ def energy_report(network: SpikingNetwork, batches: Iterable[Any], *, ac_energy:
     Neurons
         One update, an addition, per neuron and step, watched or emitted.
     The ANN
-        The MACs of the same layers in one pass, over all inputs, zero or not; products with the zeros of a padding are
-        left out, as they are for spikes, so that the number lies a little below the customary one.
+        The MACs of the same layers in one pass, over all inputs, zero or not; products with the zeros of a convolution's
+        padding are left out, as they are for spikes (zeros that F.pad or nn.ZeroPad put there before are inputs), so that
+        the number lies a little below the customary one. Activations cost nothing.
     The quantised ANN
         An ANN whose activations have b = ceil(log2(n + 1)) bits, as many values as counts of n steps (Yan, Bai, Wong,
         "Reconsidering the energy efficiency of spiking neural networks", arXiv 2409.08290), n = rho, or T without
