@@ -297,9 +297,9 @@ def energy_report(network: SpikingNetwork, batches: Iterable[Any], *, ac_energy:
 
     Raises:
         TypeError: network is no SpikingNetwork, batches no iterable of tensors, or an argument has another type.
-        ValueError: an energy is negative or not finite, bits < 1, batches yields no sample; or the network multiplies in a
-            way that cannot be counted (recurrent layers, weights that depend on spikes, time elsewhere than in the first
-            dimension): every such call is listed.
+        ValueError: an energy is negative or not finite, bits < 1, batches yields no sample; or the network computes in a
+            way that cannot be counted (recurrent layers, fused attention, weights that depend on spikes, time elsewhere than
+            in the first dimension): every such call is listed.
     """
     if not isinstance(network, SpikingNetwork):
         raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
@@ -428,7 +428,7 @@ class _Counter(TorchDispatchMode):
             with self:
                 output = self._walk(inputs) if self.walked else _Interpreter(self.network.module, self).run(*inputs)
         if self.refused:
-            raise ValueError("network multiplies in ways that cannot be counted:\n" + "\n".join(self.refused))
+            raise ValueError("network computes in ways that cannot be counted:\n" + "\n".join(self.refused))
         origin = self._of(output)
         for key in origin.layers:
             self.layers[key].readers.add(None)
@@ -496,6 +496,8 @@ class _Counter(TorchDispatchMode):
 
     def _neurons(self, func: Any, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The operators of neurons: x_seq [S, *neurons] first; their spikes are written over it, or the first result."""
+        if name.rstrip("_") not in ("if_forward", "cos_forward"):
+            raise ValueError(f"network must emit spikes step by step to be counted; {self.here[-1][0]} calls {name}")
         site, x_seq = self.here[-1][0], args[0]
         origin = self._of(x_seq)
         for key in origin.layers:

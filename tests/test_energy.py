@@ -434,6 +434,14 @@ def test_what_cannot_be_counted_is_refused_with_its_place():
     assert not any(m._forward_hooks for m in network.modules())
 
 
+def test_neurons_whose_spikes_do_not_come_step_by_step_are_refused(net, images):
+    network = convert(net, timesteps=2, rho=2)
+    node = network.nodes()["act2"]
+    node._simulate = lambda x, inplace: cos_ext.functional.calibrate_v_init(x, 1.0, rho=2).v_init
+    with pytest.raises(ValueError, match="step by step to be counted; act2 calls calibrate_v_init"):
+        report_of(network, images)
+
+
 def test_several_inputs_need_one_batch_size():
     class Two(nn.Module):
         def __init__(self):
