@@ -4,6 +4,7 @@ from . import data, functional, models
 from ._ops import build_info
 from .calibrate import calibrate_thresholds, load_thresholds, save_thresholds
 from .convert import convert, load_network
+from .energy import EnergyReport
 from .evaluate import Evaluation, evaluate
 from .network import SpikingNetwork
 from .neuron import IFNode
@@ -11,7 +12,7 @@ from .offsets import OffsetSpikeReport, offset_spike_report
 from .qcfs import QCFS
 from .report import ConversionError, ConversionReport
 
-__all__ = ["QCFS", "ConversionError", "ConversionReport", "Evaluation", "IFNode", "OffsetSpikeReport",
+__all__ = ["QCFS", "ConversionError", "ConversionReport", "EnergyReport", "Evaluation", "IFNode", "OffsetSpikeReport",
            "SpikingNetwork", "build_info",
            "calibrate_thresholds", "convert", "data", "evaluate", "functional", "load_network", "load_thresholds", "models",
            "offset_spike_report", "save_thresholds"]  # fmt: skip

@@ -67,6 +67,12 @@ def _parser() -> argparse.ArgumentParser:
         help="instead of accuracies: offset spikes per layer, before and after each iteration up to K (default 3), in the "
         f"network calibrated with K iterations (default 1) or exactly; default: the first {REPORT_SAMPLES} test images",
     )
+    demo.add_argument(
+        "--energy",
+        action="store_true",
+        help="instead of accuracies: operations, energy and latency per image of the network calibrated with K iterations "
+        f"(default 1) or exactly; default: the first {REPORT_SAMPLES} test images",
+    )
     evaluation = commands.add_parser("eval", help="the same for a checkpoint, an architecture and a data set of yours")
     evaluation.set_defaults(run=_eval)
     evaluation.add_argument("--checkpoint", type=Path, required=True, help=".safetensors or a weights-only state dict")
@@ -181,9 +187,11 @@ def _demo(args: argparse.Namespace) -> int:
     model = _model(record)
     models.load_weights(model, DEMO_CHECKPOINT)
     print(f"{record['architecture']} with QCFS activations, L = {record['levels']}, Fashion-MNIST test set")
-    if args.report:
+    if args.report and args.energy:
+        raise ValueError("--report and --energy are two reports; ask for one at a time")
+    if args.report or args.energy:
         samples = REPORT_SAMPLES if args.samples is None else args.samples
-        return _offsets(args, model, data.fashion_mnist().first(samples))
+        return (_energy if args.energy else _offsets)(args, model, data.fashion_mnist().first(samples))
     return _compare(args, model, data.fashion_mnist().first(args.samples))
 
 
@@ -235,6 +243,19 @@ def _offsets(args: argparse.Namespace, model: torch.nn.Module, images: data.Imag
         report.to_json(args.json)
     if args.plot is not None:
         report.plot(args.plot)
+    return 0
+
+
+def _energy(args: argparse.Namespace, model: torch.nn.Module, images: data.ImageSet) -> int:
+    """Print the energy report of the network that the options describe."""
+    if args.plot is not None:
+        raise ValueError("--plot draws accuracies or offset spikes; --energy has none")
+    device, own = _device(args.device), 1 if args.iterations is None else args.iterations
+    network = convert(model.to(device), timesteps=args.timesteps, rho=args.rho, iterations=None if args.exact else own)
+    report = network.energy_report(images.batches(_batch_size(args, device)), progress=not args.quiet)
+    print(f"\n{report}")
+    if args.json is not None:
+        report.to_json(args.json)
     return 0
 
 

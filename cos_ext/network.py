@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from .neuron import IFNode
 from .pooling import MaxPoolBefore
 from .report import ConversionReport
 from .statistics import NetworkStatistics, collect
+
+if TYPE_CHECKING:
+    from .energy import EnergyReport
 
 FORMAT = "cos_ext spiking network, 1"
 
@@ -162,6 +165,18 @@ class SpikingNetwork(nn.Module):
             ValueError: batches yields no sample; neurons have hard reset; a layer has rho > 256 (or, without calibration, T > 256).
         """
         return collect(self, batches, progress=progress)
+
+    def energy_report(self, batches: Iterable[Any], *, ac_energy: float = 0.9, mac_energy: float = 4.6,
+                      neuron_energy: float | None = None, bits: int | None = None,
+                      quantised_mac_energy: float | None = None, progress: bool = True) -> EnergyReport:  # fmt: skip
+        """Synaptic operations, the ANN's multiplications, energies (pJ per operation) and latency, per image.
+
+        What is counted, the arguments and the errors: :func:`cos_ext.energy.energy_report`.
+        """
+        from .energy import energy_report  # which needs this module
+
+        return energy_report(self, batches, ac_energy=ac_energy, mac_energy=mac_energy, neuron_energy=neuron_energy, bits=bits,
+                             quantised_mac_energy=quantised_mac_energy, progress=progress)  # fmt: skip
 
     def save(self, path: str | Path) -> None:
         """Write the weights, thresholds and initial potentials as safetensors, with a JSON header in its metadata.

@@ -19,6 +19,8 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from . import functional as F
+from ._tables import percent as _percent
+from ._tables import table as _table
 from .calibrate import model_inputs, number_of_inputs
 from .graph import trace
 from .network import SpikingNetwork
@@ -451,19 +453,3 @@ def _stage(k: int) -> str:
 
 def _iterations(k: int) -> str:
     return f"{k} iteration{'s' if k != 1 else ''}"
-
-
-def _percent(share: float) -> str:
-    """Two decimals, but never 100% or 0% for what is not all or nothing."""
-    if 0.9999 < share < 1:
-        return ">99.99%"
-    return "<0.01%" if 0 < share < 0.0001 else f"{share:.2%}"
-
-
-def _table(rows: list[list[str]], left: tuple[int, ...]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = (cell.ljust(w) if c in left else cell.rjust(w) for c, (cell, w) in enumerate(zip(row, widths)))
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
