@@ -19,7 +19,7 @@ from .neuron import IFNode
 class Evaluation:
     """Results at t = 1..T, from the running sum of the outputs. Prints as a table.
 
-    accuracy, top5: fractions of the samples (top5 is None with five classes or fewer); latency: rho + t time-steps;
+    accuracy, top5: fractions of the samples (top5 is None with five classes or fewer); latency: watch_steps + t time-steps;
     spike_rate: spikes per neuron and step, over all neurons; images_per_second: wall clock, data included.
     """
 
@@ -96,5 +96,5 @@ def evaluate(network: SpikingNetwork, loader: Iterable[tuple[Tensor, Tensor]], *
     top5 = None if correct5 is None else [count / samples for count in correct5.tolist()]
     spikes, steps = sum(int(count) for count, _ in emitted), sum(count for _, count in emitted)
     seconds = time.perf_counter() - start
-    return Evaluation(accuracy, top5, samples, [network.rho + t for t in range(1, network.timesteps + 1)],
+    return Evaluation(accuracy, top5, samples, [network.watch_steps + t for t in range(1, network.timesteps + 1)],
                       spikes / max(steps, 1), samples / seconds)  # fmt: skip
