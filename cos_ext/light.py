@@ -1,4 +1,4 @@
-"""fit_light: the bias correction of "SNN calibration", a rival of COS, from data and the ANN. How it is applied is in neuron.py."""
+"""fit_light: the bias correction of "SNN calibration", a rival of COS, from data and the ANN. Applied in neuron.py."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def fit_light(network: SpikingNetwork, ann: nn.Module, batches: Iterable[Any], *
     takes one batch, and for three dimensions a mean for every position; its thresholds (the least squares of
     :func:`cos_ext.calibrate_thresholds`) and its advanced pipeline (potentials, weights) are not part of this.
 
-    The biases are stored in the neurons (``IFNode.bias``, [C, 1, ...], the dtype of their threshold; part of the state_dict
-    and of what :meth:`SpikingNetwork.save` writes). They are fitted for the network's `timesteps`: with another T they stay
-    as they are, and fitting again is better. Biases of an earlier fit do not matter. A layer for which
+    The biases are stored in the neurons (``IFNode.bias``, [C, 1, ...], the dtype of their threshold; in the state_dict and
+    in what :meth:`SpikingNetwork.save` writes). They are fitted for the network's `timesteps`: with another T they stay as
+    they are, and fitting again is better. Biases of an earlier fit do not matter. A layer for which
     :meth:`SpikingNetwork.set_layer` has set another calibration keeps that and gets none.
 
     Args:
@@ -94,8 +94,8 @@ def fit_light(network: SpikingNetwork, ann: nn.Module, batches: Iterable[Any], *
         for site, node in fitted.items():
             emitted = _snn_mean(network, node, inputs_of(f"light: {site}"))
             if emitted.shape != desired[site].shape:
-                raise ValueError(f"ann must be the model that the network was converted from: its activation at {site!r} has "
-                                 f"{desired[site].numel()} channels, the network's neurons have {emitted.numel()}")  # fmt: skip
+                raise ValueError("ann must be the model that the network was converted from: its activation at "
+                                 f"{site!r} has {desired[site].numel()} channels, the neurons {emitted.numel()}")  # fmt: skip
             bias = desired[site] - emitted
             if not torch.isfinite(bias).all():
                 raise ValueError(f"batches must give finite activations, those at {site!r} have a mean that is not")
@@ -164,7 +164,7 @@ def _ann_means(network: SpikingNetwork, model: nn.Module, sites: Mapping[str, nn
 
 
 def _snn_mean(network: SpikingNetwork, node: IFNode, data: Iterable[list[Tensor]]) -> Tensor:
-    """The mean over time and samples of what `node` emits in the running network, per channel. Layers after it do not run."""
+    """The mean over time and samples of what `node` emits in the running network, per channel. What follows does not run."""
     mean, timesteps = _Mean(), network.timesteps
 
     def note(_: nn.Module, args: tuple, spikes: Tensor) -> None:

@@ -40,8 +40,9 @@ class IFNode(nn.Module):
         inplace: write the spikes over the input.
         static_input: the input is [B, ...] and the same at every step; it is read once, and the output is [T*B, ...].
 
-    v_threshold and v_init are buffers and part of the state_dict; so is bias, the current of "light", once it is there. In float32 with ``v_init=0., v_threshold=1.`` the output
-    equals, spike for spike, that of a fresh (or reset) SpikingJelly ``neuron.IFNode(v_reset=None)``.
+    v_threshold and v_init are buffers and part of the state_dict; so is bias, the current of "light", once it is there. In
+    float32 with ``v_init=0., v_threshold=1.`` the output equals, spike for spike, that of a fresh (or reset) SpikingJelly
+    ``neuron.IFNode(v_reset=None)``.
 
     Raises:
         RuntimeError: calibration "light" without a fitted bias, when run.
@@ -83,7 +84,7 @@ class IFNode(nn.Module):
         )
 
     def configure(self, **changes: Any) -> None:
-        """Change any of v_reset, timesteps, rho, iterations, emission, calibration, step_mode, static_input, validated together.
+        """Change any of v_reset, timesteps, rho, iterations, emission, calibration, step_mode, static_input; validated together.
 
         The node is unchanged if they do not fit.
         """

@@ -174,7 +174,8 @@ def test_nodes_are_the_functions(static):
             node.rho = 4
     half = IFNode(theta, timesteps=6, calibration="light", static_input=static)
     half.bias = torch.tensor([0.25, -0.5, 1.0]).view(3, 1, 1)
-    assert torch.equal(half(x.half()), expected["light"].flatten(0, 1).half())  # the bias does not change the dtype
+    assert half(x.half()).dtype == torch.float16  # the bias does not change the dtype
+    assert torch.equal(half(x.half()), expected["light"].flatten(0, 1).half())
 
 
 def test_what_a_node_may_be():
@@ -284,7 +285,11 @@ def test_none_is_the_converted_network_and_rho_plays_no_part(shipped_model, test
 def plain_light(network, ann, x):
     """The biases of the light pipeline: layer after layer, each measured with the layers before it corrected."""
     desired, biases = {}, {}
-    hooks = [ann.get_submodule(site).register_forward_hook(lambda m, i, a, site=site: desired.__setitem__(site, a.mean((0, 2, 3))))
+
+    def note(site, a):
+        desired[site] = a.mean((0, 2, 3))
+
+    hooks = [ann.get_submodule(site).register_forward_hook(lambda m, i, a, site=site: note(site, a))
              for site in network.nodes()]  # fmt: skip
     ann(x)
     for hook in hooks:
@@ -504,14 +509,14 @@ def test_the_offset_report_takes_every_calibration(calibration):
         assert f'calibration "{calibration}"' in str(report)
     if calibration == "light":  # ψ is taken on the corrected currents: with them, exact calibration leaves nothing
         assert all(layer.histograms["exact"][4] == layer.neurons for layer in report.layers)
-        node, seen = network.nodes()["1"], []
-        node.register_forward_pre_hook(lambda m, a: seen.append(a[0] + node.bias))
+        node, seen = network.nodes()["3"], []
+        node.register_forward_pre_hook(lambda m, a: seen.append((a[0] + node.bias).unflatten(0, (2, 4))))
         network(x)
         theta = node.v_threshold
-        wanted = ((2 * seen[0] + theta / 2) / theta).floor().clamp(0, 2)
-        fired, _ = run(seen[0].expand(2, *seen[0].shape), theta, theta / 2)
-        psi = (wanted - fired.sum(0)).flatten()
-        assert report.layers[0].shares("before")[0] == pytest.approx((psi == 0).double().mean().item())
+        wanted = ((seen[0].sum(0) + theta / 2) / theta).floor().clamp(0, 2)
+        psi = (wanted - run(seen[0], theta, theta / 2)[0].sum(0)).flatten()
+        assert report.layers[1].shares("before")[0] == pytest.approx((psi == 0).double().mean().item())
+        assert 0 < report.layers[1].shares("before")[1]
 
 
 @pytest.mark.parametrize("calibration", ["srp", "parallel", "light"])
