@@ -6,6 +6,7 @@ from .calibrate import calibrate_thresholds, load_thresholds, save_thresholds
 from .convert import convert, load_network
 from .energy import EnergyReport
 from .evaluate import Evaluation, evaluate
+from .light import fit_light
 from .network import SpikingNetwork
 from .neuron import IFNode
 from .offsets import OffsetSpikeReport, offset_spike_report
@@ -14,5 +15,5 @@ from .report import ConversionError, ConversionReport
 
 __all__ = ["QCFS", "ConversionError", "ConversionReport", "EnergyReport", "Evaluation", "IFNode", "OffsetSpikeReport",
            "SpikingNetwork", "build_info",
-           "calibrate_thresholds", "convert", "data", "evaluate", "functional", "load_network", "load_thresholds", "models",
+           "calibrate_thresholds", "convert", "data", "evaluate", "fit_light", "functional", "load_network", "load_thresholds", "models",
            "offset_spike_report", "save_thresholds"]  # fmt: skip

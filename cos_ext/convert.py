@@ -108,7 +108,8 @@ RANKS = {getattr(nn, f"{name}{d}d"): d + 2 for d in (1, 2, 3) for name in
 
 
 def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int | None = 1,
-            emission: str = "calibrated", thresholds: Mapping[str, float | Tensor] | None = None, max_pool: str = "error",
+            emission: str = "calibrated", calibration: str = "cos",
+            thresholds: Mapping[str, float | Tensor] | None = None, max_pool: str = "error",
             fold_batchnorm: bool = True, example_input: Tensor | tuple[Tensor, ...] | None = None) -> SpikingNetwork:  # fmt: skip
     """Turn a trained ANN into a spiking network; the model itself is not modified.
 
@@ -125,6 +126,8 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
         rho: steps to watch for calibration, 0 for none; may exceed timesteps.
         iterations: of the calibration; None is until exact.
         emission: the order of the spikes in time, as for :func:`cos_ext.functional.cos_forward`; the paper's by default.
+        calibration: "cos", the paper's method, or a rival to compare it with on the same kernels: "srp" (AAAI 2023), "parallel"
+            (ICML 2025), "light" (ICML 2021, needs :func:`cos_ext.fit_light` before it runs), "none"; see :class:`cos_ext.IFNode`.
         thresholds: by activation call site (:func:`cos_ext.calibrate_thresholds` finds them), a float or a tensor that
             broadcasts to its neurons. QCFS brings its own; ReLU6, Hardtanh and clamp take their clip unless told otherwise.
         max_pool: "error": a max pooling of spikes is an offender. "avg": replace it by average pooling (another network).
@@ -145,7 +148,7 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if max_pool not in MAX_POOL_POLICIES:
         raise ValueError(f"max_pool must be one of {MAX_POOL_POLICIES}, got {max_pool!r}")
-    check_settings(timesteps, rho, iterations, emission)
+    check_settings(timesteps, rho, iterations, emission, calibration)
     if thresholds is not None and not isinstance(thresholds, Mapping):
         raise TypeError(f"thresholds must be a mapping of call sites to thresholds, got {type(thresholds).__name__}")
     examples = None if example_input is None else as_inputs(example_input)
@@ -176,7 +179,7 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
         "sites": tuple(traced.sites),
         "copies": planner.copies,
     }
-    network = SpikingNetwork(module, planner.report, timesteps, rho, iterations, options, emission).eval()
+    network = SpikingNetwork(module, planner.report, timesteps, rho, iterations, options, emission, calibration).eval()
     if examples is not None:
         check_network(network, planner.reference, traced, examples, expected)
     return network
@@ -208,10 +211,16 @@ def load_network(
         site: torch.ones(value) if isinstance(value, list) else value for site, value in header["thresholds"].items()
     }
     network = convert(model, timesteps=header["timesteps"], rho=header["rho"], iterations=header["iterations"], emission=header["emission"],
+                      calibration=header.get("calibration", "cos"),  # files from before the rivals have none
                       thresholds=thresholds, max_pool=header["max_pool"], fold_batchnorm=header["fold_batchnorm"],
                       example_input=example_input)  # fmt: skip
     for site, layer in header["layers"].items():
         network.set_layer(site, **layer)
+    nodes = network.nodes()
+    for site, shape in header.get("biases", {}).items():
+        if site not in nodes:
+            raise ValueError(f"{path} does not fit {type(model).__name__}: it has a bias for {site!r}, where it has no neurons")
+        nodes[site].bias = nodes[site].v_threshold.new_zeros(shape)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

@@ -25,9 +25,9 @@ from .prefetch import check_depth, prefetched
 class Evaluation:
     """Results at t = 1..T, from the running sum of the outputs. Prints as a table.
 
-    accuracy, top5: fractions of the samples (top5 is None with five classes or fewer); latency: rho + t time-steps, rho being
-    the largest of any layer; spike_rate: spikes per neuron and step, over all neurons; images_per_second: wall clock, data
-    included, of the slowest process where there are several.
+    accuracy, top5: fractions of the samples (top5 is None with five classes or fewer); latency: watch_steps + t time-steps;
+    spike_rate: spikes per neuron and step, over all neurons; images_per_second: wall clock, data included, of the slowest
+    process where there are several.
     """
 
     accuracy: list[float]
@@ -168,7 +168,7 @@ def _counted(network: SpikingNetwork, loader: Iterable[Any], device: str | torch
     finally:
         for node in nodes:
             node.count_spikes, node.emitted = False, None
-    share = _Share({"timesteps": network.timesteps, "rho": network.max_rho}, classes, samples=samples)
+    share = _Share({"timesteps": network.timesteps, "watch_steps": network.watch_steps}, classes, samples=samples)
     if samples:
         share.correct = correct.tolist()
         share.correct5 = [] if correct5 is None else correct5.tolist()
@@ -216,6 +216,6 @@ def _merged(shares: list[_Share]) -> Evaluation:
     accuracy = [sum(counts) / samples for counts in zip(*(share.correct for share in shares if share.samples))]
     top5 = [sum(counts) / samples for counts in zip(*(share.correct5 for share in shares if share.samples))]
     settings = shares[0].settings
-    return Evaluation(accuracy, top5 or None, samples, [settings["rho"] + t for t in range(1, settings["timesteps"] + 1)],
+    return Evaluation(accuracy, top5 or None, samples, [settings["watch_steps"] + t for t in range(1, settings["timesteps"] + 1)],
                       sum(share.spikes for share in shares) / max(steps, 1),
                       samples / max(share.seconds for share in shares))  # fmt: skip

@@ -18,6 +18,8 @@ from ._ops import state_dtype
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 EMISSIONS = ("calibrated", "even", "front")  # by the operators' numbers (csrc/core/emission.h)
+CALIBRATIONS = ("cos", "srp", "light", "none", "parallel")  # of IFNode and convert
+WATCHING = ("cos", "srp", "parallel")  # those that watch a layer for rho steps first
 MAX_STEPS = 2**24  # counts stay exact in float32
 MAX_FUSED_STEPS = 4096  # csrc/job.h
 MAX_STATISTICS_RHO = 256  # csrc/core/statistics.h
@@ -246,6 +248,89 @@ def calibrate_v_init(x_seq: Tensor, v_threshold: float | Tensor, v_init: float |
     return Calibration(*_ops.ops.calibrate_v_init(x_seq, theta, theta_value, init, init_value, rho, rounds))
 
 
+def srp_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None = None, *, tau: int,
+                inplace: bool = False, return_count: bool = False) -> IFResult:  # fmt: skip
+    r"""Mutes neurons by their residual membrane potential after tau steps, and simulates T steps of the others.
+
+    The rival of Hao et al., "Reducing ANN-SNN conversion error through residual membrane potential" (SRP), AAAI 2023
+    (arXiv 2302.02091): a neuron that has fired although its ANN activation is zero is left with a residual below zero. So
+
+    .. math:: v(\tau) = v(0) + \sum_{t=1}^{\tau} \big(x(t) - \theta s(t)\big), \quad
+              s'(t) = s(t) \, [v(\tau) > 0], \quad t = 1, \ldots, T
+
+    with soft reset, both runs from the same v(0), θ/2. Read in the authors' code (hzc1208/ANN2SNN_SRP, modules.py; of the
+    paper only the abstract was to be had): there the residual must exceed 0.001 θ, and the whole network is stepped, so
+    that a layer is watched on what the layers before emit while they are not muted yet. Here the bound is 0, and a layer
+    is watched on the input that it then runs on, as by :func:`cos_forward`.
+
+    Args:
+        x_seq, v_threshold, v_init, inplace, return_count: as for :func:`if_forward`.
+        tau: steps to watch, 1 <= tau <= T.
+
+    Returns:
+        IFResult(spikes, v, spike_count) of the T emitted steps, [T, *neurons] and [*neurons]; a muted neuron emits nothing.
+        v is None: that of a muted neuron means nothing.
+
+    NaN and infinity: a neuron whose residual is NaN is muted; a muted neuron starts from -inf, and never fires whatever comes.
+
+    Two passes over memory, the first over tau steps only; its spikes and the potentials are temporaries.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for :func:`if_forward`; ValueError also for tau outside 1..T.
+
+    Example:
+        >>> spikes, _, count = srp_forward(torch.rand(8, 2, 3), 1.0, tau=4, return_count=True)
+    """
+    _, _, init, init_value = _checked(x_seq, v_threshold, v_init, inplace)
+    _check_watch("tau", tau, x_seq)
+    residual = if_forward(x_seq[:tau], v_threshold, v_init, return_v=True).v
+    if init is None and init_value is None:
+        init = v_threshold / 2 if not isinstance(v_threshold, Tensor) else v_threshold.to(residual.dtype) / 2
+    elif init is None:
+        init = init_value
+    start = torch.full_like(residual, -math.inf)
+    start = torch.where(residual > 0, torch.as_tensor(init, dtype=start.dtype, device=start.device), start)
+    return if_forward(x_seq, v_threshold, start, inplace=inplace, return_count=return_count)
+
+
+def parallel_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None = None, *, rho: int,
+                     inplace: bool = False, return_count: bool = False) -> IFResult:  # fmt: skip
+    r"""Emits the desired count of the first rho steps as a sorted train, the spikes first.
+
+    The rival of Hao et al., "Faster and stronger: when ANN-SNN conversion meets parallel spiking calculation", ICML 2025
+    (arXiv 2412.13610): all steps of a layer are computed at once from the mean of its input, here over rho steps (over T
+    in the paper, rho = T):
+
+    .. math:: s(t) = \Big[\frac{\rho}{t} \bar x + \frac{v(0)}{t} \ge \theta\Big]
+                   = [t \le C^*], \quad t = 1, \ldots, \rho, \quad
+              C^* = \mathrm{clip}\Big(\Big\lfloor \frac{\sum_{t \le \rho} x(t) + v(0)}{\theta} \Big\rfloor, 0, \rho\Big)
+
+    and every further rho steps repeat these. Read in a public copy of the authors' code (bjourne/hao_s2025, modules.py,
+    ParaInfNeuron), where the spikes come first; of the paper only the abstract was to be had, which says no more than that
+    they are sorted. Its correction for other activations and levels (DA-QCFS: shifts of the input and of θ, learned per
+    channel) is not part of this.
+
+    A layer needs its whole input over rho steps before its first spike, so on a machine that runs step by step the answer
+    at t comes after rho + t steps. The same as :func:`cos_forward` with emission="front".
+
+    Args:
+        x_seq, v_threshold, v_init, inplace, return_count: as for :func:`if_forward`; steps after rho are not read.
+        rho: steps to sum, 1 <= rho <= T.
+
+    Returns:
+        IFResult(spikes, v, spike_count) of the T emitted steps, [T, *neurons] and [*neurons]; v is None: there is none.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for :func:`cos_forward`.
+
+    Example:
+        >>> spikes, _, _ = parallel_forward(torch.rand(4, 2, 3), 1.0, rho=4)
+    """
+    result = cos_forward(x_seq, v_threshold, v_init, rho=rho, iterations=0, emission="front", inplace=inplace,
+                         return_count=return_count)  # fmt: skip
+    return IFResult(result.spikes, None, result.spike_count)
+
+
 def check_calibration(rho: int, iterations: int | None) -> int:
     """Validate rho >= 1 and iterations; return iterations as the operators take it (-1 for None)."""
     if isinstance(rho, bool) or not isinstance(rho, (int, torch.SymInt)):
@@ -268,6 +353,15 @@ def check_emission(emission: str) -> str:
     if emission not in EMISSIONS:
         raise ValueError(f"emission must be one of {EMISSIONS}, got {emission!r}")
     return emission
+
+
+def check_method(calibration: str) -> str:
+    """Validate the name of a calibration and return it."""
+    if not isinstance(calibration, str):
+        raise TypeError(f"calibration must be a str, got {type(calibration).__name__}")
+    if calibration not in CALIBRATIONS:
+        raise ValueError(f"calibration must be one of {CALIBRATIONS}, got {calibration!r}")
+    return calibration
 
 
 def check_values(name: str, value: Tensor, dtype: torch.dtype | None = None) -> None:
@@ -325,6 +419,13 @@ def _check_fused(x_seq: Tensor, scale: Tensor | None, bias: Tensor | None, resid
     if x_seq.device.type == "cuda" and tuple(windows) != (2, 2):
         raise ValueError(f"pool must be (2, 2) on CUDA, got {tuple(windows)}")
     return windows[0], windows[1]
+
+
+def _check_watch(name: str, steps: int, x_seq: Tensor) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an int, got {type(steps).__name__}")
+    if not 1 <= steps <= x_seq.shape[0]:
+        raise ValueError(f"{name} must lie in 1..T = {x_seq.shape[0]}, got {steps}")
 
 
 def _check_rho(rho: int, x_seq: Tensor) -> None:

@@ -38,35 +38,36 @@ class TimeBroadcast(nn.Module):
 class SpikingNetwork(nn.Module):
     """A converted network. Input: the ANN's, [B, ...]; output: [T, B, ...], one per time-step.
 
-    `timesteps`, `rho`, `iterations` and `emission` can be changed at any time, for a layer of its own by :meth:`set_layer`.
-    Hidden layers run max(timesteps, rho) steps. Everything before the first neurons runs once per image, not once per step. In eval mode, and no parameter requires a gradient.
+    `timesteps`, `rho`, `iterations`, `emission` and `calibration` can be changed at any time, for a layer of its own by
+    :meth:`set_layer`. Hidden layers run max(timesteps, watch_steps) steps. Everything before the first neurons runs once per image, not once per step. In eval mode, and no parameter requires a gradient.
     `report` lists what the conversion did. Neurons write over their input where nothing else reads it, so a hook that keeps
     the output of the layer before them must clone it.
     """
 
     def __init__(self, module: nn.Module, report: ConversionReport, timesteps: int, rho: int, iterations: int | None,
-                 options: dict[str, Any], emission: str = "calibrated") -> None:  # fmt: skip
+                 options: dict[str, Any], emission: str = "calibrated", calibration: str = "cos") -> None:  # fmt: skip
         super().__init__()
         self.module = module
         self.report = report
         self._layers: dict[str, dict[str, Any]] = {}  # by call site: what set_layer() changed
         self.options = options  # max_pool and fold_batchnorm of convert(), and the ANN's call sites: what save() needs
-        self._configure(timesteps, rho, iterations, emission, {})
+        self._configure(timesteps, rho, iterations, emission, {}, calibration)
 
     def _configure(self, timesteps: int, rho: int, iterations: int | None, emission: str,
-                   layers: dict[str, dict[str, Any]]) -> None:  # fmt: skip
+                   layers: dict[str, dict[str, Any]], calibration: str = "cos") -> None:  # fmt: skip
         # First, so that a bad value leaves every node as it was.
-        own = {"rho": rho, "iterations": iterations, "emission": emission}
+        own = {"rho": rho, "iterations": iterations, "emission": emission, "calibration": calibration}
         steps = max(check_settings(timesteps, **{**own, **layer}) for layer in ({}, *layers.values()))
-        for site, node in self.nodes().items():
+        nodes = self.nodes()
+        for site, node in nodes.items():
             node.configure(timesteps=steps, **{**own, **layers.get(site, {})})
         for module in self.modules():
             if isinstance(module, TimeBroadcast):
                 module.timesteps = steps
             elif isinstance(module, MaxPoolBefore):
-                module.timesteps, module.rho = steps, {**own, **layers.get(module.site, {})}["rho"]
+                module.timesteps, module.rho = steps, nodes[module.site].watch_steps
         self._timesteps, self._rho, self._iterations, self._emission = timesteps, rho, iterations, emission
-        self._layers, self._steps = layers, steps
+        self._calibration, self._layers, self._steps = calibration, layers, steps
 
     @property
     def timesteps(self) -> int:
@@ -85,13 +86,17 @@ class SpikingNetwork(nn.Module):
         return self._emission
 
     @property
-    def max_rho(self) -> int:
-        """The largest rho of any layer, 0 where none is calibrated: the answer at step t comes after max_rho + t steps."""
-        return max((node.rho for node in self.nodes().values()), default=0)
+    def calibration(self) -> str:
+        return self._calibration
+
+    @property
+    def watch_steps(self) -> int:
+        """The steps that pass before the first output: the largest rho of a layer whose calibration watches, else 0."""
+        return max(node.watch_steps for node in self.nodes().values())
 
     def _change(self, **changes: Any) -> None:
         now = {"timesteps": self._timesteps, "rho": self._rho, "iterations": self._iterations, "emission": self._emission,
-               "layers": self._layers}  # fmt: skip
+               "layers": self._layers, "calibration": self._calibration}  # fmt: skip
         self._configure(**{**now, **changes})
 
     @timesteps.setter
@@ -110,10 +115,14 @@ class SpikingNetwork(nn.Module):
     def emission(self, value: str) -> None:
         self._change(emission=value)
 
-    def set_layer(self, site: str, **changes: Any) -> None:
-        """Give one call site its own rho, iterations or emission; without any, it follows the network again.
+    @calibration.setter
+    def calibration(self, value: str) -> None:
+        self._change(calibration=value)
 
-        Every layer runs max(timesteps, the largest rho) steps.
+    def set_layer(self, site: str, **changes: Any) -> None:
+        """Give one call site its own rho, iterations, emission or calibration; without any, it follows the network again.
+
+        Every layer runs max(timesteps, watch_steps) steps.
 
         Raises:
             ValueError: there is no such call site, or a setting of another name.
@@ -121,9 +130,9 @@ class SpikingNetwork(nn.Module):
         """
         if site not in self.nodes():
             raise ValueError(f"site must be a call site of the network, got {site!r}; those are {list(self.nodes())}")
-        unknown = sorted(set(changes) - {"rho", "iterations", "emission"})
+        unknown = sorted(set(changes) - {"rho", "iterations", "emission", "calibration"})
         if unknown:
-            raise ValueError(f"a layer has rho, iterations and emission of its own, got {unknown}")
+            raise ValueError(f"a layer has rho, iterations, emission and calibration of its own, got {unknown}")
         layers = {name: layer for name, layer in self._layers.items() if name != site}
         if changes:
             layers[site] = {**self._layers.get(site, {}), **changes}
@@ -181,15 +190,16 @@ class SpikingNetwork(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write the weights, thresholds and initial potentials as safetensors, with a JSON header in its metadata.
 
-        The header has the format, cos_ext's version, timesteps, rho, iterations, emission, layers of their own, the thresholds by call site (numbers, or
-        the shape of a tensor), and convert()'s options. :func:`cos_ext.load_network` reads it beside the ANN's architecture.
+        The header has the format, cos_ext's version, timesteps, rho, iterations, emission, calibration, layers of their own, the thresholds
+        by call site (numbers, or the shape of a tensor), the shapes of fitted biases, and convert()'s options. :func:`cos_ext.load_network` reads it beside the ANN's architecture.
         The file is complete or not there.
         """
         thetas = {site: node.v_threshold for site, node in self.nodes().items() if site in self.options["sites"]}
         thresholds = {site: theta.item() if theta.dim() == 0 else list(theta.shape) for site, theta in thetas.items()}
+        biases = {site: list(node.bias.shape) for site, node in self.nodes().items() if node.bias is not None}
         header = {"format": FORMAT, "cos_ext": build_info()["cos_ext"], "timesteps": self._timesteps, "rho": self._rho,
-                  "iterations": self._iterations, "emission": self._emission, "layers": self._layers,
-                  "thresholds": thresholds, "max_pool": self.options["max_pool"],
+                  "iterations": self._iterations, "emission": self._emission, "calibration": self._calibration,
+                  "layers": self._layers, "biases": biases, "thresholds": thresholds, "max_pool": self.options["max_pool"],
                   "fold_batchnorm": self.options["fold_batchnorm"]}  # fmt: skip
         write_tensors(path, self.state_dict(), header)
 
@@ -225,15 +235,18 @@ class Walked(nn.Module):
         return out
 
 
-def check_settings(timesteps: int, rho: int, iterations: int | None, emission: str = "calibrated") -> int:
+def check_settings(
+    timesteps: int, rho: int, iterations: int | None, emission: str = "calibrated", calibration: str = "cos"
+) -> int:
     """The steps that hidden layers run; TypeError or ValueError where the settings do not fit."""
     if isinstance(timesteps, bool) or not isinstance(timesteps, int):
         raise TypeError(f"timesteps must be an int, got {type(timesteps).__name__}")
     if timesteps < 1:
         raise ValueError(f"timesteps must be >= 1, got {timesteps}")
-    steps = max(timesteps, rho) if isinstance(rho, int) else timesteps
-    IFNode(timesteps=steps, rho=rho, iterations=iterations, emission=emission)  # knows what they may be
-    return steps
+    most = max(timesteps, rho) if isinstance(rho, int) else timesteps
+    # Knows what they may be.
+    node = IFNode(timesteps=most, rho=rho, iterations=iterations, emission=emission, calibration=calibration)
+    return max(timesteps, node.watch_steps)
 
 
 def as_inputs(example: Tensor | tuple[Tensor, ...] | list[Tensor]) -> tuple[Tensor, ...]:

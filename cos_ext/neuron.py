@@ -31,25 +31,32 @@ class IFNode(nn.Module):
         rho: steps to watch for calibration (:func:`cos_ext.functional.cos_forward`); 0 is none.
         iterations: of the calibration; None is until exact.
         emission: the order in time of a calibrated neuron's spikes, as for :func:`cos_ext.functional.cos_forward`.
+        calibration: "cos", or a rival of it: "srp" (:func:`cos_ext.functional.srp_forward`, tau = rho), "parallel"
+            (:func:`cos_ext.functional.parallel_forward`), "light" (a current per channel that :func:`cos_ext.fit_light`
+            found is added at every step), "none". iterations and emission are for "cos" only; with "light" and "none" rho
+            plays no part.
         step_mode: "m": each call is a whole simulation from v_init. "s": each call is one step, input [*neurons], and the
             potential is kept until :meth:`reset`.
         inplace: write the spikes over the input.
         static_input: the input is [B, ...] and the same at every step; it is read once, and the output is [T*B, ...].
 
-    v_threshold and v_init are buffers and part of the state_dict. In float32 with ``v_init=0., v_threshold=1.`` the output
-    equals, spike for spike, that of a fresh (or reset) SpikingJelly ``neuron.IFNode(v_reset=None)``.
+    v_threshold and v_init are buffers and part of the state_dict; so is bias, the current of "light", once it is there. In
+    float32 with ``v_init=0., v_threshold=1.`` the output equals, spike for spike, that of a fresh (or reset) SpikingJelly
+    ``neuron.IFNode(v_reset=None)``.
 
     Raises:
+        RuntimeError: calibration "light" without a fitted bias, when run.
         TypeError, ValueError: a bad argument (also when it is set later, or loaded), rho > 0 with hard reset, step_mode "s" or
             more than `timesteps`, a batch that is not divisible by timesteps; and as for the functional forms.
     """
 
     v_threshold: Tensor
     v_init: Tensor
+    bias: Tensor | None
 
     def __init__(self, v_threshold: float | Tensor = 1.0, *, v_init: float | Tensor | None = None,
                  v_reset: float | None = None, timesteps: int | None = None, rho: int = 0, iterations: int | None = 1,
-                 emission: str = "calibrated", step_mode: str = "m", inplace: bool = False,
+                 emission: str = "calibrated", calibration: str = "cos", step_mode: str = "m", inplace: bool = False,
                  static_input: bool = False) -> None:  # fmt: skip
         super().__init__()
         threshold = _parameter("v_threshold", v_threshold)
@@ -58,6 +65,7 @@ class IFNode(nn.Module):
         start = threshold / 2 if v_init is None else _parameter("v_init", v_init).to(threshold.device)
         _check_not_nan("v_init", start)
         self.register_buffer("v_init", start)
+        self.register_buffer("bias", None)
         self.inplace = bool(inplace)
         self.v: Tensor | None = None
         # Where set, forward adds up what it emitted: (spikes, neurons · steps), for the mean firing rate.
@@ -73,12 +81,13 @@ class IFNode(nn.Module):
             rho=rho,
             iterations=iterations,
             emission=emission,
+            calibration=calibration,
             step_mode=step_mode,
             static_input=bool(static_input),
         )
 
     def configure(self, **changes: Any) -> None:
-        """Change any of v_reset, timesteps, rho, iterations, emission, step_mode and static_input, validated together.
+        """Change any of v_reset, timesteps, rho, iterations, emission, calibration, step_mode, static_input; validated together.
 
         The node is unchanged if they do not fit.
         """
@@ -94,6 +103,7 @@ class IFNode(nn.Module):
             raise TypeError(f"rho must be an int, got {type(rho).__name__}")
         if rho < 0:
             raise ValueError(f"rho must be >= 0, got {rho}")
+        rho = rho if F.check_method(new["calibration"]) in F.WATCHING else 0
         if timesteps is not None and rho > timesteps:
             raise ValueError(f"rho must be at most timesteps = {timesteps}, got {rho}")
         F.check_calibration(max(rho, 1), new["iterations"])
@@ -113,8 +123,14 @@ class IFNode(nn.Module):
     rho = _setting("rho")
     iterations = _setting("iterations")
     emission = _setting("emission")
+    calibration = _setting("calibration")
     step_mode = _setting("step_mode")
     static_input = _setting("static_input")
+
+    @property
+    def watch_steps(self) -> int:
+        """The steps that are watched before the first spike: rho, or 0 where the calibration has no use for it."""
+        return self.rho if self.calibration in F.WATCHING else 0
 
     def reset(self) -> None:
         """Forget the potential kept by step_mode "s"; the next step starts from v_init."""
@@ -126,10 +142,11 @@ class IFNode(nn.Module):
         if x.dtype not in F.FLOAT_DTYPES:
             raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
         timesteps = self.timesteps
+        x, owned = self._currents(x)
         if self.step_mode == "s":
             return self._single_step(x)
         if timesteps is None:
-            return self._simulate(x, self.inplace)
+            return self._simulate(x, owned)
         if x.dim() == 0:
             raise ValueError("x must have a batch dimension, got a tensor without dimensions")
         if self.static_input:
@@ -140,7 +157,15 @@ class IFNode(nn.Module):
                 f"got shape {tuple(x.shape)}"
             )
         folded = x.unflatten(0, (timesteps, x.shape[0] // timesteps))
-        return self._simulate(folded, self.inplace).flatten(0, 1)
+        return self._simulate(folded, owned).flatten(0, 1)
+
+    def _currents(self, x: Tensor) -> tuple[Tensor, bool]:
+        """The input with the bias of "light" added, and whether spikes may be written over it."""
+        if self.calibration != "light":
+            return x, self.inplace
+        if self.bias is None:
+            raise RuntimeError('calibration is "light" and this layer has no fitted bias; call cos_ext.fit_light first')
+        return x + self.bias.to(x.dtype), True
 
     def _parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
         allowed = (x.dtype, F.state_dtype(x.dtype))
@@ -148,19 +173,28 @@ class IFNode(nn.Module):
 
     def _simulate(self, x_seq: Tensor, inplace: bool) -> Tensor:
         theta, v_init = self._parameters_for(x_seq)
-        if self.rho:
-            result = F.cos_forward(x_seq, theta, v_init, rho=self.rho, iterations=self.iterations, emission=self.emission,
-                                   inplace=inplace, return_count=self.count_spikes,
-                                   return_statistics=self.keep_statistics)  # fmt: skip
-        elif self.keep_statistics:
-            if self.v_reset is not None:
-                raise ValueError("statistics need soft reset: offset spikes are defined for v_reset=None")
+        if self.keep_statistics and (self.v_reset is not None or self.calibration in ("srp", "parallel")):
+            raise ValueError(f"statistics need soft reset, for which offset spikes are defined, and the kernels of calibration 'cos', "
+                             f"'light' or 'none', got v_reset={self.v_reset} and calibration={self.calibration!r}")  # fmt: skip
+        if not self.watch_steps and self.keep_statistics:
             # Watched, and left as they are.
             result = F.cos_forward(x_seq, theta, v_init, rho=x_seq.shape[0], iterations=0, inplace=inplace,
                                    return_count=self.count_spikes, return_statistics=True)  # fmt: skip
-        else:
+        elif not self.watch_steps:
             result = F.if_forward(
                 x_seq, theta, v_init, v_reset=self.v_reset, inplace=inplace, return_count=self.count_spikes
+            )
+        elif self.calibration == "cos":
+            result = F.cos_forward(x_seq, theta, v_init, rho=self.rho, iterations=self.iterations, emission=self.emission,
+                                   inplace=inplace, return_count=self.count_spikes,
+                                   return_statistics=self.keep_statistics)  # fmt: skip
+        elif self.calibration == "srp":
+            result = F.srp_forward(
+                x_seq, theta, v_init, tau=self.rho, inplace=inplace, return_count=self.count_spikes
+            )
+        else:
+            result = F.parallel_forward(
+                x_seq, theta, v_init, rho=self.rho, inplace=inplace, return_count=self.count_spikes
             )
         if self.keep_statistics:
             sums = result.statistics
@@ -185,9 +219,9 @@ class IFNode(nn.Module):
                               unexpected_keys, error_msgs) -> None:  # fmt: skip
         try:
             # As they will be: rounded to this node's dtype.
-            for name, check in (("v_threshold", F.check_values), ("v_init", _check_not_nan)):
+            for name, check in (("v_threshold", F.check_values), ("v_init", _check_not_nan), ("bias", _check_not_nan)):
                 loaded = state_dict.get(prefix + name)
-                if isinstance(loaded, Tensor) and not loaded.is_meta:
+                if isinstance(loaded, Tensor) and not loaded.is_meta and getattr(self, name) is not None:
                     check(prefix + name, loaded.detach().to(getattr(self, name).dtype))
         except ValueError as error:
             error_msgs.append(str(error))
@@ -205,7 +239,8 @@ class IFNode(nn.Module):
     def extra_repr(self) -> str:
         theta = f"{self.v_threshold.item():.4g}" if self.v_threshold.dim() == 0 else f"{tuple(self.v_threshold.shape)}"
         parts = [f"v_threshold={theta}", f"v_reset={self.v_reset}", f"timesteps={self.timesteps}", f"rho={self.rho}",
-                 f"iterations={self.iterations}", f"emission={self.emission!r}", f"step_mode={self.step_mode!r}"]  # fmt: skip
+                 f"iterations={self.iterations}", f"emission={self.emission!r}", f"calibration={self.calibration!r}",
+                 f"step_mode={self.step_mode!r}"]  # fmt: skip
         return ", ".join(parts)
 
 

@@ -73,7 +73,7 @@ class OffsetSpikeReport:
 
     layers: in execution order. stages: "before", "1 iteration", ..., "exact", the keys of the layers' histograms.
     samples: how many were run. rho: the steps over which counts were taken. network_timesteps, network_rho,
-    network_iterations, network_emission: the network's settings.
+    network_iterations, network_emission, network_calibration: the network's settings.
     """
 
     layers: tuple[LayerOffsets, ...]
@@ -84,6 +84,7 @@ class OffsetSpikeReport:
     network_rho: int
     network_iterations: int | None
     network_emission: str = "calibrated"
+    network_calibration: str = "cos"
 
     @property
     def total(self) -> LayerOffsets:
@@ -116,6 +117,7 @@ class OffsetSpikeReport:
         return {"samples": self.samples, "rho": self.rho, "network_timesteps": self.network_timesteps,
                 "network_rho": self.network_rho, "network_iterations": self.network_iterations,
                 "network_emission": self.network_emission,
+                "network_calibration": self.network_calibration,
                 "stages": list(self.stages), "offsets": list(OFFSETS),
                 "share_of": list(SHARES), "layers": [plain(layer) for layer in self.layers],
                 "total": plain(self.total)}  # fmt: skip
@@ -163,7 +165,11 @@ class OffsetSpikeReport:
             if self.network_iterations is None
             else _iterations(self.network_iterations)
         )
+        if self.network_calibration != "cos":
+            kind = f'calibration "{self.network_calibration}"'
         settings = f"rho = {self.network_rho}, {kind}" if self.network_rho else "not calibrated"
+        if self.network_calibration == "light":
+            settings = kind
         notes = [f"{layer.site}: {layer.note}" for layer in self.layers if layer.note]
         return "\n".join([
             f"Offset spikes ψ (desired minus actual count) over {self.rho} steps, {self.samples} samples; each layer's",
@@ -245,7 +251,7 @@ def offset_spike_report(ann: nn.Module, network: SpikingNetwork, batches: Iterab
         quantised activation. QCFS activations have their own L levels. With L ≠ rho the two cannot agree everywhere,
         and a ReLU may exceed θ, which a count cannot follow.
 
-    rho is the network's; for a network with rho = 0 (no calibration) it is its number of time-steps. θ is the
+    rho is the network's; for a network that watches nothing (no calibration) it is its number of time-steps. θ is the
     neurons' threshold. Where a max pooling was moved before the neurons (``max_pool="before"``), the ANN's currents
     and activations are pooled likewise.
 
@@ -274,7 +280,7 @@ def offset_spike_report(ann: nn.Module, network: SpikingNetwork, batches: Iterab
         raise ValueError(f"ann must be the model that the network was converted from, with activations at "
                          f"{list(network.options['sites'])}; it has {list(traced.sites)}")  # fmt: skip
     network.eval()
-    nodes, rho = network.nodes(), network.rho or network.timesteps
+    nodes, rho = network.nodes(), network.watch_steps or network.timesteps
     hard = [site for site, node in nodes.items() if node.v_reset is not None]
     if hard:
         raise ValueError(f"network must have soft reset (calibration is defined for v_reset=None), not so {hard}")
@@ -305,8 +311,8 @@ def offset_spike_report(ann: nn.Module, network: SpikingNetwork, batches: Iterab
     if samples == 0:
         raise ValueError("batches must yield at least one sample, it yielded none")
     found = tuple(layer.result() for layer in layers.values())
-    return OffsetSpikeReport(found, tuple(stages), samples, rho, network.timesteps, network.rho, network.iterations,
-                             network.emission)  # fmt: skip
+    return OffsetSpikeReport(found, tuple(stages), samples, rho, network.timesteps, network.watch_steps, network.iterations,
+                             network.emission, network.calibration)  # fmt: skip
 
 
 def _check_arguments(ann: nn.Module, network: SpikingNetwork, batches: Iterable[Any], iterations: int) -> None:
@@ -383,7 +389,7 @@ class _Layer:
 
     def watch(self, sites: Mapping[str, nn.Module]) -> list[Any]:
         # Before the neurons: they may write their spikes over the currents.
-        handles = [self.node.register_forward_pre_hook(lambda _, args: self._offsets(args[0]))]
+        handles = [self.node.register_forward_pre_hook(lambda _, args: self._offsets(self.node._currents(args[0])[0]))]
         if self.counterpart is not None:
             activation = sites[self.counterpart[0]]
             handles.append(self.node.register_forward_hook(lambda _, args, spikes: self._emitted(spikes)))

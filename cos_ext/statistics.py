@@ -129,7 +129,7 @@ def collect(network: SpikingNetwork, batches: Iterable[Any], *, progress: bool =
                 samples += inputs[0].shape[0]
         if samples == 0:
             raise ValueError("batches must yield at least one sample, it yielded none")
-        layers = {site: read_statistics(node.statistics, rho=node.rho or node.timesteps, timesteps=node.timesteps)
+        layers = {site: read_statistics(node.statistics, rho=node.watch_steps or node.timesteps, timesteps=node.timesteps)
                   for site, node in nodes.items()}  # fmt: skip
     finally:
         for node in nodes.values():

@@ -226,7 +226,7 @@ def test_latency_counts_the_largest_rho_of_any_layer():
     first, second = network.nodes()
 
     def latency():
-        return network.max_rho, evaluate(network, loader, progress=False).latency
+        return network.watch_steps, evaluate(network, loader, progress=False).latency
 
     assert latency() == (0, [1, 2])
     network.set_layer(second, rho=3)

@@ -1,0 +1,185 @@
+"""fit_light: the bias correction of "SNN calibration", a rival of COS, from data and the ANN. Applied in neuron.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .calibrate import model_inputs, number_of_inputs
+from .graph import trace
+from .network import SpikingNetwork
+from .neuron import IFNode
+from .offsets import _counterparts
+
+
+class _Reached(Exception):
+    """The layer that is measured has emitted its spikes; what comes after it need not run."""
+
+
+@torch.no_grad()
+def fit_light(network: SpikingNetwork, ann: nn.Module, batches: Iterable[Any], *,
+              progress: bool = True) -> dict[str, Tensor]:  # fmt: skip
+    r"""Corrects the mean output of every channel by a constant current, and sets ``network.calibration = "light"``.
+
+    The light pipeline of Li, Deng, Dong, Gong, Gu, "A free lunch from ANN: towards efficient, accurate spiking neural
+    networks calibration", ICML 2021 (arXiv 2106.06984). Let a be the ANN's activation after its ReLU (or QCFS) and s the
+    spikes, 0 or θ, that the neurons in its place emit:
+
+    .. math:: b_c \leftarrow b_c + \mu_c\Big(a - \frac1T \sum_{t=1}^{T} s(t)\Big)
+
+    μ_c is the mean over the samples and over all positions of channel c (dimension 1). The error is taken after the
+    activation; b is added before it, to the layer's current at every step. Layers are corrected one after another, in the
+    order of execution, each measured with those before it corrected: a pass over the data for each layer. Read in the
+    authors' code (yhhhli/SNN_Calibration, models/calibration.py; of the paper only the abstract was to be had), which
+    takes one batch, and for three dimensions a mean for every position; its thresholds (the least squares of
+    :func:`cos_ext.calibrate_thresholds`) and its advanced pipeline (potentials, weights) are not part of this.
+
+    The biases are stored in the neurons (``IFNode.bias``, [C, 1, ...], the dtype of their threshold; in the state_dict and
+    in what :meth:`SpikingNetwork.save` writes). They are fitted for the network's `timesteps`: with another T they stay as
+    they are, and fitting again is better. Biases of an earlier fit do not matter. A layer for which
+    :meth:`SpikingNetwork.set_layer` has set another calibration keeps that and gets none.
+
+    Args:
+        network: from :func:`cos_ext.convert`; put in eval mode. Its weights do not change.
+        ann: the model that it was converted from, in the network's dtype. A copy of it runs, in eval mode, where the
+            network is.
+        batches: an iterable, read once, of tensors [B, ...] or of tuples whose first n elements are the ANN's inputs and
+            whose others (labels) are ignored. The inputs are kept until the end, in the memory that they came in. Training
+            images, never those on which the network is evaluated; the authors take one batch of some hundred.
+        progress: a progress bar on stderr.
+
+    Returns:
+        The biases by call site, in the order of execution. How the data are split into batches plays no part, but for the
+        models' own rounding and that of sums in float64.
+
+    Raises:
+        TypeError: ann is no nn.Module, network no SpikingNetwork, or batches no iterable or one of something else.
+        ValueError: batches yields no sample; ann has other activation call sites, shapes or another dtype than the
+            network's; neurons that correspond to no activation of it; a mean that is not finite.
+        The network is as it was then.
+    """
+    _check_arguments(network, ann, batches)
+    traced = trace(ann)
+    if set(traced.sites) != set(network.options["sites"]):
+        raise ValueError(f"ann must be the model that the network was converted from, with activations at "
+                         f"{list(network.options['sites'])}; it has {list(traced.sites)}")  # fmt: skip
+    network.eval()
+    where = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu"))
+    model = traced.module.to(where)
+    ours, theirs = (next((p.dtype for p in m.parameters() if p.is_floating_point()), None) for m in (network, model))
+    if ours is not None and theirs is not None and ours != theirs:
+        raise ValueError(f"ann must have the network's dtype {ours}, it has {theirs}")
+    wanted = number_of_inputs(traced.graph)
+    data = [inputs for inputs in (model_inputs(batch, wanted) for batch in batches) if inputs[0].shape[0]]
+    if not data:
+        raise ValueError("batches must yield at least one sample, it yielded none")
+
+    def inputs_of(title: str) -> Iterator[list[Tensor]]:
+        for inputs in tqdm(data, desc=title, disable=not progress, leave=False):
+            # Copies: an activation that works in place may be the first to read them.
+            yield [tensor.to(where, non_blocking=True, copy=True) for tensor in inputs]
+
+    calibration, nodes = network.calibration, network.nodes()
+    old = {site: node.bias for site, node in nodes.items()}
+    try:
+        network.calibration = "light"
+        fitted = {site: node for site, node in nodes.items() if node.calibration == "light"}
+        desired = _ann_means(network, model, traced.sites, fitted, inputs_of("light: ANN"))
+        for node in fitted.values():
+            node.bias = node.v_threshold.new_zeros(())
+        for site, node in fitted.items():
+            emitted = _snn_mean(network, node, inputs_of(f"light: {site}"))
+            if emitted.shape != desired[site].shape:
+                raise ValueError("ann must be the model that the network was converted from: its activation at "
+                                 f"{site!r} has {desired[site].numel()} channels, the neurons {emitted.numel()}")  # fmt: skip
+            bias = desired[site] - emitted
+            if not torch.isfinite(bias).all():
+                raise ValueError(f"batches must give finite activations, those at {site!r} have a mean that is not")
+            node.bias = bias.to(node.v_threshold.dtype)
+    except BaseException:  # an interrupt, too, must not leave some layers corrected and others not
+        for site, node in nodes.items():
+            node.bias = old[site]
+        network.calibration = calibration
+        raise
+    return {site: node.bias.clone() for site, node in fitted.items()}
+
+
+def _check_arguments(network: SpikingNetwork, ann: nn.Module, batches: Iterable[Any]) -> None:
+    if not isinstance(network, SpikingNetwork):
+        raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
+    if not isinstance(ann, nn.Module):
+        raise TypeError(f"ann must be an nn.Module, got {type(ann).__name__}")
+    if isinstance(ann, SpikingNetwork):
+        raise TypeError("ann must be the model that the network was converted from, got a SpikingNetwork")
+    if isinstance(batches, (Tensor, str, bytes, Mapping)) or not hasattr(batches, "__iter__"):
+        raise TypeError(f"batches must be an iterable of batches (a list, a DataLoader), got {type(batches).__name__}")
+
+
+class _Mean:
+    """The running mean of a channel, in float64: over everything but dimension 1, where there is one."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | float = 0.0
+        self.count = 0
+
+    def add(self, x: Tensor) -> None:
+        dims = [dim for dim in range(x.dim()) if dim != 1]
+        channels = x.shape[1] if x.dim() > 1 else 1
+        # [C, 1, ...], which broadcasts to [B, C, ...]; a number where there are no channels.
+        shape = (channels, *[1] * (x.dim() - 2)) if x.dim() > 1 else ()
+        self.total = self.total + x.sum(dims, dtype=torch.float64).reshape(shape)
+        self.count += x.numel() // channels
+
+    def result(self) -> Tensor:
+        return self.total / self.count
+
+
+def _ann_means(network: SpikingNetwork, model: nn.Module, sites: Mapping[str, nn.Module], fitted: Mapping[str, IFNode],
+               data: Iterable[list[Tensor]]) -> dict[str, Tensor]:  # fmt: skip
+    """The mean of the ANN's activation per channel, for each site of neurons, pooled where they are."""
+    counterparts = _counterparts(network, sites)
+    unknown = [site for site in fitted if site not in counterparts]
+    if unknown:
+        raise ValueError(f"ann has no activation that corresponds to the neurons at {unknown}")
+    means = {site: _Mean() for site in fitted}
+
+    def note(activation: Tensor, site: str, pool: nn.Module | None) -> None:
+        means[site].add(activation if pool is None else pool(activation))
+
+    handles = []
+    for site in fitted:
+        own, pool = counterparts[site]
+        handles.append(sites[own].register_forward_hook(lambda _, args, a, site=site, pool=pool: note(a, site, pool)))
+    try:
+        for inputs in data:
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {site: mean.result() for site, mean in means.items()}
+
+
+def _snn_mean(network: SpikingNetwork, node: IFNode, data: Iterable[list[Tensor]]) -> Tensor:
+    """The mean over time and samples of what `node` emits in the running network, per channel. What follows does not run."""
+    mean, timesteps = _Mean(), network.timesteps
+
+    def note(_: nn.Module, args: tuple, spikes: Tensor) -> None:
+        # With layers of another calibration, hidden layers may run more steps than the network answers at.
+        mean.add(spikes.unflatten(0, (node.timesteps, -1))[:timesteps].flatten(0, 1))
+        raise _Reached
+
+    handle = node.register_forward_hook(note)
+    try:
+        for inputs in data:
+            try:
+                # Not by calling it: a GraphModule's call reports every exception on stderr.
+                network.module.forward(*inputs)
+            except _Reached:
+                pass
+    finally:
+        handle.remove()
+    return mean.result()
