@@ -212,6 +212,7 @@ def load_network(
                       example_input=example_input)  # fmt: skip
     for site, layer in header["layers"].items():
         network.set_layer(site, **layer)
+    network.options["static"] = header.get("static")  # older files have none
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
