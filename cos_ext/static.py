@@ -52,8 +52,8 @@ def fit_v_init(network: SpikingNetwork, batches: Iterable[Any], *, per: str = "n
         shift other than 0 is never smaller than θ.)
     "vote"
         θ (n₊ - n₋)/n: where n₊ values have ψ > 0 (a spike is missing), each votes for one θ more, and where n₋ have ψ < 0,
-        each for one less; the others vote for 0, and θ times the margin is what they settle on. A mean in which no
-        sample counts for more than θ. (Handing the whole shift to the winner changes next to nothing: 0 nearly always wins.)
+        each for one less; the others vote for 0, and θ times the margin is what they settle on: a mean in which no sample
+        counts for more than θ. (A majority alone would nearly always decide for 0, as the median does: docs/static.md.)
 
     Args:
         network: from :func:`cos_ext.convert`, with its own rho and iterations (also those of :meth:`SpikingNetwork.set_layer`);
