@@ -12,8 +12,10 @@ from .neuron import IFNode
 from .offsets import OffsetSpikeReport, offset_spike_report
 from .qcfs import QCFS
 from .report import ConversionError, ConversionReport
+from .static import fit_v_init
 
 __all__ = ["QCFS", "ConversionError", "ConversionReport", "EnergyReport", "Evaluation", "IFNode", "OffsetSpikeReport",
            "SpikingNetwork", "build_info",
-           "calibrate_thresholds", "convert", "data", "evaluate", "fit_light", "functional", "load_network", "load_thresholds", "models",
+           "calibrate_thresholds", "convert", "data", "evaluate", "fit_light", "fit_v_init", "functional", "load_network",
+           "load_thresholds", "models",
            "offset_spike_report", "save_thresholds"]  # fmt: skip

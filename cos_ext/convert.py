@@ -221,6 +221,7 @@ def load_network(
         if site not in nodes:
             raise ValueError(f"{path} does not fit {type(model).__name__}: it has a bias for {site!r}, where it has no neurons")
         nodes[site].bias = nodes[site].v_threshold.new_zeros(shape)
+    network.options["static"] = header.get("static")  # older files have none
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

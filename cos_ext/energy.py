@@ -311,7 +311,7 @@ def energy_report(network: SpikingNetwork, batches: Iterable[Any], *, ac_energy:
         raise ValueError(f"bits must be >= 1, got {bits}")
     ac_energy, mac_energy = _checked("ac_energy", ac_energy), _checked("mac_energy", mac_energy)
     neuron_energy = ac_energy if neuron_energy is None else _checked("neuron_energy", neuron_energy)
-    bits = (network.rho or network.timesteps).bit_length() if bits is None else bits
+    bits = (network.watch_steps or network.timesteps).bit_length() if bits is None else bits
     rule = min(bits * ac_energy, mac_energy)
     quantised = rule if quantised_mac_energy is None else _checked("quantised_mac_energy", quantised_mac_energy)
 
@@ -329,7 +329,7 @@ def energy_report(network: SpikingNetwork, batches: Iterable[Any], *, ac_energy:
     if samples == 0:
         raise ValueError("batches must yield at least one sample, it yielded none")
     layers, neurons, updates, uncounted = counter.result(samples)
-    rho = max(network.rho, *(node.rho for node in network.nodes().values()))
+    rho = network.watch_steps
     return EnergyReport(layers, neurons, updates, uncounted, samples, network.timesteps, rho, network.iterations,
                         network.emission, ac_energy, mac_energy, neuron_energy, bits, quantised)  # fmt: skip
 
@@ -589,8 +589,8 @@ class _Counter(TorchDispatchMode):
             steps = [0] * self.timesteps
             for reader in readers:
                 node = self.nodes.get(reader)
-                rereads = node is None or not node.rho or node.emission == "calibrated"
-                least = node.rho if node is not None and watched else 0
+                rereads = node is None or not node.watch_steps or (node.emission == "calibrated" and node.calibration != "parallel")
+                least = node.watch_steps if node is not None and watched else 0
                 steps = [max(most, least, own if rereads else 0) for most, own in zip(steps, emitted[reader])]
             return steps
 
@@ -598,13 +598,13 @@ class _Counter(TorchDispatchMode):
             emitted[site] = needed(self.readers[site], watched=True)
         found = []
         for (site, number), layer in self.layers.items():
-            watch = 0 if layer.static else max((self.nodes[r].rho for r in layer.readers if r is not None), default=0)
+            watch = 0 if layer.static else max((self.nodes[r].watch_steps for r in layer.readers if r is not None), default=0)
             operations = () if layer.static else tuple(count / samples for count in layer.operations.tolist())
             share = 1.0 if layer.static else int(layer.nonzero) / layer.inputs
             found.append(LayerEnergy(f"{site} ({number + 1})" if number else site, layer.kind, layer.input(), layer.macs / samples,
                                      watch, tuple(needed(layer.readers, watched=False)), operations, share))  # fmt: skip
         neurons = sum(self.neurons.values()) / samples
-        updates = [sum(count * (self.nodes[site].rho + emitted[site][t]) for site, count in self.neurons.items()) / samples
+        updates = [sum(count * (self.nodes[site].watch_steps + emitted[site][t]) for site, count in self.neurons.items()) / samples
                    for t in range(self.timesteps)]  # fmt: skip
         uncounted = {name: count / samples / self.steps for name, count in self.uncounted.items()}
         return tuple(found), neurons, tuple(updates), uncounted

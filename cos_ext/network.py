@@ -50,7 +50,7 @@ class SpikingNetwork(nn.Module):
         self.module = module
         self.report = report
         self._layers: dict[str, dict[str, Any]] = {}  # by call site: what set_layer() changed
-        self.options = options  # max_pool and fold_batchnorm of convert(), and the ANN's call sites: what save() needs
+        self.options = options  # max_pool and fold_batchnorm of convert(), the ANN's call sites, static_calibration: what save() needs
         self._configure(timesteps, rho, iterations, emission, {}, calibration)
 
     def _configure(self, timesteps: int, rho: int, iterations: int | None, emission: str,
@@ -58,6 +58,8 @@ class SpikingNetwork(nn.Module):
         # First, so that a bad value leaves every node as it was.
         own = {"rho": rho, "iterations": iterations, "emission": emission, "calibration": calibration}
         steps = max(check_settings(timesteps, **{**own, **layer}) for layer in ({}, *layers.values()))
+        if self.static_calibration is not None and any(layer.get("rho", rho) for layer in ({}, *layers.values())):
+            raise ValueError("rho must stay 0 with the potentials of fit_v_init: calibration would aim at other counts; convert anew")
         nodes = self.nodes()
         for site, node in nodes.items():
             node.configure(timesteps=steps, **{**own, **layers.get(site, {})})
@@ -93,6 +95,11 @@ class SpikingNetwork(nn.Module):
     def watch_steps(self) -> int:
         """The steps that pass before the first output: the largest rho of a layer whose calibration watches, else 0."""
         return max(node.watch_steps for node in self.nodes().values())
+
+    @property
+    def static_calibration(self) -> dict[str, Any] | None:
+        """How :func:`cos_ext.fit_v_init` fitted the potentials (settings, samples), which makes rho 0 for good; None: it did not."""
+        return self.options.get("static")
 
     def _change(self, **changes: Any) -> None:
         now = {"timesteps": self._timesteps, "rho": self._rho, "iterations": self._iterations, "emission": self._emission,
@@ -192,6 +199,10 @@ class SpikingNetwork(nn.Module):
 
         The header has the format, cos_ext's version, timesteps, rho, iterations, emission, calibration, layers of their own, the thresholds
         by call site (numbers, or the shape of a tensor), the shapes of fitted biases, and convert()'s options. :func:`cos_ext.load_network` reads it beside the ANN's architecture.
+
+    @property
+        The header has the format, cos_ext's version, timesteps, rho, iterations, emission, layers of their own, static_calibration, the thresholds by call site (numbers, or
+        the shape of a tensor), and convert()'s options. :func:`cos_ext.load_network` reads it beside the ANN's architecture.
         The file is complete or not there.
         """
         thetas = {site: node.v_threshold for site, node in self.nodes().items() if site in self.options["sites"]}
@@ -201,6 +212,11 @@ class SpikingNetwork(nn.Module):
                   "iterations": self._iterations, "emission": self._emission, "calibration": self._calibration,
                   "layers": self._layers, "biases": biases, "thresholds": thresholds, "max_pool": self.options["max_pool"],
                   "fold_batchnorm": self.options["fold_batchnorm"]}  # fmt: skip
+
+    @property
+                  "iterations": self._iterations, "emission": self._emission, "layers": self._layers,
+                  "thresholds": thresholds, "max_pool": self.options["max_pool"],
+                  "fold_batchnorm": self.options["fold_batchnorm"], "static": self.static_calibration}  # fmt: skip
         write_tensors(path, self.state_dict(), header)
 
 

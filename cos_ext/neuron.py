@@ -226,6 +226,9 @@ class IFNode(nn.Module):
         except ValueError as error:
             error_msgs.append(str(error))
             return
+        start = state_dict.get(prefix + "v_init")
+        if isinstance(start, Tensor) and start.shape != self.v_init.shape and _fit_together(start, self.v_threshold):
+            self.v_init = self.v_init.new_empty(start.shape)  # fit_v_init gives it a shape of its own
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -247,6 +250,10 @@ class IFNode(nn.Module):
 def _check_not_nan(name: str, value: Tensor) -> None:
     if not value.is_meta and torch.isnan(value).any():
         raise ValueError(f"{name} must not be NaN")
+
+
+def _fit_together(a: Tensor, b: Tensor) -> bool:
+    return all(m == n or 1 in (m, n) for m, n in zip(reversed(a.shape), reversed(b.shape)))
 
 
 def _parameter(name: str, value: float | Tensor) -> Tensor:
