@@ -264,7 +264,8 @@ def offset_spike_report(ann: nn.Module, network: SpikingNetwork, batches: Iterab
         TypeError: ann is no nn.Module, network no SpikingNetwork, batches no iterable or one of something else,
             iterations no int.
         ValueError: iterations < 0; batches yields no sample; ann has other activation call sites, shapes or another
-            dtype than the network's; neurons have a hard reset, for which calibration is not defined.
+            dtype than the network's; neurons have a hard reset, for which calibration is not defined; the network's
+            execution is not "steps".
     """
     _check_arguments(ann, network, batches, iterations)
     traced = trace(ann)
@@ -314,6 +315,7 @@ def _check_arguments(ann: nn.Module, network: SpikingNetwork, batches: Iterable[
         raise TypeError("ann must be the model that the network was converted from, got a SpikingNetwork")
     if not isinstance(network, SpikingNetwork):
         raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
+    network._needs_steps("offset_spike_report")
     if isinstance(batches, (Tensor, str, bytes, Mapping)) or not hasattr(batches, "__iter__"):
         raise TypeError(f"batches must be an iterable of batches (a list, a DataLoader), got {type(batches).__name__}")
     if isinstance(iterations, bool) or not isinstance(iterations, int):
