@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from cos_ext import QCFS, convert, data, models
 from cos_ext.__main__ import DEMO_CHECKPOINT
@@ -41,14 +41,15 @@ def main() -> None:
     # What an ANN's user would run: BatchNorm folded; and with ReLU in place instead of QCFS, the cheapest activation there is.
     folded = trace(model)
     fold_batchnorms(folded.module, {node: 4 for node in folded.graph.nodes})
-    relu = copy.deepcopy(folded.module)
+    qcfs = fx.GraphModule(folded.module, folded.graph)
+    relu = copy.deepcopy(qcfs)
     for site, module in folded.sites.items():
         assert isinstance(module, QCFS)
         set_module(relu, site, nn.ReLU(inplace=True))
     steps = convert(model, timesteps=options.timesteps, rho=options.rho, emission=options.emission)
     counts = copy.deepcopy(steps)
     counts.execution = "counts"
-    rows = {"ANN, QCFS": model, "ANN, QCFS, folded": folded.module, "ANN, ReLU, folded": relu,
+    rows = {"ANN, QCFS": model, "ANN, QCFS, folded": qcfs, "ANN, ReLU, folded": relu,
             "network, steps": steps, "network, counts": counts}  # fmt: skip
     if options.compile:
         rows |= {f"{name}, compiled": torch.compile(rows[name]) for name in (*list(rows)[:3], "network, counts")}

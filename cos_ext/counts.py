@@ -108,7 +108,7 @@ def spikes_within(count: Tensor, steps: int, rho: int, emission: str) -> Tensor:
 
 
 def train(count: Tensor, v_threshold: Tensor, *, steps: int, rho: int, emission: str, dtype: torch.dtype) -> Tensor:
-    """The spikes [T, B, ...], 0 or θ in `dtype`, of neurons with C* = count [B, ...] (in a state dtype), which is written over."""
+    """The spikes [T, B, ...], 0 or θ in `dtype`, of neurons with C* = count [B, ...] (in a state dtype; it is written over)."""
     theta = v_threshold.to(count.dtype)
     # The current θ C*/rho from θ/2 asks for C* with half a spike to spare on both sides, so that rounding plays no part.
     current = rates(count, theta, rho)
@@ -122,8 +122,8 @@ def train(count: Tensor, v_threshold: Tensor, *, steps: int, rho: int, emission:
 
 def _count(node: IFNode, x: Tensor, rho: int, inplace: bool, tally: bool) -> tuple[Tensor, Tensor]:
     if node.rho != rho or node.emission not in PLANNED:
-        raise RuntimeError(f"a layer's rho = {node.rho} or emission {node.emission!r} was changed past the network, which runs by "
-                           f"counts over rho = {rho}; use SpikingNetwork.set_layer")  # fmt: skip
+        raise RuntimeError(f"a layer's rho = {node.rho} or emission {node.emission!r} was changed past the network, which "
+                           f"runs by counts over rho = {rho}; use SpikingNetwork.set_layer")  # fmt: skip
     theta, v_init = node._parameters_for(x)
     count = desired_count(x, theta, v_init, rho, inplace=inplace)
     if tally and node.count_spikes:

@@ -131,10 +131,10 @@ class SpikingNetwork(nn.Module):
     def execution(self) -> str:
         """How outputs are computed: "steps", step by step, or "counts", in one pass over the desired counts.
 
-        Counts first is a simulator's shortcut (cos_ext.counts): the outputs and spikes are those of the step-by-step run, equal in
-        float64 but for sums that lie on a level to the last bit, while in float32 a sum within rounding of a level may fall on
-        either side. The latency that the network stands for stays rho + t. Forward hooks of neurons, and of modules between
-        them, do not see steps then.
+        Counts first is a simulator's shortcut (cos_ext.counts): the outputs and spikes are those of the step-by-step
+        run, equal in float64 but for sums that lie on a level to the last bit, while in float32 a sum within rounding
+        of a level may fall on either side. The latency that the network stands for stays rho + t. Forward hooks of
+        neurons are not called then, and those of modules between them see means.
 
         Raises (when it is set, and when a setting is changed that it needs):
             ValueError: there is no such mode; or "counts" does not hold: an emission other than "even" and "front", rho = 0,
@@ -199,7 +199,7 @@ class SpikingNetwork(nn.Module):
         return {**self.__dict__, "_plan": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"_execution": "steps", "_plan": None, **state})
+        super().__setstate__({"_execution": "steps", "_shared_rho": 0, "_plan": None, **state})
         if self._execution == "counts":
             self._counting()
 

@@ -345,7 +345,8 @@ def emitted_by(desired, step, rho, emission):
 
 
 @given(rho=st.integers(1, 40), steps=st.integers(1, 100), emission=st.sampled_from(["even", "front"]),
-       theta=st.floats(2.0**-10, 1024, width=32), dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))  # fmt: skip
+       theta=st.floats(2.0**-10, 1024, width=32),
+       dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))  # fmt: skip
 def test_trains_are_those_of_integers(rho, steps, emission, theta, dtype):
     every = torch.arange(rho + 1)
     state = torch.float64 if dtype == torch.float64 else torch.float32
