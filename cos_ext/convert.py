@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as TF
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from . import counts
 from .fold import BATCH_NORMS, fold_batchnorms
 from .graph import Traced, argument, attribute, changed, clip_of, free_name, is_activation, owner_of, set_module, trace
 from .network import FORMAT, SpikingNetwork, TimeBroadcast, Walked, as_inputs, check_settings
@@ -109,8 +110,8 @@ RANKS = {getattr(nn, f"{name}{d}d"): d + 2 for d in (1, 2, 3) for name in
 
 def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int | None = 1,
             emission: str = "calibrated", calibration: str = "cos",
-            thresholds: Mapping[str, float | Tensor] | None = None, max_pool: str = "error",
-            fold_batchnorm: bool = True, example_input: Tensor | tuple[Tensor, ...] | None = None) -> SpikingNetwork:  # fmt: skip
+            thresholds: Mapping[str, float | Tensor] | None = None, max_pool: str = "error", fold_batchnorm: bool = True,
+            example_input: Tensor | tuple[Tensor, ...] | None = None, execution: str = "steps") -> SpikingNetwork:  # fmt: skip
     """Turn a trained ANN into a spiking network; the model itself is not modified.
 
     Every call site of nn.ReLU, nn.ReLU6, nn.Hardtanh(0, b), QCFS, F.relu, torch.relu, x.relu(), x.relu_(), F.relu6, F.hardtanh and
@@ -138,6 +139,8 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
         example_input: a [B, ...] input, or a tuple of inputs, on the model's device. If given, three things are checked on it in
             float64 before a network is returned: that the traced graph is the model, that no sample depends on another, and
             that the network at T = rho = 4, calibrated exactly, is the ANN with its activations quantised to 4 levels.
+        execution: "steps", or "counts": the same outputs in one pass, where emission is "even" or "front" and rho > 0
+            (:attr:`cos_ext.SpikingNetwork.execution`).
 
     Raises:
         ConversionError: listing every call site that cannot be converted, and every activation without a threshold, at once,
@@ -149,6 +152,8 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
     if max_pool not in MAX_POOL_POLICIES:
         raise ValueError(f"max_pool must be one of {MAX_POOL_POLICIES}, got {max_pool!r}")
     check_settings(timesteps, rho, iterations, emission, calibration)
+    if counts.check_execution(execution) == "counts":
+        counts.check_settings({"every layer": (rho, emission, calibration)})
     if thresholds is not None and not isinstance(thresholds, Mapping):
         raise TypeError(f"thresholds must be a mapping of call sites to thresholds, got {type(thresholds).__name__}")
     examples = None if example_input is None else as_inputs(example_input)
@@ -182,6 +187,7 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
     network = SpikingNetwork(module, planner.report, timesteps, rho, iterations, options, emission, calibration).eval()
     if examples is not None:
         check_network(network, planner.reference, traced, examples, expected)
+    network.execution = execution
     return network
 
 
@@ -227,6 +233,7 @@ def load_network(
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit {type(model).__name__} (a network converted with an example_input may need one here "
                          f"too): {error}") from error  # fmt: skip
+    network.execution = header.get("execution", "steps")  # last: it needs the layers' settings
     return network
 
 

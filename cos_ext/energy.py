@@ -305,6 +305,9 @@ def energy_report(network: SpikingNetwork, batches: Iterable[Any], *, ac_energy:
         raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
     if isinstance(batches, (Tensor, str, bytes, Mapping)) or not hasattr(batches, "__iter__"):
         raise TypeError(f"batches must be an iterable of batches (a list, a DataLoader), got {type(batches).__name__}")
+    watching = [site for site, node in network.nodes().items() if node.calibration == "srp" and node.watch_steps]
+    if watching:
+        raise ValueError(f"network must have another calibration than 'srp', which runs its neurons twice, at {watching}")
     if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int)):
         raise TypeError(f"bits must be an int or None, got {type(bits).__name__}")
     if bits is not None and bits < 1:

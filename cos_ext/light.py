@@ -111,6 +111,8 @@ def fit_light(network: SpikingNetwork, ann: nn.Module, batches: Iterable[Any], *
 def _check_arguments(network: SpikingNetwork, ann: nn.Module, batches: Iterable[Any]) -> None:
     if not isinstance(network, SpikingNetwork):
         raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
+    if network.execution != "steps":
+        raise ValueError(f"network must have execution 'steps' to be fitted, got {network.execution!r}")
     if not isinstance(ann, nn.Module):
         raise TypeError(f"ann must be an nn.Module, got {type(ann).__name__}")
     if isinstance(ann, SpikingNetwork):

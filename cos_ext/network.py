@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from . import counts
+from . import functional as F
 from ._files import write_tensors
 from ._ops import build_info
 from .neuron import IFNode
@@ -39,7 +42,9 @@ class SpikingNetwork(nn.Module):
     """A converted network. Input: the ANN's, [B, ...]; output: [T, B, ...], one per time-step.
 
     `timesteps`, `rho`, `iterations`, `emission` and `calibration` can be changed at any time, for a layer of its own by
-    :meth:`set_layer`. Hidden layers run max(timesteps, watch_steps) steps. Everything before the first neurons runs once per image, not once per step. In eval mode, and no parameter requires a gradient.
+    :meth:`set_layer`. `execution` decides how a computer gets at the outputs, not what they are: "steps", or "counts"
+    (cos_ext.counts). Hidden layers run max(timesteps, watch_steps) steps. Everything before the first neurons runs once per image,
+    not once per step. In eval mode, and no parameter requires a gradient.
     `report` lists what the conversion did. Neurons write over their input where nothing else reads it, so a hook that keeps
     the output of the layer before them must clone it.
     """
@@ -51,6 +56,9 @@ class SpikingNetwork(nn.Module):
         self.report = report
         self._layers: dict[str, dict[str, Any]] = {}  # by call site: what set_layer() changed
         self.options = options  # max_pool and fold_batchnorm of convert(), the ANN's call sites, static_calibration: what save() needs
+        self._execution = "steps"
+        # For "counts", made when first needed: the rho of all layers, and functions, which no copy or file takes along.
+        self._shared_rho, self._plan = 0, None
         self._configure(timesteps, rho, iterations, emission, {}, calibration)
 
     def _configure(self, timesteps: int, rho: int, iterations: int | None, emission: str,
@@ -60,6 +68,8 @@ class SpikingNetwork(nn.Module):
         steps = max(check_settings(timesteps, **{**own, **layer}) for layer in ({}, *layers.values()))
         if self.static_calibration is not None and any(layer.get("rho", rho) for layer in ({}, *layers.values())):
             raise ValueError("rho must stay 0 with the potentials of fit_v_init: calibration would aim at other counts; convert anew")
+        if self._execution == "counts":
+            self._shared_rho = self._check_counts(own, layers)
         nodes = self.nodes()
         for site, node in nodes.items():
             node.configure(timesteps=steps, **{**own, **layers.get(site, {})})
@@ -145,6 +155,86 @@ class SpikingNetwork(nn.Module):
             layers[site] = {**self._layers.get(site, {}), **changes}
         self._change(layers=layers)
 
+    @property
+    def execution(self) -> str:
+        """How outputs are computed: "steps", step by step, or "counts", in one pass over the desired counts.
+
+        Counts first is a simulator's shortcut (cos_ext.counts): the outputs and spikes are those of the step-by-step
+        run, equal in float64 but for sums that lie on a level to the last bit, while in float32 a sum within rounding
+        of a level may fall on either side. The latency that the network stands for stays rho + t. Forward hooks of
+        neurons are not called then, and those of modules between them see means.
+
+        Raises (when it is set, and when a setting is changed that it needs):
+            ValueError: there is no such mode; or "counts" does not hold: an emission other than "even" and "front", rho = 0,
+                layers with rho of their own, static calibration, a model that could not be traced, a maximum over spikes
+                (max_pool="spike") before other neurons. Nothing has changed then.
+        """
+        return self._execution
+
+    @execution.setter
+    def execution(self, value: str) -> None:
+        if counts.check_execution(value) == "counts":
+            _, self._shared_rho = self._counting()
+        self._execution = value
+
+    def _check_counts(self, own: dict[str, Any], layers: dict[str, dict[str, Any]]) -> int:
+        """The rho that all layers share under these settings, or ValueError where their counts do not decide their spikes."""
+        settings = {site: {**own, **layers.get(site, {})} for site in self.nodes()}
+        return counts.check_settings({site: (s["rho"], s["emission"], s["calibration"]) for site, s in settings.items()},
+                                     static=bool(self.options.get("static")))  # fmt: skip
+
+    def _counting(self) -> tuple[counts.Plan, int]:
+        """The plan by which counts are computed, and the layers' rho; ValueError with the reason where there can be none."""
+        rho = self._check_counts({"rho": self._rho, "emission": self._emission, "calibration": self._calibration}, self._layers)
+        if self._plan is None:
+            self._plan = counts.plan(self.module, lambda module: isinstance(module, TimeBroadcast))
+        return self._plan, rho
+
+    @contextlib.contextmanager
+    def _by_steps(self) -> Iterator[None]:
+        """Runs step by step inside, whatever `execution` says: for what looks at every step."""
+        execution, self._execution = self._execution, "steps"
+        try:
+            yield
+        finally:
+            self._execution = execution
+
+    @torch.no_grad()
+    def counts(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """The desired counts C* over rho steps of all neurons, int32 [B, ...], by call site, in one pass over means.
+
+        Where `execution` may be "counts" (it need not be), these are the spikes that the neurons emit in every rho steps. All of
+        them are kept, 4 bytes a neuron and sample.
+
+        Raises:
+            ValueError: `execution` could not be "counts", for the reason given.
+        """
+        plan, rho = self._counting()
+        return plan.counts(self.module, rho, *inputs)
+
+    @torch.no_grad()
+    def spike_train(self, site: str, *inputs: Tensor) -> Tensor:
+        """The spikes of one call site at steps 1..timesteps, [T, B, ...], 0 or θ in the inputs' dtype, from its counts.
+
+        Raises:
+            ValueError: there is no such call site, or `execution` could not be "counts", for the reason given.
+        """
+        if site not in self.nodes():
+            raise ValueError(f"site must be a call site of the network, got {site!r}; those are {list(self.nodes())}")
+        node, count = self.nodes()[site], self.counts(*inputs)[site]
+        floats = (x.dtype for x in inputs if x.is_floating_point())
+        dtype = next(floats, node.v_threshold.dtype)
+        wide = count.to(F.state_dtype(dtype))
+        return counts.train(wide, node.v_threshold, steps=self._timesteps, rho=node.rho, emission=node.emission, dtype=dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plan": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"_execution": "steps", "_shared_rho": 0, "_plan": None, **state})
+        if self._execution == "counts":
+            self._counting()
+
     def train(self, mode: bool = True) -> SpikingNetwork:
         """Stays in eval mode, whatever is asked for: dropout and running statistics have no place in a converted network."""
         return super().train(False)
@@ -159,6 +249,9 @@ class SpikingNetwork(nn.Module):
         batch = inputs[0].shape[0] if inputs else 0
         if any(x.shape[0] != batch for x in inputs):
             raise ValueError(f"inputs must have one batch size, got {[x.shape[0] for x in inputs]}")
+        if self._execution == "counts":
+            out = self._plan.outputs(self.module, self._timesteps, self._shared_rho, *inputs)
+            return out.unflatten(0, (self._timesteps, batch))
         out = self.module(*inputs)
         return out.unflatten(0, (self._steps, batch))[: self._timesteps]
 
@@ -180,7 +273,8 @@ class SpikingNetwork(nn.Module):
             TypeError: batches yields something else.
             ValueError: batches yields no sample; neurons have hard reset; a layer has rho > 256 (or, without calibration, T > 256).
         """
-        return collect(self, batches, progress=progress)
+        with self._by_steps():
+            return collect(self, batches, progress=progress)
 
     def energy_report(self, batches: Iterable[Any], *, ac_energy: float = 0.9, mac_energy: float = 4.6,
                       neuron_energy: float | None = None, bits: int | None = None,
@@ -191,32 +285,25 @@ class SpikingNetwork(nn.Module):
         """
         from .energy import energy_report  # which needs this module
 
-        return energy_report(self, batches, ac_energy=ac_energy, mac_energy=mac_energy, neuron_energy=neuron_energy, bits=bits,
-                             quantised_mac_energy=quantised_mac_energy, progress=progress)  # fmt: skip
+        with self._by_steps():
+            return energy_report(self, batches, ac_energy=ac_energy, mac_energy=mac_energy, neuron_energy=neuron_energy, bits=bits,
+                                 quantised_mac_energy=quantised_mac_energy, progress=progress)  # fmt: skip
 
     def save(self, path: str | Path) -> None:
         """Write the weights, thresholds and initial potentials as safetensors, with a JSON header in its metadata.
 
-        The header has the format, cos_ext's version, timesteps, rho, iterations, emission, calibration, layers of their own, the thresholds
-        by call site (numbers, or the shape of a tensor), the shapes of fitted biases, and convert()'s options. :func:`cos_ext.load_network` reads it beside the ANN's architecture.
-
-    @property
-        The header has the format, cos_ext's version, timesteps, rho, iterations, emission, layers of their own, static_calibration, the thresholds by call site (numbers, or
-        the shape of a tensor), and convert()'s options. :func:`cos_ext.load_network` reads it beside the ANN's architecture.
-        The file is complete or not there.
+        The header has the format, cos_ext's version, timesteps, rho, iterations, emission, calibration, execution, layers of their
+        own, the thresholds by call site (numbers, or the shape of a tensor), the shapes of fitted biases, static_calibration, and
+        convert()'s options. :func:`cos_ext.load_network` reads it beside the ANN's architecture. The file is complete or not there.
         """
         thetas = {site: node.v_threshold for site, node in self.nodes().items() if site in self.options["sites"]}
         thresholds = {site: theta.item() if theta.dim() == 0 else list(theta.shape) for site, theta in thetas.items()}
         biases = {site: list(node.bias.shape) for site, node in self.nodes().items() if node.bias is not None}
         header = {"format": FORMAT, "cos_ext": build_info()["cos_ext"], "timesteps": self._timesteps, "rho": self._rho,
                   "iterations": self._iterations, "emission": self._emission, "calibration": self._calibration,
-                  "layers": self._layers, "biases": biases, "thresholds": thresholds, "max_pool": self.options["max_pool"],
+                  "execution": self._execution, "layers": self._layers, "thresholds": thresholds, "biases": biases,
+                  "static": self.static_calibration, "max_pool": self.options["max_pool"],
                   "fold_batchnorm": self.options["fold_batchnorm"]}  # fmt: skip
-
-    @property
-                  "iterations": self._iterations, "emission": self._emission, "layers": self._layers,
-                  "thresholds": thresholds, "max_pool": self.options["max_pool"],
-                  "fold_batchnorm": self.options["fold_batchnorm"], "static": self.static_calibration}  # fmt: skip
         write_tensors(path, self.state_dict(), header)
 
 

@@ -272,7 +272,8 @@ def offset_spike_report(ann: nn.Module, network: SpikingNetwork, batches: Iterab
         TypeError: ann is no nn.Module, network no SpikingNetwork, batches no iterable or one of something else,
             iterations no int.
         ValueError: iterations < 0; batches yields no sample; ann has other activation call sites, shapes or another
-            dtype than the network's; neurons have a hard reset, for which calibration is not defined.
+            dtype than the network's; neurons have a hard reset, for which calibration is not defined; the network's
+            execution is not "steps".
     """
     _check_arguments(ann, network, batches, iterations)
     traced = trace(ann)
@@ -302,7 +303,8 @@ def offset_spike_report(ann: nn.Module, network: SpikingNetwork, batches: Iterab
             if inputs[0].shape[0]:
                 # Copies: an activation that works in place may be the first to read them. The network first: where one
                 # of the two must be kept, a count is smaller than an activation.
-                network(*(tensor.clone() for tensor in inputs))
+                with network._by_steps():
+                    network(*(tensor.clone() for tensor in inputs))
                 model(*(tensor.clone() for tensor in inputs))
                 samples += inputs[0].shape[0]
     finally:

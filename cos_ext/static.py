@@ -106,14 +106,14 @@ def fit_v_init(network: SpikingNetwork, batches: Iterable[Any], *, per: str = "n
                    "sequential": sequential, "layers": layers}  # fmt: skip
     fit = _Fit(network, own, description, Path(state) if state is not None else None, save_every, progress)
 
-    settings = {name: getattr(network, f"_{name}") for name in ("timesteps", "rho", "iterations", "emission", "layers")}
+    settings = {name: getattr(network, f"_{name}") for name in ("timesteps", "rho", "iterations", "emission", "layers", "calibration")}
     try:
         fit.restore()
-        running = {**settings, "timesteps": steps, "rho": common, "layers": layers}
+        running = {**settings, "timesteps": steps, "rho": common, "layers": layers, "calibration": "cos"}
         network._configure(**{**running, "rho": 0, "layers": {}} if sequential else running)
         shifts = fit.layer_by_layer(batches) if sequential else fit.at_once(batches)
         fitted = {site: fit.shifted(site, shift) for site, shift in shifts.items()}
-        network._configure(**{**settings, "rho": 0, "layers": {}})
+        network._configure(**{**settings, "rho": 0, "layers": {}, "calibration": "cos"})
         for site, node in network.nodes().items():
             node.v_init = fitted.get(site, fit.starts[site])
         network.options["static"] = {**description, "samples": fit.samples}
@@ -136,6 +136,8 @@ def _check_arguments(network: SpikingNetwork, batches: Iterable[Any], per: str, 
                      save_every: int) -> None:  # fmt: skip
     if not isinstance(network, SpikingNetwork):
         raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
+    if network.execution != "steps":
+        raise ValueError(f"network must have execution 'steps' to be fitted, got {network.execution!r}")
     if isinstance(batches, (Tensor, str, bytes, Mapping)) or not hasattr(batches, "__iter__"):
         raise TypeError(f"batches must be an iterable of batches (a list, a DataLoader), got {type(batches).__name__}")
     for name, value, allowed in (("per", per, PER), ("statistic", statistic, STATISTICS)):
