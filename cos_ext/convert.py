@@ -11,6 +11,7 @@ treat every sample and step alone and are affine in what spikes, so that they co
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import operator
@@ -26,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import counts
 from .fold import BATCH_NORMS, fold_batchnorms
+from .fuse import check_fuse, fuse_graph
 from .graph import Traced, argument, attribute, changed, clip_of, free_name, is_activation, owner_of, set_module, trace
 from .network import FORMAT, SpikingNetwork, TimeBroadcast, Walked, as_inputs, check_settings
 from .neuron import IFNode
@@ -111,7 +113,8 @@ RANKS = {getattr(nn, f"{name}{d}d"): d + 2 for d in (1, 2, 3) for name in
 def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int | None = 1,
             emission: str = "calibrated", calibration: str = "cos",
             thresholds: Mapping[str, float | Tensor] | None = None, max_pool: str = "error", fold_batchnorm: bool = True,
-            example_input: Tensor | tuple[Tensor, ...] | None = None, execution: str = "steps") -> SpikingNetwork:  # fmt: skip
+            fuse: bool | str = True, example_input: Tensor | tuple[Tensor, ...] | None = None,
+            execution: str = "steps") -> SpikingNetwork:  # fmt: skip
     """Turn a trained ANN into a spiking network; the model itself is not modified.
 
     Every call site of nn.ReLU, nn.ReLU6, nn.Hardtanh(0, b), QCFS, F.relu, torch.relu, x.relu(), x.relu_(), F.relu6, F.hardtanh and
@@ -136,6 +139,10 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
             input is theirs alone; exact with calibration, see :class:`cos_ext.pooling.MaxPoolBefore`.
         fold_batchnorm: fold each BatchNorm into the convolution or Linear before it where nothing else reads that, and the
             fold gives the same on random inputs; the report says where and why not.
+        fuse: let the kernel of the neurons do what stands around them: residual sums, a BatchNorm that was not folded, average
+            pooling of the spikes over windows that do not overlap, and, on a CUDA device, where a convolution adds its bias in a
+            pass of its own, biases; "bias": those on every device. Spikes stay EQUAL to those of fuse=False for residual sums and
+            windows of 2 x 2; the others round in another order. The report says what was fused.
         example_input: a [B, ...] input, or a tuple of inputs, on the model's device. If given, three things are checked on it in
             float64 before a network is returned: that the traced graph is the model, that no sample depends on another, and
             that the network at T = rho = 4, calibrated exactly, is the ANN with its activations quantised to 4 levels.
@@ -152,6 +159,8 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
     if max_pool not in MAX_POOL_POLICIES:
         raise ValueError(f"max_pool must be one of {MAX_POOL_POLICIES}, got {max_pool!r}")
     check_settings(timesteps, rho, iterations, emission, calibration)
+    if check_fuse(fuse) is True and any(parameter.is_cuda for parameter in model.parameters()):
+        fuse = "bias"
     if counts.check_execution(execution) == "counts":
         counts.check_settings({"every layer": (rho, emission, calibration)})
     if thresholds is not None and not isinstance(thresholds, Mapping):
@@ -177,10 +186,11 @@ def convert(model: nn.Module, *, timesteps: int, rho: int = 0, iterations: int |
         raise ValueError(
             f"thresholds names {unknown}, which are no activation call sites; those are {list(traced.sites)}"
         )
-    module = planner.rewrite().eval().requires_grad_(False)
+    module = planner.rewrite(fuse).eval().requires_grad_(False)
     options = {
         "max_pool": max_pool,
         "fold_batchnorm": fold_batchnorm,
+        "fuse": fuse,
         "sites": tuple(traced.sites),
         "copies": planner.copies,
     }
@@ -219,6 +229,7 @@ def load_network(
     network = convert(model, timesteps=header["timesteps"], rho=header["rho"], iterations=header["iterations"], emission=header["emission"],
                       calibration=header.get("calibration", "cos"),  # files from before the rivals have none
                       thresholds=thresholds, max_pool=header["max_pool"], fold_batchnorm=header["fold_batchnorm"],
+                      fuse=header.get("fuse", False),  # older files have none
                       example_input=example_input)  # fmt: skip
     for site, layer in header["layers"].items():
         network.set_layer(site, **layer)
@@ -522,7 +533,7 @@ class _Planner(_Base):
             return False
         if node.op == "call_module":
             module = self.model.get_submodule(node.target)
-            if is_activation(module) or type(module) in FRESH:
+            if is_activation(module) or isinstance(module, IFNode) or type(module) in FRESH:
                 return True
             return type(module) in ALIASING and self._owned(node.all_input_nodes[0])
         rule = self._rule(node)
@@ -850,7 +861,7 @@ class _Planner(_Base):
 
     # Rewriting
 
-    def rewrite(self) -> nn.Module:
+    def rewrite(self, fuse: bool | str) -> nn.Module:
         for node, source in self.own_batch:
             with self.graph.inserting_before(node):
                 size = self.graph.call_method("size", (source, 0))
@@ -881,10 +892,22 @@ class _Planner(_Base):
                     self.model.add_module(name, TimeBroadcast())
                     with self.graph.inserting_after(source):
                         broadcasts[source] = self.graph.call_module(name, (source,))
+                    self.spiking.add(broadcasts[source])
                 node.replace_input_with(source, broadcasts[source])
         self.graph.eliminate_dead_code()
+        if fuse:
+            fuse_graph(self.model, self.graph, self.spiking, self._owned, self._fused, biases=fuse == "bias")
         self.graph.lint()
         return fx.GraphModule(self.model, self.graph, type(self.model).__name__)
+
+    def _fused(self, node: fx.Node, where: str) -> None:
+        site = node.target if node.op == "call_module" else self._site(node)
+        index = next(i for i, entry in enumerate(self.report.entries) if entry.site == site)
+        old = self.report.entries[index]
+        # A replaced pooling stays one (verify.py looks for it), and a convolution that gave its bias away is kept.
+        status = "fused" if old.status == "kept" and not where.startswith("its bias") else old.status
+        fused = dataclasses.replace(old, status=status, reason="; ".join(filter(None, (old.reason, where))))
+        self.report.entries[index] = fused
 
     def _move_before(self, node: fx.Node, pool: nn.Module) -> None:
         """pool(neurons(x)) becomes neurons(pool(x)); where others read the neurons too, the pooled ones are further neurons."""
@@ -992,7 +1015,7 @@ class _Walker(_Base):
         self.sizes = {name: calls[module][0] for name, module in self.traced.sites.items() if calls.get(module)}
         return calls
 
-    def rewrite(self) -> nn.Module:
+    def rewrite(self, fuse: bool | str) -> nn.Module:
         for name, module in (*self.neurons.items(), *self.averages.items()):
             set_module(self.model, name, module)
         return Walked(

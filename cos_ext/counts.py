@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 
 from . import functional as F
 from .neuron import IFNode
-from .pooling import MAX_POOLS, MaxPoolBefore
+from .pooling import MAX_POOLS, MaxPoolBefore, PooledBefore
 
 EXECUTIONS = ("steps", "counts")
 PLANNED = ("even", "front")  # emissions for which the desired count decides who fires when
@@ -123,12 +123,17 @@ def train(count: Tensor, v_threshold: Tensor, *, steps: int, rho: int, emission:
 # What the generated functions call. `rho` is that of the plan; node's own settings are the network's to keep.
 
 
-def _count(node: IFNode, x: Tensor, rho: int, inplace: bool, tally: bool) -> tuple[Tensor, Tensor]:
+def _check(node: IFNode, rho: int) -> None:
     if node.rho != rho or node.emission not in PLANNED:
         raise RuntimeError(f"a layer's rho = {node.rho} or emission {node.emission!r} was changed past the network, which "
                            f"runs by counts over rho = {rho}; use SpikingNetwork.set_layer")  # fmt: skip
+
+
+def _count(node: IFNode, x: Tensor, residual: Tensor | None, rho: int, tally: bool) -> tuple[Tensor, Tensor]:
+    _check(node, rho)
+    before, x = x, node._currents(x, residual)[0]
     theta, v_init = node._parameters_for(x)
-    count = desired_count(x, theta, v_init, rho, inplace=inplace)
+    count = desired_count(x, theta, v_init, rho, inplace=x is not before)
     if tally and node.count_spikes:
         steps = node.timesteps
         spikes, total = node.emitted or (0, 0)
@@ -140,18 +145,22 @@ def _count(node: IFNode, x: Tensor, rho: int, inplace: bool, tally: bool) -> tup
     return count, theta
 
 
-def _rate_of(node: IFNode, x: Tensor, rho: int, inplace: bool, tally: bool) -> Tensor:
-    count, theta = _count(node, x, rho, inplace, tally)
-    return rates(count, theta, rho).to(x.dtype)
+def _rate_of(node: IFNode, x: Tensor, residual: Tensor | None, rho: int, inplace: bool, tally: bool) -> Tensor:
+    if (tally and node.count_spikes) or not node._fuses(x, residual):
+        count, theta = _count(node, x, residual, rho, tally)
+        return rates(count, theta, rho).to(x.dtype)
+    _check(node, rho)
+    theta, v_init = node._parameters_for(x)
+    return F.rate_forward(x, theta, v_init, rho=rho, inplace=inplace, residual=residual, **node._operands(x))
 
 
-def _train_of(node: IFNode, x: Tensor, timesteps: int, rho: int, tally: bool) -> Tensor:
-    count, theta = _count(node, x, rho, False, tally)
+def _train_of(node: IFNode, x: Tensor, residual: Tensor | None, timesteps: int, rho: int, tally: bool) -> Tensor:
+    count, theta = _count(node, x, residual, rho, tally)
     return train(count, theta, steps=timesteps, rho=rho, emission=node.emission, dtype=x.dtype).flatten(0, 1)
 
 
-def _whole_count(node: IFNode, x: Tensor, rho: int) -> Tensor:
-    return _count(node, x, rho, False, False)[0].to(torch.int32)
+def _whole_count(node: IFNode, x: Tensor, residual: Tensor | None, rho: int) -> Tensor:
+    return _count(node, x, residual, rho, False)[0].to(torch.int32)
 
 
 def _over_time(x: Tensor, timesteps: int) -> Tensor:
@@ -183,6 +192,7 @@ class _Worlds:
         self.neurons = {n: m for n, m in called.items() if isinstance(m, IFNode)}
         self.broadcasts = {n for n, m in called.items() if is_broadcast(m)}
         self.pools = {n for n, m in called.items() if isinstance(m, MaxPoolBefore)}
+        self.pooled = {n for n, m in called.items() if isinstance(m, PooledBefore)}
         self.maxima = {n for n, m in called.items() if isinstance(m, MAX_POOLS)}
         self.timed: set[fx.Node] = set()  # evaluated by world; all others are static, the same in both
         for node in self.nodes:
@@ -218,12 +228,15 @@ class _Worlds:
         for node in self.nodes:
             if (node, "step") not in needed:
                 continue
-            (*_, source) = (made[value] for value in self.sources(node, "step"))
+            source, *others = (made[value] for value in self.sources(node, "step")) if node.all_input_nodes else (None,)
             if node in self.neurons:
-                arguments = (graph.get_attr(node.target), source, timesteps, rho, (node, "mean") not in needed)
+                residual = others[0] if others else None
+                arguments = (graph.get_attr(node.target), source, residual, timesteps, rho, (node, "mean") not in needed)
                 made[node, "step"] = graph.call_function(_train_of, arguments)
             elif node in self.broadcasts:
                 made[node, "step"] = graph.call_function(_over_time, (source, timesteps))
+            elif node in self.pooled:
+                made[node, "step"] = graph.call_module(f"{node.target}.pool", (source,))
             else:
                 made[node, "step"] = self._copy(graph, node, "step", made)
         return _function(graph)
@@ -246,18 +259,20 @@ class _Worlds:
                 made[node, "static"] = self._copy(graph, node, "static", made)
             if (node, "mean") not in needed:
                 continue
-            (*_, source) = (made[value] for value in self.sources(node, "mean"))
+            source, *others = (made[value] for value in self.sources(node, "mean")) if node.all_input_nodes else (None,)
             if node in self.neurons:
                 both = counts is not None or (node, "step") in needed  # then the currents are read twice
-                neuron = graph.get_attr(node.target)
+                neuron, residual = graph.get_attr(node.target), others[0] if others else None
                 if counts is not None:
-                    counts[node.target] = graph.call_function(_whole_count, (neuron, source, rho))
+                    counts[node.target] = graph.call_function(_whole_count, (neuron, source, residual, rho))
                 inplace = self.neurons[node].inplace and not both
-                made[node, "mean"] = graph.call_function(_rate_of, (neuron, source, rho, inplace, counts is None))
+                made[node, "mean"] = graph.call_function(_rate_of, (neuron, source, residual, rho, inplace, counts is None))
             elif node in self.broadcasts:
                 # What follows may work in place, on a copy for every step: in both worlds each needs its own.
                 both = (node, "step") in needed
                 made[node, "mean"] = graph.call_method("clone", (source,)) if both else source
+            elif node in self.pooled:  # the neurons leave it to others here
+                made[node, "mean"] = graph.call_module(f"{node.target}.pool", (source,))
             elif node in self.pools:
                 # The largest sum over rho steps is the largest mean.
                 made[node, "mean"] = graph.call_module(f"{node.target}.pool", (source,))

@@ -179,7 +179,8 @@ def _snn_mean(network: SpikingNetwork, node: IFNode, data: Iterable[list[Tensor]
         for inputs in data:
             try:
                 # Not by calling it: a GraphModule's call reports every exception on stderr.
-                network.module.forward(*inputs)
+                with network._by_steps():
+                    network.module.forward(*inputs)
             except _Reached:
                 pass
     finally:

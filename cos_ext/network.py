@@ -17,7 +17,7 @@ from . import functional as F
 from ._files import write_tensors
 from ._ops import build_info
 from .neuron import IFNode
-from .pooling import MaxPoolBefore
+from .pooling import MaxPoolBefore, PooledBefore
 from .report import ConversionReport
 from .statistics import NetworkStatistics, collect
 
@@ -192,12 +192,17 @@ class SpikingNetwork(nn.Module):
 
     @contextlib.contextmanager
     def _by_steps(self) -> Iterator[None]:
-        """Runs step by step inside, whatever `execution` says: for what looks at every step."""
+        """Runs step by step inside, nothing fused into the neurons, whatever the settings: for what looks at every step and spike."""
         execution, self._execution = self._execution, "steps"
+        fused = [module for module in self.modules() if isinstance(module, (IFNode, PooledBefore))]
         try:
+            for module in fused:
+                module.apart = True
             yield
         finally:
             self._execution = execution
+            for module in fused:
+                module.apart = False
 
     @torch.no_grad()
     def counts(self, *inputs: Tensor) -> dict[str, Tensor]:
@@ -303,7 +308,7 @@ class SpikingNetwork(nn.Module):
                   "iterations": self._iterations, "emission": self._emission, "calibration": self._calibration,
                   "execution": self._execution, "layers": self._layers, "thresholds": thresholds, "biases": biases,
                   "static": self.static_calibration, "max_pool": self.options["max_pool"],
-                  "fold_batchnorm": self.options["fold_batchnorm"]}  # fmt: skip
+                  "fold_batchnorm": self.options["fold_batchnorm"], "fuse": self.options["fuse"]}  # fmt: skip
         write_tensors(path, self.state_dict(), header)
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as TF
 
 from . import functional as F
+from ._ops import TALLIES
 
 STEP_MODES = ("m", "s")
 
@@ -66,6 +68,12 @@ class IFNode(nn.Module):
         _check_not_nan("v_init", start)
         self.register_buffer("v_init", start)
         self.register_buffer("bias", None)
+        # What convert() fuses into the pass: the input is x · in_scale + in_bias + a residual, the spikes are pooled over windows,
+        # (0, 0) for the whole plane. `apart` does all of that in passes of their own and leaves the spikes as they are.
+        self.register_buffer("in_scale", None)
+        self.register_buffer("in_bias", None)
+        self.pool: tuple[int, int] | None = None
+        self.apart = False
         self.inplace = bool(inplace)
         self.v: Tensor | None = None
         # Where set, forward adds up what it emitted: (spikes, neurons · steps), for the mean firing rate.
@@ -136,72 +144,123 @@ class IFNode(nn.Module):
         """Forget the potential kept by step_mode "s"; the next step starts from v_init."""
         self.v = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a tensor, got {type(x).__name__}")
         if x.dtype not in F.FLOAT_DTYPES:
             raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
-        timesteps = self.timesteps
-        x, owned = self._currents(x)
+        timesteps, fused = self.timesteps, {}
+        if self._fuses(x, residual):
+            fused, owned = self._operands(x), self.inplace
+        else:
+            x, owned = self._currents(x, residual)
+            residual = None
         if self.step_mode == "s":
             return self._single_step(x)
         if timesteps is None:
-            return self._simulate(x, owned)
+            return self._emit(x, owned, residual, fused)
         if x.dim() == 0:
             raise ValueError("x must have a batch dimension, got a tensor without dimensions")
         if self.static_input:
-            return self._simulate(x.unsqueeze(0).expand(timesteps, *x.shape), False).flatten(0, 1)
-        if x.shape[0] % timesteps:
+            over_time = [None if t is None else t.unsqueeze(0).expand(timesteps, *t.shape) for t in (x, residual)]
+            owned = False
+        elif x.shape[0] % timesteps:
             raise ValueError(
                 f"the batch must be divisible by timesteps = {timesteps} (time is folded into it), "
                 f"got shape {tuple(x.shape)}"
             )
-        folded = x.unflatten(0, (timesteps, x.shape[0] // timesteps))
-        return self._simulate(folded, owned).flatten(0, 1)
+        else:
+            samples = x.shape[0] // timesteps
+            over_time = [None if t is None else t.unflatten(0, (timesteps, samples)) for t in (x, residual)]
+        return self._emit(over_time[0], owned, over_time[1], fused).flatten(0, 1)
 
-    def _currents(self, x: Tensor) -> tuple[Tensor, bool]:
-        """The input with the bias of "light" added, and whether spikes may be written over it."""
+    def _emit(self, x_seq: Tensor, owned: bool, residual: Tensor | None, fused: dict[str, Tensor]) -> Tensor:
+        window = self._window(x_seq)
+        spikes = self._simulate(x_seq, owned and window is None, pool=window, residual=residual, **fused)
+        if self.pool is None or self.apart or window is not None:
+            return spikes
+        # What the kernel cannot pool.
+        return TF.avg_pool2d(spikes.flatten(0, 1), self._sizes(spikes)).unflatten(0, spikes.shape[:2])
+
+    def _fuses(self, x: Tensor, residual: Tensor | None) -> bool:
+        """Whether the kernels take in what stands around these neurons."""
+        if self.apart or self.calibration in ("srp", "parallel") or self.step_mode == "s":
+            return False
+        fits = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
+        return fits and (self.timesteps or x.shape[0]) <= F.MAX_FUSED_STEPS
+
+    def _operands(self, x: Tensor) -> dict[str, Tensor]:
+        """scale and bias as the kernels take them."""
+        bias = self._light_bias()
+        if self.in_bias is not None:
+            bias = self.in_bias if bias is None else self.in_bias + bias
+        allowed = (x.dtype, F.state_dtype(x.dtype))
+        given = {"scale": self.in_scale, "bias": bias}
+        return {name: t if t.dtype in allowed else t.to(allowed[1]) for name, t in given.items() if t is not None}
+
+    def _light_bias(self) -> Tensor | None:
         if self.calibration != "light":
-            return x, self.inplace
+            return None
         if self.bias is None:
             raise RuntimeError('calibration is "light" and this layer has no fitted bias; call cos_ext.fit_light first')
-        return x + self.bias.to(x.dtype), True
+        return self.bias
+
+    def _currents(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, bool]:
+        """What the neurons see, in passes of their own, and whether spikes may be written over it."""
+        given = self._operands(x)
+        if not given and residual is None:
+            return x, self.inplace
+        if given:
+            state = F.state_dtype(x.dtype)
+            scaled = x.to(state) * given["scale"].to(state) if "scale" in given else x.to(state)
+            x = (scaled + given["bias"].to(state) if "bias" in given else scaled).to(x.dtype)
+        return (x if residual is None else x + residual), True
+
+    def _sizes(self, x: Tensor) -> tuple[int, int]:
+        return tuple(x.shape[-2:]) if self.pool == (0, 0) else self.pool
+
+    def _window(self, x_seq: Tensor) -> tuple[int, int] | None:
+        """The windows that the kernel pools over; None where there are none, or it cannot."""
+        if self.pool is None or self.apart or self.calibration in ("srp", "parallel") or x_seq.dim() < 4:
+            return None
+        rows, columns = self._sizes(x_seq)
+        whole = x_seq.shape[-2] % rows == 0 and x_seq.shape[-1] % columns == 0 and x_seq.shape[0] <= F.MAX_FUSED_STEPS
+        served = x_seq.device.type != "cuda" or (rows, columns) == (2, 2)
+        counted = not self.count_spikes or 0 < self.watch_steps <= F.MAX_STATISTICS_RHO
+        return (rows, columns) if whole and served and counted else None
 
     def _parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
         allowed = (x.dtype, F.state_dtype(x.dtype))
         return tuple(p if p.dtype in allowed else p.to(allowed[1]) for p in (self.v_threshold, self.v_init))
 
-    def _simulate(self, x_seq: Tensor, inplace: bool) -> Tensor:
+    def _simulate(self, x_seq: Tensor, inplace: bool, *, pool: tuple[int, int] | None = None, **fused: Tensor | None) -> Tensor:
         theta, v_init = self._parameters_for(x_seq)
         if self.keep_statistics and (self.v_reset is not None or self.calibration in ("srp", "parallel")):
             raise ValueError(f"statistics need soft reset, for which offset spikes are defined, and the kernels of calibration 'cos', "
                              f"'light' or 'none', got v_reset={self.v_reset} and calibration={self.calibration!r}")  # fmt: skip
-        if not self.watch_steps and self.keep_statistics:
-            # Watched, and left as they are.
-            result = F.cos_forward(x_seq, theta, v_init, rho=x_seq.shape[0], iterations=0, inplace=inplace,
-                                   return_count=self.count_spikes, return_statistics=True)  # fmt: skip
-        elif not self.watch_steps:
-            result = F.if_forward(
-                x_seq, theta, v_init, v_reset=self.v_reset, inplace=inplace, return_count=self.count_spikes
-            )
-        elif self.calibration == "cos":
-            result = F.cos_forward(x_seq, theta, v_init, rho=self.rho, iterations=self.iterations, emission=self.emission,
-                                   inplace=inplace, return_count=self.count_spikes,
-                                   return_statistics=self.keep_statistics)  # fmt: skip
-        elif self.calibration == "srp":
-            result = F.srp_forward(
-                x_seq, theta, v_init, tau=self.rho, inplace=inplace, return_count=self.count_spikes
-            )
+        count = self.count_spikes and pool is None
+        options = {"inplace": inplace, "return_count": count}
+        rho = self.watch_steps
+        if self.calibration == "srp" and rho:
+            result = F.srp_forward(x_seq, theta, v_init, tau=rho, **options)
+        elif self.calibration == "parallel" and rho:
+            result = F.parallel_forward(x_seq, theta, v_init, rho=rho, **options)
+        elif rho or self.keep_statistics:
+            # Without calibration: watched, and left as they are.
+            iterations = self.iterations if rho else 0
+            emission = self.emission if rho else "calibrated"
+            sums = self.keep_statistics or (self.count_spikes and pool is not None)
+            result = F.cos_forward(x_seq, theta, v_init, rho=rho or x_seq.shape[0], iterations=iterations, emission=emission,
+                                   return_statistics=sums, pool=pool, **options, **fused)  # fmt: skip
         else:
-            result = F.parallel_forward(
-                x_seq, theta, v_init, rho=self.rho, inplace=inplace, return_count=self.count_spikes
-            )
+            result = F.if_forward(x_seq, theta, v_init, v_reset=self.v_reset, pool=pool, **options, **fused)
         if self.keep_statistics:
             sums = result.statistics
             self.statistics = sums if self.statistics is None else self.statistics + sums
         if self.count_spikes:
             spikes, steps = self.emitted or (0, 0)
-            self.emitted = (spikes + result.spike_count.sum(), steps + x_seq.numel())
+            now = result.spike_count.sum() if count else result.statistics[2 * rho + 1 + TALLIES.index("spikes")]
+            self.emitted = (spikes + now, steps + x_seq.numel())
         return result.spikes
 
     def _single_step(self, x: Tensor) -> Tensor:

@@ -391,7 +391,7 @@ class _Layer:
 
     def watch(self, sites: Mapping[str, nn.Module]) -> list[Any]:
         # Before the neurons: they may write their spikes over the currents.
-        handles = [self.node.register_forward_pre_hook(lambda _, args: self._offsets(self.node._currents(args[0])[0]))]
+        handles = [self.node.register_forward_pre_hook(lambda _, args: self._offsets(self.node._currents(*args)[0]))]
         if self.counterpart is not None:
             activation = sites[self.counterpart[0]]
             handles.append(self.node.register_forward_hook(lambda _, args, spikes: self._emitted(spikes)))

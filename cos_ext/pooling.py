@@ -48,6 +48,18 @@ class MaxPoolBefore(nn.Module):
         )
 
 
+class PooledBefore(nn.Module):
+    """An average pooling that the neurons before it do on the way out; it does it itself where they leave it (`apart`)."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.pool = pool
+        self.apart = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(x) if self.apart else x
+
+
 def average_of(pool: nn.Module) -> nn.Module | str:
     """The average pooling over a max pooling's windows, or why there is none."""
     dims = type(pool).__name__[-2:].lower()

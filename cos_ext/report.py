@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-STATUSES = ("converted", "kept", "folded", "moved", "replaced", "unused", "unsupported")
+STATUSES = ("converted", "kept", "folded", "moved", "fused", "replaced", "unused", "unsupported")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ConversionReport:
     """What convert() did with every module and call site, in execution order. Prints as a table.
 
     converted: became neurons. kept: works on spikes as it is. folded: into the convolution or linear layer before it. moved:
-    a max pooling, before its neurons. replaced: by average pooling. unused: forward does not call it. unsupported.
+    a max pooling, before its neurons. fused: done by the kernel of the neurons beside it. replaced: by average pooling. unused: forward does not call it. unsupported.
     """
 
     entries: list[Entry] = field(default_factory=list)

@@ -225,7 +225,8 @@ class _Fit:
                 ]
                 if inputs[0].shape[0]:
                     try:
-                        self.network(*inputs)
+                        with self.network._by_steps():
+                            self.network(*inputs)
                     except _Reached:
                         pass
                 self.seen += 1
@@ -256,7 +257,7 @@ class _Fit:
 
         def hook(node: IFNode, args: tuple[Tensor, ...]) -> None:
             # Before the neurons: they may write their spikes over the currents.
-            x, steps = args[0], node.timesteps
+            x, steps = node._currents(*args)[0], node.timesteps
             folded = x.expand(steps, *x.shape) if node.static_input else x.unflatten(0, (steps, x.shape[0] // steps))
             if site not in self.statistics:
                 self.statistics[site] = _Statistic(site, self.description, folded.shape[2:], x.device)

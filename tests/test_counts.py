@@ -46,9 +46,11 @@ def run_with_spikes(network, inputs):
     seen = {}
     hooks = [node.register_forward_hook(lambda m, i, o, site=site: seen.__setitem__(site, o.clone()))
              for site, node in network.nodes().items()]  # fmt: skip
-    outputs = network(*inputs)
+    with network._by_steps():  # nothing pooled on the way out
+        network(*inputs)
     for hook in hooks:
         hook.remove()
+    outputs = network(*inputs)
     steps, batch = max(network.timesteps, network.rho), inputs[0].shape[0]
     return outputs, {site: spikes.unflatten(0, (steps, batch)) for site, spikes in seen.items()}
 
