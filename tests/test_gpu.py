@@ -3,6 +3,7 @@
 Skipped without a GPU. Whether the CPU operators are right is the subject of the other files.
 """
 
+import copy
 import sys
 from pathlib import Path
 
@@ -226,6 +227,45 @@ def test_no_neurons(shape, dtype):
 
 def test_a_single_neuron_without_dimensions(dtype):
     compare_all(currents(6, dtype=dtype), rho=3)
+
+
+FUSED = ("nothing", "scale", "bias", "residual", "all")
+
+
+@pytest.mark.parametrize("fused", FUSED)
+@pytest.mark.parametrize("shape", [(8, 2, 3, 8, 8), (5, 1, 7, 4, 6), (9, 2, 64, 16, 16), (18, 2, 8, 32, 32)], ids=str)
+def test_fused_input_pooled_spikes_statistics_and_rates(shape, fused, dtype):
+    x, other = currents(*shape, dtype=dtype), currents(*shape, dtype=dtype)
+    per_neuron, per_channel = (torch.rand(size).add(0.2).to(dtype) for size in (shape[2:], (shape[2], 1, 1)))
+    last = {name: layouts(tensor)["channels_last"] for name, tensor in (("x", x), ("residual", other))}
+    for x, residual in ((x, other), (last["x"], last["residual"]), (last["x"], other), (x, other[:1].expand(shape)),
+                        (x[:1].expand(shape), other)):  # fmt: skip
+        given = {"nothing": {}, "scale": {"scale": per_channel}, "bias": {"bias": per_neuron}, "residual": {"residual": residual},
+                 "all": {"scale": per_neuron, "bias": per_channel, "residual": residual}}[fused]  # fmt: skip
+        there = {name: move(tensor) for name, tensor in given.items()}
+        first = {name: tensor[0] if name == "residual" else tensor for name, tensor in given.items()}
+        for theta, v_init in ((1.0, None), (per_channel, per_neuron)):
+            calls = [(F.if_forward, {**ALL, "v_reset": reset}, x, given, there) for reset in (None, 0.1)]
+            calls += [(F.if_forward, {"pool": 2}, x, given, there)]
+            for rho in {1, 4, min(8, shape[0]), shape[0]}:
+                for emission in F.EMISSIONS:
+                    options = {"rho": rho, "emission": emission, "iterations": None, "return_statistics": True}
+                    results = {**ALL_COS, "return_v": emission == "calibrated"}
+                    calls += [(F.cos_forward, {**options, **results}, x, given, there), (F.cos_forward, {**options, "pool": 2}, x, given, there)]
+            for operator, options, x_seq, here, on_gpu in calls:
+                assert_same_bits(operator(twin(x_seq), move(theta), move(v_init), **options, **on_gpu),
+                                 operator(x_seq, theta, v_init, **options, **here))  # fmt: skip
+            rates = F.rate_forward(move(x[0]), move(theta), move(v_init), rho=5, **{n: move(t) for n, t in first.items()})
+            assert torch.equal(bits(rates), bits(F.rate_forward(x[0], theta, v_init, rho=5, **first)))
+
+
+def test_a_network_that_fuses_is_that_of_the_cpu(shipped_model, test_set):
+    images, _ = next(iter(test_set.first(32).batches(32)))
+    for options in ({"rho": 4}, {"rho": 0}, {"rho": 4, "emission": "even"}):
+        network = cos_ext.convert(shipped_model, timesteps=6, **options).double()
+        on_gpu = cos_ext.convert(copy.deepcopy(shipped_model).cuda(), timesteps=6, **options).double()
+        assert on_gpu.options["fuse"] == "bias"
+        assert torch.allclose(on_gpu(images.double().cuda()).cpu(), network(images.double()), atol=1e-9)
 
 
 @pytest.mark.parametrize("index", GOLDEN)
