@@ -272,8 +272,7 @@ def offset_spike_report(ann: nn.Module, network: SpikingNetwork, batches: Iterab
         TypeError: ann is no nn.Module, network no SpikingNetwork, batches no iterable or one of something else,
             iterations no int.
         ValueError: iterations < 0; batches yields no sample; ann has other activation call sites, shapes or another
-            dtype than the network's; neurons have a hard reset, for which calibration is not defined; the network's
-            execution is not "steps".
+            dtype than the network's; neurons have a hard reset, for which calibration is not defined.
     """
     _check_arguments(ann, network, batches, iterations)
     traced = trace(ann)
