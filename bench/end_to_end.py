@@ -54,8 +54,8 @@ from cos_ext import bench, calibrate_thresholds, convert, models
 from cos_ext.fold import fold_batchnorms
 from cos_ext.graph import set_module, trace
 
-PAIRS = (("resnet20", 32), ("vgg16", 32), ("resnet34", 224), ("vgg16", 224))
-BATCH = {32: 50, 224: 1}
+# The pairs of network and image size, and the images of a batch.
+PAIRS = {("resnet20", 32): 50, ("vgg16", 32): 10, ("resnet34", 224): 1, ("vgg16", 224): 1}
 EPSILON = 1e-3
 MIB = 2**20
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -454,6 +454,8 @@ def measure(case: Case, rows: list[str], options: argparse.Namespace) -> dict[st
         record["rows"][row] |= {"s": values, "images_per_s": case.batch / statistics.median(values)}
         if FLOOR in times:
             record["rows"][row]["to_floor"] = statistics.median(a / b for a, b in zip(values, times[FLOOR]))
+        if ANN in times:
+            record["rows"][row]["to_ann"] = statistics.median(a / b for a, b in zip(values, times[ANN]))
         ours = {name: times[name] for name in times if name in NETWORKS}
         if row in (PLAIN, PEER, COMPILED):
             for name, mine in ours.items():
@@ -471,14 +473,16 @@ def show(case: Case, record: dict[str, Any]) -> None:
     print(f"\n{case}, {record['clock']} time, {case.steps} steps in the hidden layers; spike rate {record['spike_rate']:.3f}, "
           f"load {record['load'][0]:.1f} to {record['load'][1]:.1f}, other processes at most {record['others_worst']:.0%} of the CPUs")  # fmt: skip
     ours = [row for row in record["rows"] if row in NETWORKS]
-    print("| | ms | images/s | to floor | peak MiB | layout |\n| --- | ---: | ---: | ---: | ---: | --- |")
+    print(
+        "| | ms | images/s | to floor | to ANN | peak MiB | layout |\n| --- | ---: | ---: | ---: | ---: | ---: | --- |"
+    )
     for row, facts in record["rows"].items():
         if "missing" in facts:
-            print(f"| {row} | {facts['missing']} | | | | |")
+            print(f"| {row} | {facts['missing']} | | | | | |")
             continue
         peak = f"{facts['peak_mib']:.0f}" if facts.get("peak_mib") is not None else ""
-        to_floor = f"{facts['to_floor']:.2f}" if "to_floor" in facts else ""
-        print(f"| {row} | {1e3 * statistics.median(facts['s']):.1f} | {facts['images_per_s']:.2f} | {to_floor} | {peak} | "
+        to_floor, to_ann = (f"{facts[key]:.2f}" if key in facts else "" for key in ("to_floor", "to_ann"))
+        print(f"| {row} | {1e3 * statistics.median(facts['s']):.1f} | {facts['images_per_s']:.2f} | {to_floor} | {to_ann} | {peak} | "
               f"{facts['variant']} |")  # fmt: skip
     for row in (PLAIN, PEER, COMPILED):
         facts = record["rows"].get(row, {})
@@ -586,15 +590,14 @@ def facts() -> dict[str, Any]:
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
-    for network, size in PAIRS:
+    for (network, size), batch in PAIRS.items():
         if network not in options.networks or size not in options.sizes:
             continue
         for rho in options.rho:
             for timesteps in options.timesteps:
                 if timesteps >= 32 and size >= 224 and not options.full:
                     continue
-                batch = options.batch or BATCH[size]
-                yield Case(network, size, timesteps, rho, batch, options.device, options.dtype)
+                yield Case(network, size, timesteps, rho, options.batch or batch, options.device, options.dtype)
 
 
 def main() -> None:
@@ -605,7 +608,9 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, choices=sizes, default=sizes)
     parser.add_argument("--timesteps", nargs="+", type=int, default=[1, 4, 8, 32])
     parser.add_argument("--rho", nargs="+", type=int, default=[4])
-    parser.add_argument("--batch", type=int, help=f"images (default {BATCH}, by size)")
+    parser.add_argument(
+        "--batch", type=int, help="images (default 50 for resnet20, 10 for vgg16 at 32x32, 1 at 224x224)"
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--probes", type=int, default=2, help="runs of every layout before the faster is chosen")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall",
@@ -627,7 +632,7 @@ def main() -> None:
     parser.add_argument(
         "--short", action="store_true", help="one tiny case: that everything runs and agrees; says nothing of time"
     )
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="add this run to the runs in a file")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.threads is not None:
@@ -646,17 +651,20 @@ def main() -> None:
             return
         todo = list(cases(options))
         if not todo:
-            parser.error(f"no case: networks come with sizes as in {PAIRS}, and T = 32 at 224 with --full")
+            parser.error(f"no case: networks come with sizes as in {list(PAIRS)}, and T = 32 at 224 with --full")
         rows = [row for row in options.rows or every if row != COMPILED or options.compile or options.rows]
         record = {"facts": facts(), "settings": {k: str(v) for k, v in vars(options).items()}, "cases": []}
         print(f"{record['facts']['processor']}, {torch.get_num_threads()} threads, torch {torch.__version__}, spikingjelly "
               f"{record['facts']['versions']['spikingjelly']}, commit {record['facts']['commit']}")  # fmt: skip
+        earlier = []
+        if options.json is not None and options.json.exists():
+            earlier = json.loads(options.json.read_text())["runs"]
         with torch.inference_mode():
             for case in todo:
                 record["cases"].append(measure(case, rows, options))
                 if options.json is not None:  # after every case: a long run that is ended keeps what it has
                     partial = options.json.with_suffix(".part")
-                    partial.write_text(json.dumps(record, indent=1) + "\n")
+                    partial.write_text(json.dumps({"runs": [*earlier, record]}, indent=1) + "\n")
                     partial.replace(options.json)
 
 
