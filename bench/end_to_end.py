@@ -1,24 +1,27 @@
-"""Whole networks: images per second and peak memory of cos_ext, of the layers alone, and of what a user would run instead.
+"""Whole networks: images per second and peak memory of cos_ext, of its layers alone, and of what one would run instead.
 
-    python bench/end_to_end.py [--networks N ...] [--sizes S ...] [--timesteps T ...] [--rho R ...] [--batch B] [--repeats N]
-        [--rows ROW ...] [--device cpu|cuda] [--dtype D] [--threads N] [--clock wall|cpu] [--peers DIR] [--compile] [--profile]
-        [--no-memory] [--full] [--short] [--json FILE]
+    python bench/end_to_end.py [--networks N ...] [--sizes S ...] [--timesteps T ...] [--rho R ...] [--batch B]
+        [--repeats N] [--rows ROW ...] [--device cpu|cuda] [--dtype D] [--threads N] [--clock wall|cpu] [--peers DIR]
+        [--compile] [--profile] [--no-memory] [--full] [--short] [--note TEXT] [--json FILE]
 
 Building the contestants, checking them against each other, timing and reporting live here; no kernels, and no accuracy.
 
-Rows, every one in the faster of two memory layouts, BatchNorm folded, under inference_mode, on the same random images and the same
-random weights (time does not depend on them; thresholds are a percentile of the activations, and the spike rate is printed):
+Rows, every one in the faster of two memory layouts, BatchNorm folded, under inference_mode, on the same random images
+and the same random weights (time does not depend on them; thresholds are the 99th percentile of the activations, and
+the spike rate is printed):
 
     ANN         one pass with ReLU in place: what the network cost before it was converted
-    floor       the convolutions, linear and pooling layers of the converted network alone, on max(T, rho) times the batch; what
-                stands before the first neurons once. Neurons hand their input on, residual sums their first operand.
-    cos_ext     the converted network in several settings
+    floor       the convolutions, linear and pooling layers of the converted network alone, on max(T, rho) times the
+                batch; what stands before the first neurons once. Neurons hand their input on, residual sums their
+                first operand.
+    cos_ext     the converted network in several settings; "fused" is convert's default
     plain       the same network, each layer's neurons as plain torch operations: watch rho steps, shift, run all steps
     SpikingJelly   its ann2snn on the same ReLU network: no calibration, T steps, the faster of its step modes
     compiled    torch.compile of plain
 
-Rows are interleaved in one process; a ratio is the median over the repeats of a row's time to the floor's in the same repeat.
-Peak memory is what a fresh process adds to what it holds once the network and its input stand, in its first run.
+Rows are interleaved in one process; a ratio is the median over the repeats of a row's time to the floor's in the same
+repeat. A run during which other processes used the CPUs is repeated. Peak memory is what a fresh process adds, in its
+first run, to what it holds once the network and its input stand.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import argparse
 import copy
 import ctypes
 import datetime
+import gc
 import importlib.metadata
 import inspect
 import json
@@ -94,16 +98,16 @@ class Case:
         return max(self.timesteps, self.rho)
 
     def __str__(self) -> str:
-        return (f"{self.network}, {self.batch} images of {self.size}x{self.size}, T = {self.timesteps}, rho = {self.rho}, "
-                f"{self.dtype}, {self.device}")  # fmt: skip
+        images = f"{self.batch} images of {self.size}x{self.size}"
+        return f"{self.network}, {images}, T = {self.timesteps}, rho = {self.rho}, {self.dtype}, {self.device}"
 
 
 class PlainNeurons(nn.Module):
-    """A layer of IF neurons with calibration, iterations = 1, as plain torch operations over [S*B, ...] (static: [B, ...]).
+    """Calibrated IF neurons, iterations = 1, as plain torch operations over [S*B, ...] (static: [B, ...]).
 
-    Hao et al. (ICLR 2023, arXiv 2302.10685), section 4: rho steps are watched, a neuron whose residual shows one spike too many
-    or too few has its initial potential shifted, and S steps are run. Memory is not reused, but nothing is kept for longer than
-    needed. stacked: spikes are collected and stacked, which torch.compile turns into fewer kernels; else they are written in place.
+    Hao et al. (ICLR 2023, arXiv 2302.10685), section 4: rho steps are watched, a neuron whose residual shows one spike
+    too many or too few has its initial potential shifted, and S steps are run. stacked: spikes are collected and
+    stacked, which torch.compile turns into fewer kernels; else they are written into one tensor.
     """
 
     def __init__(
@@ -193,7 +197,9 @@ class Contestants:
             network = convert(self.ann, timesteps=self.case.timesteps, rho=self.case.rho, thresholds=self.thresholds,
                               **NETWORKS[row])  # fmt: skip
             self.networks[row] = network.to(self.case.device, getattr(torch, self.case.dtype))
-        return copy.deepcopy(self.networks[row])
+        # What no memory format changes is shared: a VGG-16's Linear layers hold half a gigabyte.
+        shared = {id(p): p for p in self.networks[row].parameters() if p.dim() != 4}
+        return copy.deepcopy(self.networks[row], shared)
 
     @staticmethod
     def variants(row: str) -> list[str]:
@@ -251,7 +257,7 @@ class Contestants:
         return module
 
     def _peer(self, mode: str, layout: str) -> Call:
-        """SpikingJelly's conversion, which folds BatchNorm itself; step mode "m" takes all steps at once, "s" one after the other."""
+        """SpikingJelly's conversion, which folds BatchNorm; step mode "m" takes all steps at once, "s" one by one."""
         try:
             from spikingjelly.activation_based import ann2snn, functional, neuron
         except ImportError as error:
@@ -289,7 +295,7 @@ class Contestants:
     # Checks
 
     def check(self) -> None:
-        """Plain neurons and cos_ext's give EQUAL outputs; fused and counted ones agree with theirs in float64. Or SystemExit."""
+        """Plain neurons give EQUAL outputs; fused and counted networks agree with theirs in float64. Or SystemExit."""
         some = self.images[: min(len(self.images), 4)]
         with torch.inference_mode():
             for layout, memory_format in LAYOUTS.items():
@@ -302,7 +308,7 @@ class Contestants:
             for row in NETWORKS:
                 twin = row.removesuffix(", fused").replace("counts", "even")
                 if twin != row:
-                    found, expected = (self.network(name).double()(wide) for name in (row, twin))
+                    found, expected = (copy.deepcopy(self.network(name)).double()(wide) for name in (row, twin))
                     if not torch.allclose(found, expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item()):
                         raise SystemExit(f"{self.case}: {row} and {twin} differ in float64")
 
@@ -349,7 +355,7 @@ def seconds_of(call: Call, clock: str) -> float:
 
 
 def _busy() -> tuple[float, float] | None:
-    """CPU seconds of all processes (and what a hypervisor took), and of this one; None where /proc/stat is not there."""
+    """CPU seconds of all processes (and what a hypervisor took), and of this one; None without /proc/stat."""
     try:
         user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
     except (OSError, ValueError):
@@ -360,9 +366,9 @@ def _busy() -> tuple[float, float] | None:
 
 @dataclass
 class Quiet:
-    """Times runs, and repeats those during which other processes used much of the machine: more than `most` of all its CPUs.
+    """Times runs, and repeats those during which other processes used more than `most` of all CPUs.
 
-    After `patience` runs the least disturbed one counts. `seen` has what was disturbed how much, to be recorded.
+    After `patience` runs the least disturbed one counts. `repeated` and `worst` are recorded.
     """
 
     clock: str
@@ -393,7 +399,7 @@ class Quiet:
 
 
 def fastest(contestants: Contestants, row: str, probes: int, clock: str) -> tuple[Call, dict[str, Any]]:
-    """The fastest variant of a row, and what was seen: by the least of `probes` runs each, interleaved, after one that warms up.
+    """The fastest variant of a row, and what was seen: by the least of `probes` interleaved runs, after one to warm up.
 
     Raises Missing where no variant runs.
     """
@@ -423,8 +429,11 @@ def fastest(contestants: Contestants, row: str, probes: int, clock: str) -> tupl
         for variant, call in calls.items():
             seen[variant].append(seconds_of(call, clock))
     best = min(calls, key=lambda variant: min(seen[variant], default=0.0))
+    chosen = calls.pop(best)
+    calls.clear()
+    gc.collect()  # graphs hold themselves: at 224x224 their weights would fill the memory
     facts |= {"variant": best, "probe_ms": {variant: 1e3 * min(times) for variant, times in seen.items() if times}}
-    return calls[best], facts
+    return chosen, facts
 
 
 def measure(case: Case, rows: list[str], options: argparse.Namespace) -> dict[str, Any]:
@@ -433,6 +442,7 @@ def measure(case: Case, rows: list[str], options: argparse.Namespace) -> dict[st
     clock = "cuda" if case.device == "cuda" else options.clock
     load = [os.getloadavg()[0]]
     contestants.check()
+    gc.collect()
     record: dict[str, Any] = {**asdict(case), "steps": case.steps, "spike_rate": contestants.spike_rate(),
                               "plain equals cos_ext": True, "clock": clock, "rows": {}}  # fmt: skip
     calls: dict[str, Call] = {}
@@ -470,8 +480,10 @@ def measure(case: Case, rows: list[str], options: argparse.Namespace) -> dict[st
 
 
 def show(case: Case, record: dict[str, Any]) -> None:
-    print(f"\n{case}, {record['clock']} time, {case.steps} steps in the hidden layers; spike rate {record['spike_rate']:.3f}, "
-          f"load {record['load'][0]:.1f} to {record['load'][1]:.1f}, other processes at most {record['others_worst']:.0%} of the CPUs")  # fmt: skip
+    load, others = record["load"], record["others_worst"]
+    print(f"\n{case}, {record['clock']} time, {case.steps} steps in the hidden layers; "
+          f"spike rate {record['spike_rate']:.3f}, load {load[0]:.1f} to {load[1]:.1f}, "
+          f"other processes at most {others:.0%} of the CPUs")  # fmt: skip
     ours = [row for row in record["rows"] if row in NETWORKS]
     print(
         "| | ms | images/s | to floor | to ANN | peak MiB | layout |\n| --- | ---: | ---: | ---: | ---: | ---: | --- |"
@@ -482,7 +494,8 @@ def show(case: Case, record: dict[str, Any]) -> None:
             continue
         peak = f"{facts['peak_mib']:.0f}" if facts.get("peak_mib") is not None else ""
         to_floor, to_ann = (f"{facts[key]:.2f}" if key in facts else "" for key in ("to_floor", "to_ann"))
-        print(f"| {row} | {1e3 * statistics.median(facts['s']):.1f} | {facts['images_per_s']:.2f} | {to_floor} | {to_ann} | {peak} | "
+        median = 1e3 * statistics.median(facts["s"])
+        print(f"| {row} | {median:.1f} | {facts['images_per_s']:.2f} | {to_floor} | {to_ann} | {peak} | "
               f"{facts['variant']} |")  # fmt: skip
     for row in (PLAIN, PEER, COMPILED):
         facts = record["rows"].get(row, {})
@@ -491,8 +504,8 @@ def show(case: Case, record: dict[str, Any]) -> None:
             print(f"{row} takes {ratios}")
     for row, parts in record.get("profile", {}).items():
         whole = sum(parts.values())
-        print(f"profile of {row}, ms of operators' own time: " + ", ".join(f"{name} {ms:.1f}" for name, ms in parts.items())
-              + f"; {whole:.1f} in all")  # fmt: skip
+        shares = ", ".join(f"{name} {ms:.1f}" for name, ms in parts.items())
+        print(f"profile of {row}, ms of operators' own time: {shares}; {whole:.1f} in all")
     sys.stdout.flush()
 
 
@@ -509,7 +522,7 @@ def profile(call: Call, least: float = 0.005) -> dict[str, float]:
 
 
 def peak_memory(case: Case, row: str, variant: str, call: Call, options: argparse.Namespace) -> float | None:
-    """MiB that a run adds at its peak: on CUDA in this process, else in a fresh one; None where that cannot be had."""
+    """MiB that a run adds at its peak: on CUDA in this process, else in a fresh one; None where it cannot be had."""
     if case.device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -534,7 +547,7 @@ def _status(key: str) -> float | None:
 
 
 def peak_of(case: Case, row: str, variant: str, peers: Path | None) -> float:
-    """In a fresh process: how far the resident set rises in the first run above what it was with the network and input made."""
+    """In a fresh process: how far the resident set rises in the first run, the network and its input being there."""
     call = Contestants(case, peers).make(row, variant)
     with torch.inference_mode():
         if row == COMPILED:
@@ -554,7 +567,7 @@ def peak_of(case: Case, row: str, variant: str, peers: Path | None) -> float:
 
 
 def unpack(folder: Path, into: Path) -> None:
-    """Put the wheels of a folder on the path without installing them; the newest of a package last, so that it is the one found."""
+    """Put the wheels of a folder on the path without installing them; the newest of a package is the one found."""
     for wheel in sorted(folder.glob("*.whl")):
         target = into / wheel.name.split("-py")[0]
         with zipfile.ZipFile(wheel) as archive:
@@ -562,9 +575,13 @@ def unpack(folder: Path, into: Path) -> None:
         sys.path.insert(0, str(target))
 
 
-def facts() -> dict[str, Any]:
-    """Machine, versions, commit (of the cos_ext that is imported, None where it lies in no checkout), date and command."""
+def facts(options: argparse.Namespace) -> dict[str, Any]:
+    """Machine, versions, commit (of the imported cos_ext; None where it lies in no checkout), date and command."""
     root = Path(cos_ext.__file__).resolve().parent.parent
+
+    # Where files lie on this machine is nobody's business.
+    places = {str(options.peers): "DIR", str(options.json): "FILE"}
+    arguments = [places.get(argument, argument) for argument in sys.argv[1:]]
 
     def said(*command: str) -> str | None:
         try:
@@ -581,11 +598,13 @@ def facts() -> dict[str, Any]:
     return {
         "processor": bench._processor(), "platform": platform.platform(), "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(), "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "spikingjelly": version("spikingjelly")},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "spikingjelly": version("spikingjelly")},
         "build": cos_ext.build_info(),
-        "commit": said("git", "-C", str(root), "rev-parse", "HEAD"), "sources_changed": None if changed is None else bool(changed),
+        "commit": said("git", "-C", str(root), "rev-parse", "HEAD"),
+        "sources_changed": None if changed is None else bool(changed),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "bench/end_to_end.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "bench/end_to_end.py", *arguments]),
     }  # fmt: skip
 
 
@@ -614,9 +633,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--probes", type=int, default=2, help="runs of every layout before the faster is chosen")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall",
-                        help="cpu: this process's CPU time instead, for one thread on a machine that others use too")  # fmt: skip
+                        help="cpu: CPU time of this process, for one thread where others compute too")  # fmt: skip
     parser.add_argument("--others", type=float, default=0.1,
-                        help="repeat a run during which other processes used more than this share of the CPUs")  # fmt: skip
+                        help="repeat a run while other processes use more than this share of the CPUs")  # fmt: skip
     parser.add_argument("--patience", type=int, default=3, help="runs at most until the least disturbed one counts")
     parser.add_argument("--rows", nargs="+", choices=every, help="these rows only")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -629,9 +648,8 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="also operators' own times")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="without peak memory")
     parser.add_argument("--full", action="store_true", help="also T = 32 at 224x224")
-    parser.add_argument(
-        "--short", action="store_true", help="one tiny case: that everything runs and agrees; says nothing of time"
-    )
+    parser.add_argument("--short", action="store_true", help="one tiny case: everything runs and agrees")
+    parser.add_argument("--note", help="kept with the record: what one must know of the machine at the time")
     parser.add_argument("--json", type=Path, help="add this run to the runs in a file")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -653,9 +671,11 @@ def main() -> None:
         if not todo:
             parser.error(f"no case: networks come with sizes as in {list(PAIRS)}, and T = 32 at 224 with --full")
         rows = [row for row in options.rows or every if row != COMPILED or options.compile or options.rows]
-        record = {"facts": facts(), "settings": {k: str(v) for k, v in vars(options).items()}, "cases": []}
-        print(f"{record['facts']['processor']}, {torch.get_num_threads()} threads, torch {torch.__version__}, spikingjelly "
-              f"{record['facts']['versions']['spikingjelly']}, commit {record['facts']['commit']}")  # fmt: skip
+        settings = {k: v for k, v in vars(options).items() if k not in ("peers", "json", "peak_of")}
+        record = {"facts": facts(options), "settings": settings, "cases": []}
+        found = record["facts"]
+        print(f"{found['processor']}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+              f"spikingjelly {found['versions']['spikingjelly']}, commit {found['commit']}")  # fmt: skip
         earlier = []
         if options.json is not None and options.json.exists():
             earlier = json.loads(options.json.read_text())["runs"]
