@@ -28,7 +28,9 @@ class CapturedForward:
             or potential was replaced: the graph would not know. Capture again.
     """
 
-    def __init__(self, network: SpikingNetwork, inputs: tuple[Tensor, ...], output: Tensor, replay: Callable[[], Any]) -> None:
+    def __init__(
+        self, network: SpikingNetwork, inputs: tuple[Tensor, ...], output: Tensor, replay: Callable[[], Any]
+    ) -> None:
         """`replay` computes `output` from `inputs`, which it and nobody else holds on to."""
         self._network, self._inputs, self._output, self._replay = network, inputs, output, replay
         # The network makes a new one of these at every change of its settings, and when it is moved.
@@ -56,7 +58,9 @@ class CapturedForward:
             if (given.shape, given.dtype, given.device) != (own.shape, own.dtype, own.device):
                 raise ValueError(f"input {index} must be {own.dtype} {tuple(own.shape)} on {own.device}, as captured, got {given.dtype} "
                                  f"{tuple(given.shape)} on {given.device}; capture the network for it too")  # fmt: skip
-        same = self._network._needs is self._settings and all(table.get(name) is tensor for table, name, tensor in self._tensors)
+        same = self._network._needs is self._settings and all(
+            table.get(name) is tensor for table, name, tensor in self._tensors
+        )
         if not same:
             raise RuntimeError("the network's settings, weights or place have changed since it was captured, and a captured graph does "
                                "not see that; call capture() again")  # fmt: skip

@@ -120,7 +120,9 @@ def _dry_run(network: SpikingNetwork, inputs: tuple[Tensor, ...], batch: int, pl
     twin = copy.deepcopy(network, {**twins, **hooks})
     _strip(twin)
     with mode:
-        fakes = [torch.empty_strided((batch, *x.shape[1:]), _strides(x, batch), dtype=x.dtype, device=place) for x in inputs]
+        fakes = [
+            torch.empty_strided((batch, *x.shape[1:]), _strides(x, batch), dtype=x.dtype, device=place) for x in inputs
+        ]
         with _Live([*twins.values(), *fakes]) as live:
             try:
                 out = twin._whole(*fakes)
@@ -178,7 +180,9 @@ def parts(network: SpikingNetwork, inputs: tuple[Tensor, ...]) -> int:
     return network._needs[batch, limit, key]
 
 
-def _planned(network: SpikingNetwork, inputs: tuple[Tensor, ...], limit: int | str, batch: int, key: tuple[Any, ...]) -> int:
+def _planned(
+    network: SpikingNetwork, inputs: tuple[Tensor, ...], limit: int | str, batch: int, key: tuple[Any, ...]
+) -> int:
     if limit == "auto":
         try:
             return _few(batch, AUTO_BYTES, lambda size: need(network, inputs, size, key).largest) or batch
@@ -215,7 +219,10 @@ def _few(batch: int, limit: int, wanted: Callable[[int], int]) -> int | None:
 
 def _may_gain(network: SpikingNetwork, inputs: tuple[Tensor, ...]) -> bool:
     """Whether "auto" should look closer: on plain CPU tensors, where the most channels at the input's size pass the bound."""
-    if any(type(x) is not Tensor or x.device.type != "cpu" or torch._C._functorch.is_functorch_wrapped_tensor(x) for x in inputs):
+    if any(
+        type(x) is not Tensor or x.device.type != "cpu" or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        for x in inputs
+    ):
         return False
     widest = max((p.shape[0] for p in network.parameters() if p.dim() > 1), default=1)
     steps = network._steps if network.execution == "steps" else 1

@@ -167,7 +167,12 @@ class TwoInputs(nn.Module):
 class Untraceable(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.act1, self.b, self.act2 = nn.Linear(6, 9), cos_ext.QCFS(4, 1.0), nn.Linear(9, 4), cos_ext.QCFS(4, 1.0)
+        self.a, self.act1, self.b, self.act2 = (
+            nn.Linear(6, 9),
+            cos_ext.QCFS(4, 1.0),
+            nn.Linear(9, 4),
+            cos_ext.QCFS(4, 1.0),
+        )
 
     def forward(self, x):
         if x.sum(0).numel() > 10**6:  # control flow that torch.fx cannot follow

@@ -65,11 +65,11 @@ def test_a_reset_takes_off_what_was_sent(dtype):
     theta, current = 1.0 + 2.0**-9 + 2.0**-12, 0.75  # the threshold is not a number in either type
     for step_mode in ("m", "s"):
         node = cos_ext.IFNode(theta, step_mode=step_mode)
-        steps = torch.full((4096, 1), current, dtype=dtype)
+        steps = torch.full((512, 1), current, dtype=dtype)
         spikes = node(steps) if step_mode == "m" else torch.stack([node(step) for step in steps])
         sent = spikes.double().sum().item()
         # All that came is sent or left over: less than θ, beside v(0).
-        assert -theta / 2 - 1e-6 <= 4096 * current - sent <= theta / 2 + 1e-6
+        assert -theta / 2 - 1e-6 <= 512 * current - sent <= theta / 2 + 1e-6
     assert cos_ext.IFNode(theta).v_threshold.dtype == torch.float32
 
 
@@ -167,7 +167,9 @@ def test_channels_last_is_kept_without_copies(architecture, settings):
     wrong = []
 
     def look(module, args, out):
-        wrong.extend(type(module).__name__ for t in (*args, out) if isinstance(t, torch.Tensor) and not is_channels_last(t))
+        wrong.extend(
+            type(module).__name__ for t in (*args, out) if isinstance(t, torch.Tensor) and not is_channels_last(t)
+        )
 
     with Copies(size=3 * 16 * 7 * 7) as copies:
         out = network(x)
@@ -203,7 +205,9 @@ def test_pooling_and_static_tensors_keep_channels_last(rho, execution):
     network.to(memory_format=torch.channels_last)
     x, wrong = x.to(memory_format=torch.channels_last), []
     for module in network.module.modules():
-        module.register_forward_hook(lambda m, i, o: wrong.extend(type(m).__name__ for t in (*i, o) if not is_channels_last(t)))
+        module.register_forward_hook(
+            lambda m, i, o: wrong.extend(type(m).__name__ for t in (*i, o) if not is_channels_last(t))
+        )
     with Copies(size=5 * 4 * 4 * 4) as copies:
         out = network(x)
     assert wrong == []
