@@ -164,7 +164,7 @@ def _whole_count(node: IFNode, x: Tensor, residual: Tensor | None, rho: int) -> 
 
 
 def _over_time(x: Tensor, timesteps: int) -> Tensor:
-    return x.unsqueeze(0).expand(timesteps, *x.shape).flatten(0, 1)
+    return torch.cat([x] * timesteps)  # which keeps channels_last
 
 
 def plan(module: nn.Module, is_broadcast: Callable[[nn.Module], bool]) -> Plan:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from . import counts
 from . import functional as F
+from . import memory
 from ._files import write_tensors
 from ._ops import build_info
+from .capture import CapturedForward, capture
 from .neuron import IFNode
 from .pooling import MaxPoolBefore, PooledBefore
 from .report import ConversionReport
@@ -35,7 +37,7 @@ class TimeBroadcast(nn.Module):
         self.timesteps = timesteps
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.unsqueeze(0).expand(self.timesteps, *x.shape).flatten(0, 1)
+        return torch.cat([x] * self.timesteps)  # which keeps channels_last
 
 
 class SpikingNetwork(nn.Module):
@@ -57,6 +59,8 @@ class SpikingNetwork(nn.Module):
         self._layers: dict[str, dict[str, Any]] = {}  # by call site: what set_layer() changed
         self.options = options  # max_pool and fold_batchnorm of convert(), the ANN's call sites, static_calibration: what save() needs
         self._execution = "steps"
+        self._memory_limit: int | str | None = "auto"
+        self._needs: dict[Any, Any] = {}  # what cos_ext.memory has found out, until a setting changes
         # For "counts", made when first needed: the rho of all layers, and functions, which no copy or file takes along.
         self._shared_rho, self._plan = 0, None
         self._configure(timesteps, rho, iterations, emission, {}, calibration)
@@ -80,6 +84,7 @@ class SpikingNetwork(nn.Module):
                 module.timesteps, module.rho = steps, nodes[module.site].watch_steps
         self._timesteps, self._rho, self._iterations, self._emission = timesteps, rho, iterations, emission
         self._calibration, self._layers, self._steps = calibration, layers, steps
+        self._needs = {}
 
     @property
     def timesteps(self) -> int:
@@ -175,7 +180,48 @@ class SpikingNetwork(nn.Module):
     def execution(self, value: str) -> None:
         if counts.check_execution(value) == "counts":
             _, self._shared_rho = self._counting()
-        self._execution = value
+        self._execution, self._needs = value, {}
+
+    @property
+    def memory_limit(self) -> int | str | None:
+        """Bytes that a forward's activations may take at a time: the batch is run in parts that stay below. None: no limit.
+
+        "auto", the default: on a CPU the largest activation of a part is at most 16 MiB, below the size from which on malloc
+        hands a tensor's pages back at every call and the next one faults them in again, and small enough for caches; elsewhere no
+        limit. "auto" leaves the batch whole while a module has forward hooks, which an int does not: they see parts then.
+
+        What counts is what :meth:`activation_bytes` says of a part, and the output of all of them; inputs, weights, the
+        workspaces inside convolutions and the gaps that an allocator leaves come on top. Every sample is computed by itself, calibration included, so the parts'
+        results are those of the whole but for the rounding of convolutions and matrix products, whose libraries may sum in
+        another order for another batch: on the shipped network they were equal bit for bit (tests/test_memory.py).
+        Not saved by :meth:`save`. The first run for a batch of a new shape takes some tenths of a second to plan. Under
+        torch.compile and torch.export "auto" is None, and an int breaks the graph.
+
+        Raises (when it is set):
+            TypeError, ValueError: it is neither a positive int, nor "auto", nor None.
+
+        Raises (when the network is called):
+            ValueError: one sample at a time needs more, which is named.
+        """
+        return self._memory_limit
+
+    @memory_limit.setter
+    def memory_limit(self, value: int | str | None) -> None:
+        self._memory_limit, self._needs = memory.check_limit(value), {}
+
+    def activation_bytes(self, *inputs: Tensor) -> int:
+        """The most bytes of activations, output included, that are alive at once in a forward of the whole batch.
+
+        From a dry run without data, in place and freed tensors counted as they are: `memory_limit` plays no part, nor do weights,
+        inputs and what a kernel takes for itself. The inputs may be on the meta device, which takes no memory.
+
+        Raises:
+            TypeError: an input is no tensor.
+            ValueError: there are no inputs, or batches of several sizes.
+            RuntimeError: the model's control flow depends on values.
+        """
+        batch = self._batch(as_inputs(inputs, "inputs"))
+        return memory.need(self, inputs, batch).peak
 
     def _check_counts(self, own: dict[str, Any], layers: dict[str, dict[str, Any]]) -> int:
         """The rho that all layers share under these settings, or ValueError where their counts do not decide their spikes."""
@@ -233,10 +279,10 @@ class SpikingNetwork(nn.Module):
         return counts.train(wide, node.v_threshold, steps=self._timesteps, rho=node.rho, emission=node.emission, dtype=dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None}
+        return {**self.__dict__, "_plan": None, "_needs": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"_execution": "steps", "_shared_rho": 0, "_plan": None, **state})
+        super().__setstate__({"_execution": "steps", "_shared_rho": 0, "_plan": None, "_memory_limit": "auto", "_needs": {}, **state})
         if self._execution == "counts":
             self._counting()
 
@@ -250,15 +296,63 @@ class SpikingNetwork(nn.Module):
         return {e.site: root.get_submodule(e.site) for e in self.report.entries if e.status == "converted"}
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The ANN's inputs, [B, ...] each, to per-step outputs [T, B, ...]."""
-        batch = inputs[0].shape[0] if inputs else 0
-        if any(x.shape[0] != batch for x in inputs):
-            raise ValueError(f"inputs must have one batch size, got {[x.shape[0] for x in inputs]}")
+        """The ANN's inputs, [B, ...] each, to per-step outputs [T, B, ...]; in parts of the batch where `memory_limit` asks for it.
+
+        Floating-point inputs of another dtype than the network's (which all its parameters have) are converted to it.
+        """
+        self._batch(inputs)
+        if self._memory_limit is None or (self._memory_limit == "auto" and torch.compiler.is_compiling()):
+            return self._whole(*inputs)
+        return self._limited(*inputs)
+
+    @torch.compiler.disable(reason="memory_limit splits the batch by its size; compile with memory_limit=None")
+    def _limited(self, *inputs: Tensor) -> Tensor:
+        count = memory.parts(self, inputs)
+        return self._whole(*inputs) if count == 1 else memory.run(self, inputs, count)
+
+    def _whole(self, *inputs: Tensor) -> Tensor:
+        """:meth:`forward` of the whole batch at once."""
+        inputs = tuple(self._converted(x) for x in inputs)
+        batch = self._batch(inputs)
         if self._execution == "counts":
             out = self._plan.outputs(self.module, self._timesteps, self._shared_rho, *inputs)
             return out.unflatten(0, (self._timesteps, batch))
         out = self.module(*inputs)
         return out.unflatten(0, (self._steps, batch))[: self._timesteps]
+
+    @staticmethod
+    def _batch(inputs: tuple[Tensor, ...]) -> int:
+        batch = inputs[0].shape[0] if inputs else 0
+        if any(x.shape[0] != batch for x in inputs):
+            raise ValueError(f"inputs must have one batch size, got {[x.shape[0] for x in inputs]}")
+        return batch
+
+    def _converted(self, x: Tensor) -> Tensor:
+        """A floating-point input in the network's dtype, where all its parameters and potentials have one."""
+        if not x.is_floating_point():
+            return x
+        first = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
+        if first == x.dtype:
+            return x
+        dtypes = {t.dtype for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()}
+        return x.to(first) if dtypes == {first} else x
+
+    def _apply(self, fn, recurse: bool = True) -> SpikingNetwork:
+        self._needs = {}
+        return super()._apply(fn, recurse)
+
+    def capture(self, *example_inputs: Tensor) -> CapturedForward:
+        """A CUDA graph of :meth:`forward`, for inputs like these: called as the network is, it launches all kernels at once.
+
+        The network must be on the GPU of the inputs. The result gives the outputs of the network's present settings and weights;
+        after a change of the settings, or a move, it raises. :class:`cos_ext.capture.CapturedForward` says the rest.
+
+        Raises:
+            RuntimeError: the network or an input is not on a CUDA device; autocast is on with its cache.
+            TypeError, ValueError: an input is no tensor, there are none, or they have several batch sizes.
+        """
+        self._batch(as_inputs(example_inputs, "example_inputs"))
+        return capture(self, example_inputs)
 
     def rate(self, *inputs: Tensor) -> Tensor:
         """The mean over time of :meth:`forward`, [B, ...]: on the device, of the T steps that were asked for, without a copy."""
@@ -357,12 +451,12 @@ def check_settings(
     return max(timesteps, node.watch_steps)
 
 
-def as_inputs(example: Tensor | tuple[Tensor, ...] | list[Tensor]) -> tuple[Tensor, ...]:
+def as_inputs(example: Tensor | tuple[Tensor, ...] | list[Tensor], name: str = "example_input") -> tuple[Tensor, ...]:
     """One input or several as a tuple; TypeError for anything but tensors."""
     inputs = tuple(example) if isinstance(example, (tuple, list)) else (example,)
     wrong = [type(x).__name__ for x in inputs if not isinstance(x, torch.Tensor)]
     if wrong or not inputs:
         raise TypeError(
-            f"example_input must be a tensor or a tuple of tensors, got {', '.join(wrong) or 'an empty tuple'}"
+            f"{name} must be a tensor or a tuple of tensors, got {', '.join(wrong) or 'an empty tuple'}"
         )
     return inputs

@@ -42,6 +42,10 @@ class IFNode(nn.Module):
         inplace: write the spikes over the input.
         static_input: the input is [B, ...] and the same at every step; it is read once, and the output is [T*B, ...].
 
+    In float16 and bfloat16 the potential is float32, and θ is θ rounded to the input's dtype, for the comparison, the reset and the
+    spike alike: the next layer receives exactly what the reset took off (also with a float32 node under torch.autocast). The
+    network is then the exact one with the rounded thresholds, where other residuals than these would be lost at every spike.
+
     v_threshold and v_init are buffers and part of the state_dict; so is bias, the current of "light", once it is there. In
     float32 with ``v_init=0., v_threshold=1.`` the output equals, spike for spike, that of a fresh (or reset) SpikingJelly
     ``neuron.IFNode(v_reset=None)``.
@@ -231,7 +235,8 @@ class IFNode(nn.Module):
 
     def _parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
         allowed = (x.dtype, F.state_dtype(x.dtype))
-        return tuple(p if p.dtype in allowed else p.to(allowed[1]) for p in (self.v_threshold, self.v_init))
+        start = self.v_init if self.v_init.dtype in allowed else self.v_init.to(allowed[1])
+        return self.v_threshold.to(x.dtype), start  # θ as the spikes carry it: a reset takes off what was sent
 
     def _simulate(self, x_seq: Tensor, inplace: bool, *, pool: tuple[int, int] | None = None, **fused: Tensor | None) -> Tensor:
         theta, v_init = self._parameters_for(x_seq)

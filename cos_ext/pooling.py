@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as TF
 
@@ -30,8 +31,15 @@ class MaxPoolBefore(nn.Module):
         if self.rho == 0 or self.timesteps == 1:
             return self.pool(x)
         steps = x.unflatten(0, (self.timesteps, x.shape[0] // self.timesteps))
-        pooled, where = self._with_indices(steps[: self.rho].mean(0))
         space = int(type(self.pool).__name__[-2])
+        if space == 2 and x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+            # The results of mean and gather are contiguous in the order of their dimensions: with the channels last they stay there.
+            last = steps.permute(0, 1, 3, 4, 2)
+            pooled, where = self._with_indices(last[: self.rho].mean(0).permute(0, 3, 1, 2))
+            index = where.permute(0, 2, 3, 1).flatten(1, 2).expand(self.timesteps, -1, -1, -1)
+            chosen = last.flatten(2, 3).gather(2, index).unflatten(2, pooled.shape[-2:])
+            return chosen.permute(0, 1, 4, 2, 3).flatten(0, 1)
+        pooled, where = self._with_indices(steps[: self.rho].mean(0))
         flat = steps.flatten(-space)  # [T, B, ..., positions], as the indices count them
         chosen = flat.gather(-1, where.flatten(-space).expand(self.timesteps, *[-1] * (flat.dim() - 1)))
         return chosen.unflatten(-1, pooled.shape[-space:]).flatten(0, 1)

@@ -418,6 +418,65 @@ def test_one_launch_and_no_allocation_but_the_results(name, layout, per_channel,
     del kept
 
 
+@pytest.mark.parametrize("execution", ["steps", "counts"])
+def test_a_captured_network_is_the_network(execution, bare):
+    # In float64, where no convolution decides a spike by its rounding.
+    network = cos_ext.convert(cos_ext.models.resnet20(10, 1, threshold=1.0).double(), timesteps=4, rho=4, emission="even").to(GPU)
+    network.execution = execution
+    captured = network.capture(torch.zeros(6, 1, 28, 28, dtype=torch.float64, device=GPU))
+    results = []
+    for _ in range(3):
+        x = torch.rand(6, 1, 28, 28, dtype=torch.float64, device=GPU)
+        results.append((captured(x), network(x)))
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        x = torch.rand(6, 1, 28, 28, dtype=torch.float64, device=GPU)
+        results.append((captured(x), network(x)))
+    torch.cuda.synchronize()
+    for ours, expected in results:
+        assert ours.shape == (4, 6, 10) and (ours - expected).abs().max() <= 1e-9 and expected.abs().max() > 1e-3
+    assert captured(x, clone=False).data_ptr() == captured(x, clone=False).data_ptr()
+    with pytest.raises(ValueError, match="as captured, got torch.float64"):
+        captured(x[:3])
+    with pytest.raises(ValueError, match="on cpu; capture"):
+        captured(x.cpu())
+    network.timesteps = 3
+    with pytest.raises(RuntimeError, match="changed since it was captured"):
+        captured(x)
+    assert network.capture(x)(x).shape == (3, 6, 10)
+
+
+def test_capture_under_autocast_needs_it_without_its_cache(bare):
+    network = cos_ext.convert(cos_ext.models.resnet20(10, 1, threshold=1.0), timesteps=2, rho=2).to(GPU)
+    x = torch.rand(4, 1, 28, 28, device=GPU)
+    with torch.autocast("cuda", dtype=torch.bfloat16), pytest.raises(RuntimeError, match="cache_enabled=False"):
+        network.capture(x)
+    with torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=False):
+        assert network.capture(x)(x).dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match="capture needs CUDA"):
+        network.capture(x.cpu())
+
+
+def test_a_memory_limit_is_kept(bare):
+    network = cos_ext.convert(cos_ext.models.resnet20(10, 1, threshold=1.0).double(), timesteps=8, rho=4).to(GPU)
+    x = torch.rand(256, 1, 28, 28, dtype=torch.float64, device=GPU)
+    whole, peaks, outputs = network.activation_bytes(x), [], []
+    for limit in (None, whole // 8):
+        network.memory_limit = limit
+        network(x)  # plans, and lets libraries take what they keep
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        outputs.append(network(x))
+        torch.cuda.synchronize()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    print(f"\nallocated at most: {peaks}, estimated: {whole}, limit: {whole // 8}")
+    assert peaks[0] >= 0.99 * whole and peaks[1] < 0.5 * peaks[0]
+    assert (outputs[0] - outputs[1]).abs().max() <= 1e-9
+
+
 @pytest.mark.skipif(WHY_NOT is None and torch.cuda.device_count() < 2, reason="there is one GPU only")
 def test_another_device_than_the_current_one():
     x = currents(8, 3, 129)
