@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "emission.h"
 #include "neuron.h"
 
 namespace cos_ext {
@@ -23,6 +24,18 @@ using vector_t = typename VectorOf<S, N>::type;
     using count = vector_t<Int, N>;                                   \
     static COS_HD void add(count& sum, count fired) { sum -= fired; } \
   };
+#define COS_VECTOR_PLAN(Int, N)                                                                    \
+  template <>                                                                                      \
+  struct PlanOf<vector_t<Int, N>> {                                                                \
+    static COS_HD void add(vector_t<Int, N>& count, vector_t<Int, N> fired) { count -= fired; }    \
+  };
+COS_VECTOR_PLAN(int32_t, 4)
+COS_VECTOR_PLAN(int32_t, 8)
+COS_VECTOR_PLAN(int32_t, 16)
+COS_VECTOR_PLAN(int64_t, 2)
+COS_VECTOR_PLAN(int64_t, 4)
+COS_VECTOR_PLAN(int64_t, 8)
+#undef COS_VECTOR_PLAN
 COS_VECTOR_VALUE(float, int32_t, 4)
 COS_VECTOR_VALUE(float, int32_t, 8)
 COS_VECTOR_VALUE(float, int32_t, 16)
