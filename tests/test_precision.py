@@ -29,11 +29,15 @@ def currents_and_spikes(network, x):
     seen = {}
     hooks = []
     for site, node in network.nodes().items():
-        hooks.append(node.register_forward_pre_hook(lambda m, i, site=site: seen.__setitem__(site, [i[0].clone()])))
+        hooks.append(
+            node.register_forward_pre_hook(lambda m, i, site=site: seen.__setitem__(site, [m._currents(*i)[0].clone()]))
+        )
         hooks.append(node.register_forward_hook(lambda m, i, o, site=site: seen[site].append(o.clone())))
-    out = network(x)
+    with network._by_steps():  # nothing fused
+        out = network(x)
     for hook in hooks:
         hook.remove()
+    assert torch.equal(out, network(x))
     return seen, out
 
 
@@ -173,7 +177,7 @@ def test_channels_last_is_kept_without_copies(architecture, settings):
 
     with Copies(size=3 * 16 * 7 * 7) as copies:
         out = network(x)
-    assert copies.seen > 20 and copies.others == []
+    assert copies.seen > 12 and copies.others == []
     assert copies.copies == []
     for module in network.module.modules():
         module.register_forward_hook(look)
