@@ -42,6 +42,9 @@ class IFNode(nn.Module):
         inplace: write the spikes over the input.
         static_input: the input is [B, ...] and the same at every step; it is read once, and the output is [T*B, ...].
 
+    Called with (x) or (x, residual): the residual, like x, is added to the input in the same pass. convert() also lets it scale and
+    shift the input (buffers in_scale and in_bias, None unless used) and pool the spikes (`pool`).
+
     In float16 and bfloat16 the potential is float32, and θ is θ rounded to the input's dtype, for the comparison, the reset and the
     spike alike: the next layer receives exactly what the reset took off (also with a float32 node under torch.autocast). The
     network is then the exact one with the rounded thresholds, where other residuals than these would be lost at every spike.
