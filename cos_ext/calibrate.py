@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import functional as F
+from ._batches import check_batches, device_of, model_inputs, number_of_inputs
 from ._files import write_tensors
 from .graph import clip_of, trace
 from .qcfs import QCFS
@@ -103,7 +104,7 @@ def calibrate_thresholds(model: nn.Module, batches: Iterable[Any], *, method: st
     """
     _check_arguments(batches, method, percentile, per_channel, timesteps)
     traced = trace(model)
-    home = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    home = device_of(model)
     if not traced.sites:
         why = f", as far as can be seen without tracing ({traced.why_not})" if traced.why_not else ""
         raise ValueError(f"model must have an activation, {type(model).__name__} has none{why}")
@@ -188,8 +189,7 @@ def _check_thresholds(thresholds: Mapping[str, Tensor]) -> None:
 
 
 def _check_arguments(batches: Iterable[Any], method: str, percentile: float, per_channel: bool, timesteps: int) -> None:
-    if isinstance(batches, (Tensor, str, bytes, Mapping)) or not hasattr(batches, "__iter__"):
-        raise TypeError(f"batches must be an iterable of batches (a list, a DataLoader), got {type(batches).__name__}")
+    check_batches(batches)
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     if isinstance(percentile, bool) or not isinstance(percentile, numbers.Real):
@@ -202,28 +202,6 @@ def _check_arguments(batches: Iterable[Any], method: str, percentile: float, per
         raise TypeError(f"timesteps must be an int, got {type(timesteps).__name__}")
     if timesteps < 1:
         raise ValueError(f"timesteps must be >= 1, got {timesteps}")
-
-
-def number_of_inputs(graph: torch.fx.Graph | None) -> int:
-    """How many inputs a batch has: the arguments of forward without a default; 1 where the model is not traced."""
-    if graph is None:
-        return 1
-    placeholders = [node for node in graph.nodes if node.op == "placeholder" and not node.target.startswith("*")]
-    return max(sum(not node.args for node in placeholders), 1)
-
-
-def model_inputs(batch: Any, wanted: int) -> list[Tensor]:
-    """The inputs in an element of batches; what follows them in a tuple, such as labels, is left out."""
-    elements = [batch] if isinstance(batch, Tensor) else batch
-    if not isinstance(elements, (tuple, list)) or not all(isinstance(element, Tensor) for element in elements[:wanted]):
-        kinds = f" of {[type(element).__name__ for element in elements]}" if isinstance(elements, (tuple, list)) else ""
-        raise TypeError(f"batches must yield tensors, or tuples that begin with {wanted} of them, "
-                        f"got {type(batch).__name__}{kinds}")  # fmt: skip
-    if len(elements) < wanted or not elements:
-        raise ValueError(f"batches must yield the model's {wanted} input(s), got {len(elements)} element(s)")
-    if elements[0].dim() == 0:
-        raise ValueError("batches must yield tensors with a batch dimension, got one without dimensions")
-    return list(elements[:wanted])
 
 
 def _watch(site: str, activation: nn.Module, method: str, per_channel: bool,

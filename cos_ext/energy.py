@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from . import functional as F
 from ._tables import percent, table
-from .calibrate import model_inputs, number_of_inputs
+from ._batches import check_batches, device_of, model_inputs, number_of_inputs
 from .graph import owner_of
 from .network import SpikingNetwork, Walked
 
@@ -303,8 +303,7 @@ def energy_report(network: SpikingNetwork, batches: Iterable[Any], *, ac_energy:
     """
     if not isinstance(network, SpikingNetwork):
         raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
-    if isinstance(batches, (Tensor, str, bytes, Mapping)) or not hasattr(batches, "__iter__"):
-        raise TypeError(f"batches must be an iterable of batches (a list, a DataLoader), got {type(batches).__name__}")
+    check_batches(batches)
     watching = [site for site, node in network.nodes().items() if node.calibration == "srp" and node.watch_steps]
     if watching:
         raise ValueError(f"network must have another calibration than 'srp', which runs its neurons twice, at {watching}")
@@ -319,7 +318,7 @@ def energy_report(network: SpikingNetwork, batches: Iterable[Any], *, ac_energy:
     quantised = rule if quantised_mac_energy is None else _checked("quantised_mac_energy", quantised_mac_energy)
 
     network.eval()
-    where = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu"))
+    where = device_of(network)
     wanted, samples, counter = number_of_inputs(getattr(network.module, "graph", None)), 0, _Counter(network)
     for batch in tqdm(batches, desc="energy", disable=not progress, leave=False):
         inputs = [tensor.to(where, non_blocking=True) for tensor in model_inputs(batch, wanted)]

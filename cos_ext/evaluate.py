@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import distributed as _distributed
+from ._batches import device_of
 from .network import SpikingNetwork
 from .neuron import IFNode
 from .prefetch import check_depth, prefetched
@@ -111,7 +112,7 @@ def evaluate(network: SpikingNetwork, loader: Iterable[tuple[Tensor, Tensor]], *
     except Exception as error:
         failure, share = error, _Share(error=f"{type(error).__name__}: {error}")
     try:
-        shares = _distributed.gather(share, group, device=_place(network))
+        shares = _distributed.gather(share, group, device=device_of(network) if isinstance(network, SpikingNetwork) else None)
     except Exception:
         if failure is not None:  # the cause, rather than what it did to the exchange
             raise failure
@@ -119,13 +120,6 @@ def evaluate(network: SpikingNetwork, loader: Iterable[tuple[Tensor, Tensor]], *
     if failure is not None:
         raise failure
     return _merged(shares)
-
-
-def _place(network: Any) -> torch.device | None:
-    """Where the network is."""
-    if not isinstance(network, SpikingNetwork):
-        return None
-    return next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu"))
 
 
 def _every(loader: Iterable[Any], rank: int, processes: int, seen: Any) -> Iterator[Any]:
@@ -160,7 +154,7 @@ def _counted(network: SpikingNetwork, loader: Iterable[Any], device: str | torch
         node.count_spikes, node.emitted = True, None
     start = time.perf_counter()
     try:
-        with prefetched(loader, _place(network), prefetch) as batches:
+        with prefetched(loader, device_of(network), prefetch) as batches:
             total = _length(loader, 1) if length is None else length
             bar = tqdm(batches, desc="evaluate", total=total, disable=not progress, leave=False)
             correct, correct5, samples, classes = _pass(network, bar)

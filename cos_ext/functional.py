@@ -346,22 +346,23 @@ def check_calibration(rho: int, iterations: int | None) -> int:
     return iterations
 
 
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    """Validate that an argument is one of some names, and return it."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, got {type(value).__name__}")
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+    return value
+
+
 def check_emission(emission: str) -> str:
     """Validate emission and return it."""
-    if not isinstance(emission, str):
-        raise TypeError(f"emission must be a str, got {type(emission).__name__}")
-    if emission not in EMISSIONS:
-        raise ValueError(f"emission must be one of {EMISSIONS}, got {emission!r}")
-    return emission
+    return check_choice("emission", emission, EMISSIONS)
 
 
 def check_method(calibration: str) -> str:
     """Validate the name of a calibration and return it."""
-    if not isinstance(calibration, str):
-        raise TypeError(f"calibration must be a str, got {type(calibration).__name__}")
-    if calibration not in CALIBRATIONS:
-        raise ValueError(f"calibration must be one of {CALIBRATIONS}, got {calibration!r}")
-    return calibration
+    return check_choice("calibration", calibration, CALIBRATIONS)
 
 
 def check_values(name: str, value: Tensor, dtype: torch.dtype | None = None) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .calibrate import model_inputs, number_of_inputs
+from ._batches import check_batches, device_of, model_inputs, number_of_inputs
 from .graph import trace
 from .network import SpikingNetwork
 from .neuron import IFNode
@@ -68,7 +68,7 @@ def fit_light(network: SpikingNetwork, ann: nn.Module, batches: Iterable[Any], *
         raise ValueError(f"ann must be the model that the network was converted from, with activations at "
                          f"{list(network.options['sites'])}; it has {list(traced.sites)}")  # fmt: skip
     network.eval()
-    where = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu"))
+    where = device_of(network)
     model = traced.module.to(where)
     ours, theirs = (next((p.dtype for p in m.parameters() if p.is_floating_point()), None) for m in (network, model))
     if ours is not None and theirs is not None and ours != theirs:
@@ -117,8 +117,7 @@ def _check_arguments(network: SpikingNetwork, ann: nn.Module, batches: Iterable[
         raise TypeError(f"ann must be an nn.Module, got {type(ann).__name__}")
     if isinstance(ann, SpikingNetwork):
         raise TypeError("ann must be the model that the network was converted from, got a SpikingNetwork")
-    if isinstance(batches, (Tensor, str, bytes, Mapping)) or not hasattr(batches, "__iter__"):
-        raise TypeError(f"batches must be an iterable of batches (a list, a DataLoader), got {type(batches).__name__}")
+    check_batches(batches)
 
 
 class _Mean:

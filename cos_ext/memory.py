@@ -20,6 +20,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from ._batches import device_of
 from .neuron import IFNode
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def need(network: SpikingNetwork, inputs: tuple[Tensor, ...], batch: int, key: t
     key = (batch, key or _key(network, inputs))
     if key not in network._needs:
         with _disable_current_modes():
-            network._needs[key] = _dry_run(network, inputs, batch, _place(network))
+            network._needs[key] = _dry_run(network, inputs, batch, device_of(network))
     return network._needs[key]
 
 
@@ -97,13 +98,9 @@ def _key(network: SpikingNetwork, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]
     """All that a need depends on but the batch, the weights' dtypes and the network's settings, whose changes clear what is known."""
     nodes = [module for module in network.modules() if isinstance(module, IFNode)]
     extra = any(node.count_spikes for node in nodes), any(node.keep_statistics for node in nodes), network.execution
-    kind = _place(network).type
+    kind = device_of(network).type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     return *((x.shape[1:], x.dtype, _order(x)) for x in inputs), extra, autocast
-
-
-def _place(network: nn.Module) -> torch.device:
-    return next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu"))
 
 
 def _order(x: Tensor) -> tuple[int, ...]:

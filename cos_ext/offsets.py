@@ -21,7 +21,7 @@ from tqdm import tqdm
 from . import functional as F
 from ._tables import percent as _percent
 from ._tables import table as _table
-from .calibrate import model_inputs, number_of_inputs
+from ._batches import check_batches, device_of, model_inputs, number_of_inputs
 from .graph import trace
 from .network import SpikingNetwork
 from .neuron import IFNode
@@ -284,8 +284,7 @@ def offset_spike_report(ann: nn.Module, network: SpikingNetwork, batches: Iterab
     hard = [site for site, node in nodes.items() if node.v_reset is not None]
     if hard:
         raise ValueError(f"network must have soft reset (calibration is defined for v_reset=None), not so {hard}")
-    tensors = [*network.parameters(), *network.buffers()]
-    where = next((tensor.device for tensor in tensors), torch.device("cpu"))
+    where = device_of(network)
     model = traced.module.to(where)
     ours, theirs = (next((p.dtype for p in m.parameters() if p.is_floating_point()), None) for m in (network, model))
     if ours is not None and theirs is not None and ours != theirs:
@@ -323,8 +322,7 @@ def _check_arguments(ann: nn.Module, network: SpikingNetwork, batches: Iterable[
         raise TypeError("ann must be the model that the network was converted from, got a SpikingNetwork")
     if not isinstance(network, SpikingNetwork):
         raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
-    if isinstance(batches, (Tensor, str, bytes, Mapping)) or not hasattr(batches, "__iter__"):
-        raise TypeError(f"batches must be an iterable of batches (a list, a DataLoader), got {type(batches).__name__}")
+    check_batches(batches)
     if isinstance(iterations, bool) or not isinstance(iterations, int):
         raise TypeError(f"iterations must be an int, got {type(iterations).__name__}")
     if iterations < 0:

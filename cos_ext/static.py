@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from . import functional as F
 from ._files import write_tensors
-from .calibrate import model_inputs, number_of_inputs
+from ._batches import check_batches, device_of, model_inputs, number_of_inputs
 from .network import SpikingNetwork
 from .neuron import IFNode
 
@@ -138,8 +138,7 @@ def _check_arguments(network: SpikingNetwork, batches: Iterable[Any], per: str, 
         raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
     if network.execution != "steps":
         raise ValueError(f"network must have execution 'steps' to be fitted, got {network.execution!r}")
-    if isinstance(batches, (Tensor, str, bytes, Mapping)) or not hasattr(batches, "__iter__"):
-        raise TypeError(f"batches must be an iterable of batches (a list, a DataLoader), got {type(batches).__name__}")
+    check_batches(batches)
     for name, value, allowed in (("per", per, PER), ("statistic", statistic, STATISTICS)):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
@@ -178,8 +177,7 @@ class _Fit:
         self.nodes = network.nodes()
         self.starts = {site: node.v_init for site, node in self.nodes.items()}
         self.sites = [site for site in self.nodes if _shifts(own[site])]
-        tensors = [*network.parameters(), *network.buffers()]
-        self.where = next((tensor.device for tensor in tensors), torch.device("cpu"))
+        self.where = device_of(network)
         graph = network.module.graph if isinstance(network.module, fx.GraphModule) else None
         self.wanted = number_of_inputs(graph)
         self.statistics: dict[str, _Statistic] = {}  # of the layers that are being fitted

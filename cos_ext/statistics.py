@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ._batches import check_batches, device_of, model_inputs, number_of_inputs
 from ._ops import TALLIES
 
 if TYPE_CHECKING:
@@ -113,10 +114,10 @@ class NetworkStatistics:
 @torch.no_grad()
 def collect(network: SpikingNetwork, batches: Iterable[Any], *, progress: bool = True) -> NetworkStatistics:
     """See :meth:`SpikingNetwork.statistics`."""
-    from .calibrate import model_inputs, number_of_inputs
-
+    
+    check_batches(batches)
     nodes = network.nodes()
-    where = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu"))
+    where = device_of(network)
     wanted = number_of_inputs(getattr(network.module, "graph", None))
     for node in nodes.values():
         node.statistics, node.keep_statistics = None, True

@@ -1,5 +1,9 @@
 """What several test files share: devices, dtypes, layouts, the shipped model. No tests here."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -45,6 +49,17 @@ def shipped_model():
 @pytest.fixture(scope="session")
 def test_set():
     return data.fashion_mnist()
+
+
+def bench_script(name):
+    """A script of bench/ as a module; skips where only the package is."""
+    path = Path(__file__).resolve().parents[1] / "bench" / f"{name}.py"
+    if not path.exists():
+        pytest.skip("bench/ is not installed")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def layouts(x):

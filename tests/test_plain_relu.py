@@ -6,28 +6,21 @@ No accuracy is checked here.
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 import struct
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import bench_script
 from torch import nn
 
 from cos_ext import train
 
-SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "plain_relu.py"
 
 
 @pytest.fixture(scope="module")
 def script():
-    if not SCRIPT.exists():
-        pytest.skip("bench/ is not installed")
-    spec = importlib.util.spec_from_file_location("plain_relu", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return bench_script("plain_relu")
 
 
 @pytest.fixture

@@ -1,31 +1,22 @@
 """bench/reproduce.py: its rows are what the settings say, and the images that light is fitted on are evaluated by no row."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import bench_script
 from test_checkpoints import make_state
 
 import cos_ext
 from cos_ext import convert, data, evaluate, fit_light
 
-SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "reproduce.py"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def script():
-    if not SCRIPT.exists():
-        pytest.skip("bench/ is not installed")
-    spec = importlib.util.spec_from_file_location("reproduce", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["reproduce"] = module
-    spec.loader.exec_module(module)
-    return module
+    return bench_script("reproduce")
 
 
 def table(printed):
