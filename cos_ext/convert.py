@@ -896,7 +896,8 @@ class _Planner(_Base):
                 node.replace_input_with(source, broadcasts[source])
         self.graph.eliminate_dead_code()
         if fuse:
-            fuse_graph(self.model, self.graph, self.spiking, self._owned, self._fused, biases=fuse == "bias")
+            tensors = self.spiking - set(self.number)
+            fuse_graph(self.model, self.graph, tensors, self._owned, self._fused, biases=fuse == "bias")
         self.graph.lint()
         return fx.GraphModule(self.model, self.graph, type(self.model).__name__)
 

@@ -40,7 +40,7 @@ def fuse_graph(model: nn.Module, graph: fx.Graph, spiking: set[fx.Node], owned: 
     """Fuse what can be into the neurons of `graph`, in place.
 
     Args:
-        spiking: nodes with time folded into their batch; what is static is computed once and not worth it.
+        spiking: tensors with time folded into their batch; what is static is computed once and not worth it.
         owned: whether a node's memory may be overwritten by the only one that reads it.
         note: called with every node that was fused and a word on where.
         biases: also the biases of convolutions and Linear.

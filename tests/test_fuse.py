@@ -189,3 +189,19 @@ def test_what_does_not_fit_the_kernel_is_done_apart():
 def test_bad_fuse(fuse):
     with pytest.raises(ValueError, match="fuse must be"):
         convert(net(), timesteps=2, fuse=fuse)
+
+
+def test_a_number_is_no_residual():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.acts = nn.Linear(3, 4), nn.Linear(4, 5), nn.ModuleList(QCFS(4, 1.0) for _ in range(2))
+
+        def forward(self, x):
+            y = self.two(self.acts[0](self.one(x)))
+            return self.acts[1](y + y.size(1))
+
+    x = torch.randn(3, 3)
+    ours, theirs = (convert(Net().eval(), timesteps=2, rho=2, fuse=fuse) for fuse in (True, False))
+    theirs.load_state_dict(ours.state_dict())
+    assert torch.equal(ours(x), theirs(x))
