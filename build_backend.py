@@ -1,8 +1,9 @@
-"""In-tree PEP 517 backend: setuptools, building against the torch that is installed where cos_ext will run.
+"""In-tree PEP 517 backend: setuptools, building against the torch that is installed where cos_ext
+will run.
 
-pip builds in an isolated environment that hides the installed torch. Building there against another, newly downloaded
-torch costs gigabytes, and its CUDA version need not be the installed one. So the installed torch is made visible again, and
-torch is asked for only where there is none.
+pip builds in an isolated environment that hides the installed torch. Building there against
+another, newly downloaded torch costs gigabytes, and its CUDA version need not be the installed one.
+So the installed torch is made visible again, and torch is asked for only where there is none.
 """
 
 import importlib.util
@@ -22,14 +23,18 @@ def _hosting_folders() -> list[str]:
     in_venv = sys.prefix != sys.base_prefix
     if not in_venv:
         folders.append(site.getusersitepackages())
-    elif settings.is_file() and "include-system-site-packages = true" in settings.read_text().lower():
+    elif (
+        settings.is_file() and "include-system-site-packages = true" in settings.read_text().lower()
+    ):
         outer = sysconfig.get_paths(vars={"base": sys.base_prefix, "platbase": sys.base_prefix})
         folders += [outer["purelib"], outer["platlib"]]
     return folders
 
 
 def _installed_torch() -> bool:
-    """Whether torch can be imported, after putting the hosting environment's packages behind the isolated ones."""
+    """Whether torch can be imported, after putting the hosting environment's packages behind the
+    isolated ones.
+    """
     if importlib.util.find_spec("torch"):
         return True
     for folder in _hosting_folders():

@@ -1,11 +1,11 @@
 """Builds the extension modules. Everything else about the package is in pyproject.toml.
 
     cos_ext/_C       schemas and CPU operators, on torch's stable ABI (runs on torch 2.11 and later)
-    cos_ext/_C_cuda  CUDA operators; built when torch is a CUDA build and a toolkit of the same major is found
-    cos_ext/_core    pybind11 over NumPy, without torch
+    cos_ext/_C_cuda  CUDA operators; built when torch is a CUDA build and a toolkit of the same
+    major is found cos_ext/_core    pybind11 over NumPy, without torch
 
-Environment: FORCE_CUDA=1 builds _C_cuda or fails, FORCE_CUDA=0 never builds it; CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS
-as in torch; DEBUG=1 builds with -O0 -g.
+Environment: FORCE_CUDA=1 builds _C_cuda or fails, FORCE_CUDA=0 never builds it; CUDA_HOME,
+TORCH_CUDA_ARCH_LIST, MAX_JOBS as in torch; DEBUG=1 builds with -O0 -g.
 """
 
 import os
@@ -28,29 +28,53 @@ KERNELS = [
     "csrc/cpu/kernels_avx2.cpp",
     "csrc/cpu/kernels_avx512.cpp",
 ]
-# Spikes are exact: no contraction to fused multiply-add, no fast-math. -fno-trapping-math only allows vectorised selects.
-CXX_FLAGS = ["-std=c++17", "-fvisibility=hidden", "-fno-trapping-math", "-fno-math-errno", "-ffp-contract=off", "-Wall",
-             *(["-O0", "-g"] if DEBUG else ["-O3", "-g0"])]  # fmt: skip
-NVCC_FLAGS = ["-std=c++17", "-fmad=false", "-DUSE_CUDA", "-Xcompiler", "-fvisibility=hidden",
-              *(["-O0", "-g", "-lineinfo"] if DEBUG else ["-O3"])]  # fmt: skip
+# Spikes are exact: no contraction to fused multiply-add, no fast-math. -fno-trapping-math only
+# allows vectorised selects.
+CXX_FLAGS = [
+    "-std=c++17",
+    "-fvisibility=hidden",
+    "-fno-trapping-math",
+    "-fno-math-errno",
+    "-ffp-contract=off",
+    "-Wall",
+    *(["-O0", "-g"] if DEBUG else ["-O3", "-g0"]),
+]
+NVCC_FLAGS = [
+    "-std=c++17",
+    "-fmad=false",
+    "-DUSE_CUDA",
+    "-Xcompiler",
+    "-fvisibility=hidden",
+    *(["-O0", "-g", "-lineinfo"] if DEBUG else ["-O3"]),
+]
 
 
 def toolkit() -> tuple[Path | None, str]:
-    """(CUDA toolkit folder, its version) or (None, why not). An nvcc on PATH may be a wrapper, so nvcc itself is asked."""
+    """(CUDA toolkit folder, its version) or (None, why not). An nvcc on PATH may be a wrapper, so
+    nvcc itself is asked.
+    """
     candidates = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     if not candidates:
         nvcc = shutil.which("nvcc")
         if nvcc:
             dry = subprocess.run(
-                [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True, check=False
+                [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull],
+                capture_output=True,
+                text=True,
+                check=False,
             )
             top = re.search(r"^#\$ TOP=(.+)$", dry.stderr, re.MULTILINE)
             candidates += [os.path.normpath(top.group(1).strip())] if top else []
         candidates.append("/usr/local/cuda")
     for candidate in map(Path, candidates):
-        if (candidate / "include" / "cuda_runtime.h").is_file() and (candidate / "bin" / "nvcc").is_file():
+        if (candidate / "include" / "cuda_runtime.h").is_file() and (
+            candidate / "bin" / "nvcc"
+        ).is_file():
             said = subprocess.run(
-                [candidate / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True
+                [candidate / "bin" / "nvcc", "--version"],
+                capture_output=True,
+                text=True,
+                check=True,
             ).stdout
             return candidate, re.search(r"release (\d+\.\d+)", said).group(1)
     return None, f"no CUDA toolkit (bin/nvcc and include/cuda_runtime.h) in {', '.join(candidates)}"
@@ -82,7 +106,9 @@ def arch_flags(archs: str) -> list[str]:
     for arch in re.split(r"[;,\s]+", archs.strip()):
         match = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", arch)
         if not match:
-            sys.exit(f"cos_ext: TORCH_CUDA_ARCH_LIST: {arch!r} is not like 9.0 or 9.0+PTX (in {archs!r})")
+            sys.exit(
+                f"cos_ext: TORCH_CUDA_ARCH_LIST: {arch!r} is not like 9.0 or 9.0+PTX (in {archs!r})"
+            )
         number = match.group(1) + match.group(2)
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if match.group(3):
@@ -96,8 +122,13 @@ def main() -> None:
         from torch.utils import cpp_extension
     except ImportError as error:
         # A source distribution and a package's metadata need no torch; only building does.
-        if {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "install"} & set(sys.argv):
-            sys.exit(f"cos_ext builds against an installed torch >= 2.11, and `import torch` failed: {error}")
+        if {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "install"} & set(
+            sys.argv
+        ):
+            sys.exit(
+                "cos_ext builds against an installed torch >= 2.11, and `import torch` failed: "
+                f"{error}"
+            )
         setup()
         return
     import pybind11
@@ -114,34 +145,50 @@ def main() -> None:
     macros = [("TORCH_TARGET_VERSION", TARGET_VERSION)]
     extensions = [
         cpp_extension.CppExtension(
-            "cos_ext._C", ["csrc/ops.cpp", "csrc/cpu/ops_cpu.cpp", *KERNELS],
-            define_macros=macros, extra_compile_args={"cxx": CXX_FLAGS}, py_limited_api=True,
+            "cos_ext._C",
+            ["csrc/ops.cpp", "csrc/cpu/ops_cpu.cpp", *KERNELS],
+            define_macros=macros,
+            extra_compile_args={"cxx": CXX_FLAGS},
+            py_limited_api=True,
         ),
-    ]  # fmt: skip
+    ]
     if home:
-        # torch crashes when it is to guess architectures without a GPU; the flags are given in full instead.
+        # torch crashes when it is to guess architectures without a GPU; the flags are given in full
+        # instead.
         os.environ["TORCH_CUDA_ARCH_LIST"] = archs
         cpp_extension.CUDA_HOME = str(home)
         extensions.append(
             cpp_extension.CppExtension(
-                "cos_ext._C_cuda", ["csrc/cuda/ops_cuda.cu"], define_macros=macros,
-                include_dirs=[str(home / "include")], library_dirs=[str(home / "lib64")], libraries=["cudart_static", "dl", "rt"],
+                "cos_ext._C_cuda",
+                ["csrc/cuda/ops_cuda.cu"],
+                define_macros=macros,
+                include_dirs=[str(home / "include")],
+                library_dirs=[str(home / "lib64")],
+                libraries=["cudart_static", "dl", "rt"],
                 extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS + arch_flags(archs)},
-                extra_link_args=["-Wl,--no-as-needed", "-ltorch"], py_limited_api=True,
+                extra_link_args=["-Wl,--no-as-needed", "-ltorch"],
+                py_limited_api=True,
             )
-        )  # fmt: skip
-    facts = {"TORCH": torch.__version__, "CUDA": note if home else "", "CUDA_ARCHS": archs if home else "",
-             "CUDA_OFF": "" if home else note}  # fmt: skip
+        )
+    facts = {
+        "TORCH": torch.__version__,
+        "CUDA": note if home else "",
+        "CUDA_ARCHS": archs if home else "",
+        "CUDA_OFF": "" if home else note,
+    }
     core = cpp_extension.CppExtension(
-        "cos_ext._core", ["csrc/python/core_module.cpp", *KERNELS],
+        "cos_ext._core",
+        ["csrc/python/core_module.cpp", *KERNELS],
         define_macros=[(f"COS_EXT_BUILD_{key}", f'"{value}"') for key, value in facts.items()],
         extra_compile_args={"cxx": CXX_FLAGS},
-    )  # fmt: skip
+    )
     core.include_dirs, core.libraries, core.library_dirs = [pybind11.get_include()], [], []
     extensions.append(core)
     setup(
         ext_modules=extensions,
-        cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(no_python_abi_suffix=False)},
+        cmdclass={
+            "build_ext": cpp_extension.BuildExtension.with_options(no_python_abi_suffix=False)
+        },
     )
 
 

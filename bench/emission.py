@@ -1,4 +1,5 @@
-"""The order of the spikes on the shipped checkpoint: accuracy at every step by emission and rho, on the whole test set.
+"""The order of the spikes on the shipped checkpoint: accuracy at every step by emission and rho, on
+the whole test set.
 
     python bench/emission.py [--samples N] [--json FILE]
 
@@ -12,11 +13,14 @@ import json
 from pathlib import Path
 
 from cos_ext import convert, data, evaluate, models
-from cos_ext.__main__ import DEMO_CHECKPOINT
+from cos_ext.cli import DEMO_CHECKPOINT
 
 TIMESTEPS = 8
-ROWS = [(rho, emission, iterations) for rho in (2, 4, 8) for emission, iterations in
-        (("calibrated", 1), ("calibrated", None), ("even", 0), ("front", 0))]  # fmt: skip
+ROWS = [
+    (rho, emission, iterations)
+    for rho in (2, 4, 8)
+    for emission, iterations in (("calibrated", 1), ("calibrated", None), ("even", 0), ("front", 0))
+]
 
 
 def main() -> None:
@@ -31,19 +35,33 @@ def main() -> None:
     network = convert(model.eval(), timesteps=TIMESTEPS)
     results = []
     print(f"{len(images.labels)} images, resnet20, L = {record['levels']}")
-    print("| rho | emission | " + " | ".join(f"t = {t}" for t in (1, 2, 4, 8)) + " |\n| ---: | --- |" + " ---: |" * 4)
+    print(
+        "| rho | emission | "
+        + " | ".join(f"t = {t}" for t in (1, 2, 4, 8))
+        + " |\n| ---: | --- |"
+        + " ---: |" * 4
+    )
     for rho, emission, iterations in ROWS:
         network.rho, network.emission, network.iterations = rho, emission, iterations
         accuracy = evaluate(network, images.batches(50), progress=False).accuracy
-        results.append({"rho": rho, "emission": emission, "iterations": iterations, "accuracy": accuracy})
+        results.append(
+            {"rho": rho, "emission": emission, "iterations": iterations, "accuracy": accuracy}
+        )
         name = (
-            emission if emission != "calibrated" else f"calibrated, {'exact' if iterations is None else '1 iteration'}"
+            emission
+            if emission != "calibrated"
+            else f"calibrated, {'exact' if iterations is None else '1 iteration'}"
         )
         print(
-            f"| {rho} | {name} | " + " | ".join(f"{100 * accuracy[t - 1]:.2f}" for t in (1, 2, 4, 8)) + " |", flush=True
+            f"| {rho} | {name} | "
+            + " | ".join(f"{100 * accuracy[t - 1]:.2f}" for t in (1, 2, 4, 8))
+            + " |",
+            flush=True,
         )
     if options.json:
-        options.json.write_text(json.dumps({"samples": len(images.labels), "rows": results}, indent=1) + "\n")
+        options.json.write_text(
+            json.dumps({"samples": len(images.labels), "rows": results}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""Orders of a calibrated neuron's spikes that the kernels do not have, in plain torch, on the shipped checkpoint.
+"""Orders of a calibrated neuron's spikes that the kernels do not have, in plain torch, on the
+shipped checkpoint.
 
-    python bench/emission_orders.py [--rho 2 4 8] [--orders even block ...] [--timesteps 8] [--samples N] [--json FILE]
+    python bench/emission_orders.py [--rho 2 4 8] [--orders even block ...] [--timesteps 8]
+    [--samples N] [--json FILE]
 
-Prints accuracy by order, rho and step; measures no time. `--list` says what each order is. Not for production.
+Prints accuracy by order, rho and step; measures no time. `--list` says what each order is. Not for
+production.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ from torch import Tensor, nn
 
 from cos_ext import SpikingNetwork, convert, data, models
 from cos_ext import functional as F
-from cos_ext.__main__ import DEMO_CHECKPOINT
+from cos_ext.cli import DEMO_CHECKPOINT
 from cos_ext.neuron import IFNode
 
-# An order: (x_seq [S, B, *neurons], θ, v(0), rho) -> who fires, bool [S, B, *neurons]. θ, v(0) broadcast to [*neurons].
+# An order: (x_seq [S, B, *neurons], θ, v(0), rho) -> who fires, bool [S, B, *neurons]. θ, v(0)
+# broadcast to [*neurons].
 Order = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 ORDERS: dict[str, Order] = {}
 LEVELS = 8  # of the shipped checkpoint
@@ -43,12 +47,16 @@ def desired(x_seq: Tensor, theta: Tensor, v_init: Tensor, rho: int) -> Tensor:
 
 
 def spread(rate: Tensor, phase: Tensor | float, steps: int) -> Tensor:
-    """n(t) = floor(rate t + phase), s(t) = n(t) - n(t-1) for t = 1..steps, bool [steps, ...]; 0 <= rate <= 1."""
+    """n(t) = floor(rate t + phase), s(t) = n(t) - n(t-1) for t = 1..steps, bool [steps, ...]; 0 <=
+    rate <= 1.
+    """
     time = torch.arange(steps + 1, dtype=rate.dtype).view(-1, *[1] * rate.dim())
     return (rate * time + phase).floor().diff(dim=0) > 0
 
 
-def by_phase(x_seq: Tensor, theta: Tensor, v_init: Tensor, rho: int, phase: Tensor | float) -> Tensor:
+def by_phase(
+    x_seq: Tensor, theta: Tensor, v_init: Tensor, rho: int, phase: Tensor | float
+) -> Tensor:
     return spread(desired(x_seq, theta, v_init, rho) / rho, phase, len(x_seq))
 
 
@@ -59,8 +67,12 @@ def positions(x_seq: Tensor) -> Tensor:
 
 
 def golden(x_seq: Tensor) -> Tensor:
-    """A low-discrepancy phase by neuron, i / golden ratio modulo 1, in steps of 1/4096 so that sums are exact."""
-    return (positions(x_seq).double() * 0.6180339887498949).frac().mul(4096).floor().div(4096).float()
+    """A low-discrepancy phase by neuron, i / golden ratio modulo 1, in steps of 1/4096 so that sums
+    are exact.
+    """
+    return (
+        (positions(x_seq).double() * 0.6180339887498949).frac().mul(4096).floor().div(4096).float()
+    )
 
 
 def hashed(x_seq: Tensor) -> Tensor:
@@ -71,9 +83,17 @@ def hashed(x_seq: Tensor) -> Tensor:
     return ((number ^ (number >> 16)) & 4095) / 4096
 
 
-for _name, _phase in (("floor", 0.0), ("phase 1/4", 0.25), ("even", 0.5), ("phase 3/4", 0.75), ("ceil", 1 - 2.0**-12)):
+for _name, _phase in (
+    ("floor", 0.0),
+    ("phase 1/4", 0.25),
+    ("even", 0.5),
+    ("phase 3/4", 0.75),
+    ("ceil", 1 - 2.0**-12),
+):
 
-    def _emit(x_seq: Tensor, theta: Tensor, v_init: Tensor, rho: int, phase: float = _phase) -> Tensor:
+    def _emit(
+        x_seq: Tensor, theta: Tensor, v_init: Tensor, rho: int, phase: float = _phase
+    ) -> Tensor:
         return by_phase(x_seq, theta, v_init, rho, phase)
 
     _emit.__doc__ = f"n(t) = floor(C* t/rho + {_phase:.4g}); s(1) = [C* >= {1 - _phase:.4g} rho]"
@@ -90,7 +110,9 @@ def _golden(x_seq: Tensor, theta: Tensor, v_init: Tensor, rho: int) -> Tensor:
 def _golden_channel(x_seq: Tensor, theta: Tensor, v_init: Tensor, rho: int) -> Tensor:
     """the same, the phase by channel"""
     channels = torch.arange(x_seq.shape[2]).view(-1, *[1] * (x_seq.dim() - 3))
-    return by_phase(x_seq, theta, v_init, rho, (channels * 0.6180339887498949).frac().mul(4096).floor() / 4096)
+    return by_phase(
+        x_seq, theta, v_init, rho, (channels * 0.6180339887498949).frac().mul(4096).floor() / 4096
+    )
 
 
 @order("hashed")
@@ -116,7 +138,9 @@ def _front(x_seq: Tensor, theta: Tensor, v_init: Tensor, rho: int) -> Tensor:
 
 @order("mean")
 def _mean(x_seq: Tensor, theta: Tensor, v_init: Tensor, rho: int) -> Tensor:
-    """an IF neuron at the constant current mean(x(1..rho)) from v(0): n(t) = floor(r t + v(0)/θ), r not rounded"""
+    """an IF neuron at the constant current mean(x(1..rho)) from v(0): n(t) = floor(r t + v(0)/θ), r
+    not rounded
+    """
     return spread((x_seq[:rho].mean(0) / theta).clamp(0, 1), v_init / theta, len(x_seq))
 
 
@@ -134,7 +158,9 @@ def _carry(x_seq: Tensor, theta: Tensor, v: Tensor, count: Tensor) -> Tensor:
 
 def _then_running(keep: bool = True) -> Order:
     def emit(x_seq: Tensor, theta: Tensor, v_init: Tensor, rho: int) -> Tensor:
-        first = F.cos_forward(x_seq[:rho], theta, v_init, rho=rho, emission="even", return_count=True)
+        first = F.cos_forward(
+            x_seq[:rho], theta, v_init, rho=rho, emission="even", return_count=True
+        )
         if len(x_seq) == rho:
             return first.spikes > 0
         v = _carry(x_seq[:rho], theta, v_init, first.spike_count)
@@ -145,12 +171,16 @@ def _then_running(keep: bool = True) -> Order:
     return emit
 
 
-def _blocks(phase: Callable[[Tensor], Tensor] | None = None, limits: tuple[float, float] | None = None) -> Order:
+def _blocks(
+    phase: Callable[[Tensor], Tensor] | None = None, limits: tuple[float, float] | None = None
+) -> Order:
     def emit(x_seq: Tensor, theta: Tensor, v_init: Tensor, rho: int) -> Tensor:
         spikes, v = [], v_init.expand(x_seq.shape[1:])
         for block in x_seq.split(rho):
             if phase is None:
-                result = F.cos_forward(block, theta, v, rho=len(block), emission="even", return_count=True)
+                result = F.cos_forward(
+                    block, theta, v, rho=len(block), emission="even", return_count=True
+                )
                 fires, count = result.spikes > 0, result.spike_count
             else:
                 count = desired(block, theta, v, len(block))
@@ -165,7 +195,9 @@ def _blocks(phase: Callable[[Tensor], Tensor] | None = None, limits: tuple[float
 
 
 ORDERS["even, running"] = _then_running()
-ORDERS["even, running"].__doc__ = "even for rho steps, then an IF neuron on its input from v(0) + Σ x(1..rho) - θ C*"
+ORDERS[
+    "even, running"
+].__doc__ = "even for rho steps, then an IF neuron on its input from v(0) + Σ x(1..rho) - θ C*"
 ORDERS["even, running, fresh"] = _then_running(keep=False)
 ORDERS["even, running, fresh"].__doc__ = "the same, that potential clipped to [0, θ]"
 ORDERS["block"] = _blocks()
@@ -184,14 +216,18 @@ ORDERS["block, hashed"].__doc__ = "block, with the phases of hashed in every blo
 
 @order("smoothed")
 def _smoothed(x_seq: Tensor, theta: Tensor, v_init: Tensor, rho: int) -> Tensor:
-    """an IF neuron whose input is replaced, in every rho steps, by its mean over them; exact where v stays in [0, θ)"""
+    """an IF neuron whose input is replaced, in every rho steps, by its mean over them; exact where
+    v stays in [0, θ)
+    """
     means = [block.mean(0).expand(block.shape) for block in x_seq.split(rho)]
     return F.if_forward(torch.cat(means), theta, v_init).spikes > 0
 
 
 @order("look-ahead")
 def _look_ahead(x_seq: Tensor, theta: Tensor, v_init: Tensor, rho: int) -> Tensor:
-    """s(t) = [n(t-1) + 1 <= t mean(x(1..t+rho-1))/θ + v(0)/θ]: a plan made again at every step; not exact over rho"""
+    """s(t) = [n(t-1) + 1 <= t mean(x(1..t+rho-1))/θ + v(0)/θ]: a plan made again at every step; not
+    exact over rho
+    """
     total, count, spikes = x_seq.cumsum(0), torch.zeros(x_seq.shape[1:]), []
     for t in range(1, len(x_seq) + 1):
         seen = min(t + rho - 1, len(x_seq))
@@ -205,8 +241,12 @@ EXACT = [name for name in ORDERS if name not in ("mean, L levels", "smoothed", "
 
 
 def counted(name: str, rho: int) -> tuple[int, int]:
-    """On random float64 inputs: the neurons whose count over rho steps is not C*, and how many there are."""
-    x_seq = torch.randn(3 * rho, 50, 16, 8, 8, generator=torch.manual_seed(0), dtype=torch.float64).add_(0.3)
+    """On random float64 inputs: the neurons whose count over rho steps is not C*, and how many
+    there are.
+    """
+    x_seq = torch.randn(
+        3 * rho, 50, 16, 8, 8, generator=torch.manual_seed(0), dtype=torch.float64
+    ).add_(0.3)
     theta = torch.tensor(1.0, dtype=torch.float64)
     spikes = ORDERS[name](x_seq, theta, theta / 2, rho)
     wrong = spikes[:rho].sum(0) != desired(x_seq, theta, theta / 2, rho)
@@ -214,7 +254,9 @@ def counted(name: str, rho: int) -> tuple[int, int]:
 
 
 def install(network: SpikingNetwork, name: str) -> None:
-    """Have every node emit in that order; a name that the kernels have (calibrated, exact) leaves the nodes to them."""
+    """Have every node emit in that order; a name that the kernels have (calibrated, exact) leaves
+    the nodes to them.
+    """
     for node in network.nodes().values():
         node.__dict__.pop("_simulate", None)
     network.emission, network.iterations = "calibrated", 1 if name == "calibrated" else None
@@ -236,14 +278,17 @@ def install(network: SpikingNetwork, name: str) -> None:
 def first_steps(network: SpikingNetwork, names: list[str], batches: data.Batches) -> list[Tensor]:
     """The predictions [T, images] of orders that are exact over rho, for T <= rho, in one pass.
 
-    What every layer but the last reads of another is a sum over rho steps, so that only the last layer's order matters.
+    What every layer but the last reads of another is a sum over rho steps, so that only the last
+    layer's order matters.
     """
     install(network, "even")
     *_, last = network.nodes().values()
 
     def simulate(x_seq: Tensor, inplace: bool) -> Tensor:
         return (
-            torch.cat([ORDERS[name](x_seq, last.v_threshold, last.v_init, last.rho) for name in names], 1)
+            torch.cat(
+                [ORDERS[name](x_seq, last.v_threshold, last.v_init, last.rho) for name in names], 1
+            )
             * last.v_threshold
         )
 
@@ -251,21 +296,27 @@ def first_steps(network: SpikingNetwork, names: list[str], batches: data.Batches
     steps = max(network.timesteps, network.rho)
     found = []
     for inputs, _ in batches:
-        outputs = network.module(inputs).unflatten(0, (steps, len(names), len(inputs)))[: network.timesteps]
+        outputs = network.module(inputs).unflatten(0, (steps, len(names), len(inputs)))[
+            : network.timesteps
+        ]
         found.append(outputs.cumsum(0).argmax(-1).transpose(0, 1))
     return list(torch.cat(found, 2))
 
 
 @torch.no_grad()
 def match_means(ann: nn.Module, network: SpikingNetwork, images: Tensor) -> None:
-    """v(0) by channel, layer after layer, so that the mean of θ C*/rho over `images` is the ANN's mean activation.
+    """v(0) by channel, layer after layer, so that the mean of θ C*/rho over `images` is the ANN's
+    mean activation.
 
-    The idea of matching means, with the bias instead of v(0): Li et al., "A free lunch from ANN", ICML 2021.
+    The idea of matching means, with the bias instead of v(0): Li et al., "A free lunch from ANN",
+    ICML 2021.
     """
     means: dict[str, Tensor] = {}
 
     def note(site: str) -> Callable:
-        return lambda module, args, output: means.update({site: output.mean([0, *range(2, output.dim())])})
+        return lambda module, args, output: means.update(
+            {site: output.mean([0, *range(2, output.dim())])}
+        )
 
     nodes = network.nodes()
     hooks = [ann.get_submodule(site).register_forward_hook(note(site)) for site in nodes]
@@ -278,10 +329,17 @@ def match_means(ann: nn.Module, network: SpikingNetwork, images: Tensor) -> None
             theta, rho = node.v_threshold, node.rho
             total = x_seq[:rho].sum(0)
             shape = (-1, *[1] * (total.dim() - 2))
-            low, high = torch.zeros(total.shape[1]).view(shape), torch.full((total.shape[1],), 1.0).view(shape)
+            low, high = (
+                torch.zeros(total.shape[1]).view(shape),
+                torch.full((total.shape[1],), 1.0).view(shape),
+            )
             for _ in range(10):
                 middle = (low + high) / 2
-                mean = (total / theta + middle).floor().clamp(0, rho).mean([0, *range(2, total.dim())]) * theta / rho
+                mean = (
+                    (total / theta + middle).floor().clamp(0, rho).mean([0, *range(2, total.dim())])
+                    * theta
+                    / rho
+                )
                 less = (mean < means[site]).view(shape)
                 low, high = torch.where(less, middle, low), torch.where(less, high, middle)
             node.v_init = (low + high) / 2 * theta
@@ -305,29 +363,44 @@ def main() -> None:
     parser.add_argument("--rho", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--orders", nargs="+", default=["calibrated", "exact", *ORDERS])
     parser.add_argument("--timesteps", type=int, default=8)
-    parser.add_argument("--shown", type=int, nargs="+", default=[1, 2, 4, 8], help="the steps in the table")
     parser.add_argument(
-        "--first", action="store_true", help="T = rho, and the orders that are exact over rho in one pass"
+        "--shown", type=int, nargs="+", default=[1, 2, 4, 8], help="the steps in the table"
+    )
+    parser.add_argument(
+        "--first",
+        action="store_true",
+        help="T = rho, and the orders that are exact over rho in one pass",
     )
     parser.add_argument("--samples", type=int, help="the first so many images (default: all)")
     parser.add_argument(
-        "--against", default="even", help="count the images on which an order wins and loses against this"
+        "--against",
+        default="even",
+        help="count the images on which an order wins and loses against this",
     )
     parser.add_argument("--v0", type=float, default=0.5, help="v(0) in units of θ, in every layer")
     parser.add_argument("--theta", type=float, default=1.0, help="a factor on every threshold")
     parser.add_argument(
-        "--match", type=int, default=0, help="match means on so many training images first (v(0) by channel)"
+        "--match",
+        type=int,
+        default=0,
+        help="match means on so many training images first (v(0) by channel)",
     )
     parser.add_argument(
-        "--train", action="store_true", help="evaluate on the last training images, to choose settings by"
+        "--train",
+        action="store_true",
+        help="evaluate on the last training images, to choose settings by",
     )
     parser.add_argument(
-        "--data", default=TRAIN_IMAGES, help="the folder with the training images, for --match and --train"
+        "--data",
+        default=TRAIN_IMAGES,
+        help="the folder with the training images, for --match and --train",
     )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--list", action="store_true", help="say what each order is")
     parser.add_argument(
-        "--check", action="store_true", help="count the neurons whose count over rho is not C*, random inputs"
+        "--check",
+        action="store_true",
+        help="count the neurons whose count over rho is not C*, random inputs",
     )
     options = parser.parse_args()
     if options.first and options.against not in EXACT:
@@ -337,7 +410,9 @@ def main() -> None:
         return
     if options.check:
         for name in ORDERS:
-            found = "; ".join("rho = {}: {} of {}".format(rho, *counted(name, rho)) for rho in options.rho)
+            found = "; ".join(
+                "rho = {}: {} of {}".format(rho, *counted(name, rho)) for rho in options.rho
+            )
             print(f"{name:22s} {found}")
         return
     unknown = sorted(set(options.orders) - {"calibrated", "exact", *ORDERS})
@@ -350,13 +425,23 @@ def main() -> None:
     if options.train:
         images = data.fashion_mnist(options.data, train=True)
         chosen = slice(len(images) - (options.samples or len(images)), None)
-        images = data.ImageSet(images.images[chosen], images.labels[chosen], images.mean, images.std, 10)
+        images = data.ImageSet(
+            images.images[chosen], images.labels[chosen], images.mean, images.std, 10
+        )
     else:
         images = data.fashion_mnist().first(options.samples)
-    shown = [t for t in options.shown if t <= (max(options.rho) if options.first else options.timesteps)]
-    print(f"{len(images)} {'training' if options.train else 'test'} images, resnet20, L = {record['levels']}, v(0) = "
-          f"{options.v0} θ, thresholds times {options.theta}, means matched on {options.match} images")  # fmt: skip
-    print(f"+a -b: a images on which only the row's order is right, b on which only {options.against!r} is, at that t")
+    shown = [
+        t for t in options.shown if t <= (max(options.rho) if options.first else options.timesteps)
+    ]
+    print(
+        f"{len(images)} {'training' if options.train else 'test'} images, resnet20, L = "
+        f"{record['levels']}, v(0) = "
+        f"{options.v0} θ, thresholds times {options.theta}, means matched on {options.match} images"
+    )
+    print(
+        "+a -b: a images on which only the row's order is right, b on which only "
+        f"{options.against!r} is, at that t"
+    )
     compared = (1, shown[-1])
     heads = [f"t = {t}" for t in (*shown, *compared)]
     print("| rho | order | " + " | ".join(heads) + " |\n| ---: | --- |" + " ---: |" * len(heads))
@@ -370,7 +455,9 @@ def main() -> None:
             training = data.fashion_mnist(options.data, train=True)
             match_means(model, network, training.normalise(training.images[: options.match]))
         planned = [name for name in options.orders if name in EXACT] if options.first else []
-        together = dict(zip(planned, first_steps(network, planned, images.batches(50)))) if planned else {}
+        together = (
+            dict(zip(planned, first_steps(network, planned, images.batches(50)))) if planned else {}
+        )
         reference = None
         for name in options.orders:
             if name in together:
@@ -393,8 +480,14 @@ def main() -> None:
             results.append(row)
             print(f"| {rho} | {name} | " + " | ".join(cells) + " |", flush=True)
     if options.json:
-        settings = {key: value for key, value in vars(options).items() if key in ("v0", "theta", "match", "train")}
-        options.json.write_text(json.dumps({"samples": len(images), **settings, "rows": results}, indent=1) + "\n")
+        settings = {
+            key: value
+            for key, value in vars(options).items()
+            if key in ("v0", "theta", "match", "train")
+        }
+        options.json.write_text(
+            json.dumps({"samples": len(images), **settings, "rows": results}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

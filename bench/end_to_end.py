@@ -1,27 +1,33 @@
-"""Whole networks: images per second and peak memory of cos_ext, of its layers alone, and of what one would run instead.
+"""Whole networks: images per second and peak memory of cos_ext, of its layers alone, and of what
+one would run instead.
 
-    python bench/end_to_end.py [--networks N ...] [--sizes S ...] [--timesteps T ...] [--rho R ...] [--batch B]
-        [--repeats N] [--rows ROW ...] [--device cpu|cuda] [--dtype D] [--threads N] [--clock wall|cpu] [--peers DIR]
-        [--compile] [--profile] [--no-memory] [--full] [--short] [--note TEXT] [--json FILE]
+    python bench/end_to_end.py [--networks N ...] [--sizes S ...] [--timesteps T ...] [--rho R ...]
+    [--batch B]
+        [--repeats N] [--rows ROW ...] [--device cpu|cuda] [--dtype D] [--threads N] [--clock
+        wall|cpu] [--peers DIR] [--compile] [--profile] [--no-memory] [--full] [--short] [--note
+        TEXT] [--json FILE]
 
-Building the contestants, checking them against each other, timing and reporting live here; no kernels, and no accuracy.
+Building the contestants, checking them against each other, timing and reporting live here; no
+kernels, and no accuracy.
 
-Rows, every one in the faster of two memory layouts, BatchNorm folded, under inference_mode, on the same random images
-and the same random weights (time does not depend on them; thresholds are the 99th percentile of the activations, and
-the spike rate is printed):
+Rows, every one in the faster of two memory layouts, BatchNorm folded, under inference_mode, on the
+same random images and the same random weights (time does not depend on them; thresholds are the
+99th percentile of the activations, and the spike rate is printed):
 
-    ANN         one pass with ReLU in place: what the network cost before it was converted
-    floor       the convolutions, linear and pooling layers of the converted network alone, on max(T, rho) times the
-                batch; what stands before the first neurons once. Neurons hand their input on, residual sums their
-                first operand.
-    cos_ext     the converted network in several settings; "fused" is convert's default
-    plain       the same network, each layer's neurons as plain torch operations: watch rho steps, shift, run all steps
-    SpikingJelly   its ann2snn on the same ReLU network: no calibration, T steps, the faster of its step modes
-    compiled    torch.compile of plain
+    ANN         one pass with ReLU in place: what the network cost before it was converted floor
+    the convolutions, linear and pooling layers of the converted network alone, on max(T, rho) times
+    the
+                batch; what stands before the first neurons once. Neurons hand their input on,
+                residual sums their first operand.
+    cos_ext     the converted network in several settings; "fused" is convert's default plain
+    the same network, each layer's neurons as plain torch operations: watch rho steps, shift, run
+    all steps SpikingJelly   its ann2snn on the same ReLU network: no calibration, T steps, the
+    faster of its step modes compiled    torch.compile of plain
 
-Rows are interleaved in one process; a ratio is the median over the repeats of a row's time to the floor's in the same
-repeat. A run during which other processes used the CPUs is repeated. Peak memory is what a fresh process adds, in its
-first run, to what it holds once the network and its input stand.
+Rows are interleaved in one process; a ratio is the median over the repeats of a row's time to the
+floor's in the same repeat. A run during which other processes used the CPUs is repeated. Peak
+memory is what a fresh process adds, in its first run, to what it holds once the network and its
+input stand.
 """
 
 from __future__ import annotations
@@ -55,8 +61,8 @@ from torch import Tensor, fx, nn
 
 import cos_ext
 from cos_ext import bench, calibrate_thresholds, convert, models
-from cos_ext.fold import fold_batchnorms
-from cos_ext.graph import set_module, trace
+from cos_ext.conversion.fold import fold_batchnorms
+from cos_ext.conversion.tracing import set_module, trace
 
 # The pairs of network and image size, and the images of a batch.
 PAIRS = {("resnet20", 32): 50, ("vgg16", 32): 10, ("resnet34", 224): 1, ("vgg16", 224): 1}
@@ -64,7 +70,8 @@ EPSILON = 1e-3
 MIB = 2**20
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 FLOOR, ANN, PLAIN, PEER, COMPILED = "floor", "ANN", "plain", "SpikingJelly", "compiled"
-# The converted network's settings by row; "counts" is a simulator's shortcut to what "even" computes.
+# The converted network's settings by row; "counts" is a simulator's shortcut to what "even"
+# computes.
 NETWORKS: dict[str, dict[str, Any]] = {
     "cos_ext": {"iterations": 1},
     "cos_ext, exact": {"iterations": None},
@@ -72,8 +79,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "cos_ext, counts": {"emission": "even", "execution": "counts"},
 }
 if "fuse" in inspect.signature(convert).parameters:
-    NETWORKS = {f"{name}{', fused' if fuse else ''}": {**settings, "fuse": fuse}
-                for name, settings in NETWORKS.items() for fuse in (False, True)}  # fmt: skip
+    NETWORKS = {
+        f"{name}{', fused' if fuse else ''}": {**settings, "fuse": fuse}
+        for name, settings in NETWORKS.items()
+        for fuse in (False, True)
+    }
 Call = Callable[[], Any]
 
 
@@ -83,7 +93,9 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """What is run: the hidden layers of `network` on images of size x size, max(timesteps, rho) steps."""
+    """What is run: the hidden layers of `network` on images of size x size, max(timesteps, rho)
+    steps.
+    """
 
     network: str
     size: int
@@ -103,15 +115,23 @@ class Case:
 
 
 class PlainNeurons(nn.Module):
-    """Calibrated IF neurons, iterations = 1, as plain torch operations over [S*B, ...] (static: [B, ...]).
+    """Calibrated IF neurons, iterations = 1, as plain torch operations over [S*B, ...] (static: [B,
+    ...]).
 
-    Hao et al. (ICLR 2023, arXiv 2302.10685), section 4: rho steps are watched, a neuron whose residual shows one spike
-    too many or too few has its initial potential shifted, and S steps are run. stacked: spikes are collected and
-    stacked, which torch.compile turns into fewer kernels; else they are written into one tensor.
+    Hao et al. (ICLR 2023, arXiv 2302.10685), section 4: rho steps are watched, a neuron whose
+    residual shows one spike too many or too few has its initial potential shifted, and S steps are
+    run. stacked: spikes are collected and stacked, which torch.compile turns into fewer kernels;
+    else they are written into one tensor.
     """
 
     def __init__(
-        self, theta: Tensor, v_init: Tensor, steps: int, rho: int, static: bool, stacked: bool = False
+        self,
+        theta: Tensor,
+        v_init: Tensor,
+        steps: int,
+        rho: int,
+        static: bool,
+        stacked: bool = False,
     ) -> None:
         super().__init__()
         self.register_buffer("theta", theta.clone())
@@ -121,11 +141,17 @@ class PlainNeurons(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         state = cos_ext.functional.state_dtype(x.dtype)
         theta, start = self.theta.to(state), self.v_init.to(state)
-        x_seq = x.unsqueeze(0).expand(self.steps, *x.shape) if self.static else x.unflatten(0, (self.steps, -1))
+        x_seq = (
+            x.unsqueeze(0).expand(self.steps, *x.shape)
+            if self.static
+            else x.unflatten(0, (self.steps, -1))
+        )
         v = start
         if self.rho:
             count = torch.zeros_like(x_seq[0], dtype=torch.int32)
-            lowest, highest = (torch.full_like(x_seq[0], value, dtype=state) for value in (torch.inf, -torch.inf))
+            lowest, highest = (
+                torch.full_like(x_seq[0], value, dtype=state) for value in (torch.inf, -torch.inf)
+            )
             for t in range(self.rho):
                 m = v + x_seq[t]
                 fired = m >= theta
@@ -145,7 +171,11 @@ class PlainNeurons(nn.Module):
                 v = m - spike
                 spikes.append(spike.to(x.dtype))
             return torch.stack(spikes).flatten(0, 1)
-        out = torch.empty(x_seq.shape, dtype=x.dtype, device=x.device) if self.static else torch.empty_like(x_seq)
+        out = (
+            torch.empty(x_seq.shape, dtype=x.dtype, device=x.device)
+            if self.static
+            else torch.empty_like(x_seq)
+        )
         for t in range(self.steps):
             m = v + x_seq[t]
             fired = m >= theta
@@ -155,7 +185,9 @@ class PlainNeurons(nn.Module):
 
 
 class Handed(nn.Module):
-    """Instead of neurons in the floor: hands its input on. Static: a tensor of the neurons' size that is made once."""
+    """Instead of neurons in the floor: hands its input on. Static: a tensor of the neurons' size
+    that is made once.
+    """
 
     def __init__(self, steps: int, static: bool) -> None:
         super().__init__()
@@ -174,7 +206,11 @@ class Handed(nn.Module):
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return (
+        x.dim() == 4
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not x.is_contiguous()
+    )
 
 
 class Contestants:
@@ -184,18 +220,29 @@ class Contestants:
         self.case, self.peers = case, peers
         torch.manual_seed(0)
         classes, stem = (10, "cifar") if case.size < 100 else (1000, "imagenet")
-        self.ann = models.build(case.network, classes, stem=stem, activation=nn.ReLU).eval().requires_grad_(False)
+        self.ann = (
+            models.build(case.network, classes, stem=stem, activation=nn.ReLU)
+            .eval()
+            .requires_grad_(False)
+        )
         shape = (3, case.size, case.size)
         self.images = torch.randn(case.batch, *shape).to(case.device, getattr(torch, case.dtype))
         some = [torch.randn(min(case.batch, 4), *shape)]
-        self.thresholds = calibrate_thresholds(self.ann, some, method="percentile", percentile=99.0, progress=False)
+        self.thresholds = calibrate_thresholds(
+            self.ann, some, method="percentile", percentile=99.0, progress=False
+        )
         self.calibration_images = some
         self.networks: dict[str, cos_ext.SpikingNetwork] = {}
 
     def network(self, row: str = "cos_ext") -> cos_ext.SpikingNetwork:
         if row not in self.networks:
-            network = convert(self.ann, timesteps=self.case.timesteps, rho=self.case.rho, thresholds=self.thresholds,
-                              **NETWORKS[row])  # fmt: skip
+            network = convert(
+                self.ann,
+                timesteps=self.case.timesteps,
+                rho=self.case.rho,
+                thresholds=self.thresholds,
+                **NETWORKS[row],
+            )
             self.networks[row] = network.to(self.case.device, getattr(torch, self.case.dtype))
         # What no memory format changes is shared: a VGG-16's Linear layers hold half a gigabyte.
         shared = {id(p): p for p in self.networks[row].parameters() if p.dim() != 4}
@@ -203,11 +250,19 @@ class Contestants:
 
     @staticmethod
     def variants(row: str) -> list[str]:
-        """The forms of a row, of which the fastest is measured: layouts, and for the peer step modes."""
-        return [f"{mode} {layout}" for mode in "ms" for layout in LAYOUTS] if row == PEER else list(LAYOUTS)
+        """The forms of a row, of which the fastest is measured: layouts, and for the peer step
+        modes.
+        """
+        return (
+            [f"{mode} {layout}" for mode in "ms" for layout in LAYOUTS]
+            if row == PEER
+            else list(LAYOUTS)
+        )
 
     def make(self, row: str, variant: str) -> Call:
-        """A call that runs a variant of the row once. Raises Missing where it cannot be run here."""
+        """A call that runs a variant of the row once. Raises Missing where it cannot be run
+        here.
+        """
         if row == PEER:
             return self._peer(*variant.split())
         layout = variant
@@ -228,7 +283,7 @@ class Contestants:
     def _ann(self) -> nn.Module:
         """With BatchNorm folded and ReLU in place."""
         traced = trace(self.ann)
-        fold_batchnorms(traced.module, {node: 4 for node in traced.graph.nodes})
+        fold_batchnorms(traced.module, dict.fromkeys(traced.graph.nodes, 4))
         module = fx.GraphModule(traced.module, traced.graph)
         for site in traced.sites:
             set_module(module, site, nn.ReLU(inplace=True))
@@ -252,12 +307,24 @@ class Contestants:
     def _plain(self, stacked: bool) -> nn.Module:
         module, nodes = self._unfused()
         for site, node in nodes.items():
-            set_module(module, site, PlainNeurons(node.v_threshold, node.v_init, self.case.steps, self.case.rho,
-                                                  node.static_input, stacked))  # fmt: skip
+            set_module(
+                module,
+                site,
+                PlainNeurons(
+                    node.v_threshold,
+                    node.v_init,
+                    self.case.steps,
+                    self.case.rho,
+                    node.static_input,
+                    stacked,
+                ),
+            )
         return module
 
     def _peer(self, mode: str, layout: str) -> Call:
-        """SpikingJelly's conversion, which folds BatchNorm; step mode "m" takes all steps at once, "s" one by one."""
+        """SpikingJelly's conversion, which folds BatchNorm; step mode "m" takes all steps at once,
+        "s" one by one.
+        """
         try:
             from spikingjelly.activation_based import ann2snn, functional, neuron
         except ImportError as error:
@@ -273,14 +340,18 @@ class Contestants:
             module = _quietly(lambda: ann2snn.Converter(dataloader=labelled, mode="99.9%")(model))
             if mode == "m":
                 raise Missing("this version's ann2snn has no multi-step mode")
-        module = module.eval().to(self.case.device, getattr(torch, self.case.dtype)).to(memory_format=LAYOUTS[layout])
+        module = (
+            module.eval()
+            .to(self.case.device, getattr(torch, self.case.dtype))
+            .to(memory_format=LAYOUTS[layout])
+        )
         functional.set_step_mode(module, mode)
         if self.case.device == "cuda" and mode == "m":
             for backend in ("triton", "cupy"):
                 try:
                     functional.set_backend(module, backend, neuron.IFNode)
                     break
-                except Exception:  # noqa: BLE001  (a back end that is not there raises what it likes)
+                except Exception:
                     continue
         images, steps = self.images.to(memory_format=LAYOUTS[layout]), self.case.timesteps
 
@@ -295,15 +366,21 @@ class Contestants:
     # Checks
 
     def check(self, rows: list[str]) -> None:
-        """Plain neurons give EQUAL outputs; fused and counted networks agree with theirs in float64. Or SystemExit."""
+        """Plain neurons give EQUAL outputs; fused and counted networks agree with theirs in
+        float64. Or SystemExit.
+        """
         some = self.images[: min(len(self.images), 4)]
         with torch.inference_mode():
             for layout, memory_format in LAYOUTS.items():
                 images = some.to(memory_format=memory_format)
                 ours = self.network("cos_ext").to(memory_format=memory_format)(images)
                 plain = self._plain(False).to(memory_format=memory_format)(images)
-                if not torch.equal(ours, plain.unflatten(0, (self.case.steps, -1))[: self.case.timesteps]):
-                    raise SystemExit(f"{self.case}: cos_ext and plain torch operations differ ({layout})")
+                if not torch.equal(
+                    ours, plain.unflatten(0, (self.case.steps, -1))[: self.case.timesteps]
+                ):
+                    raise SystemExit(
+                        f"{self.case}: cos_ext and plain torch operations differ ({layout})"
+                    )
             wide, found = some[:1].double(), {}
             for row in (row for row in rows if row in NETWORKS):
                 twin = row.removesuffix(", fused").replace("counts", "even")
@@ -339,7 +416,9 @@ def _quietly(call: Call) -> Any:
 
 
 def seconds_of(call: Call, clock: str) -> float:
-    """One run: by the events of a CUDA device ("cuda"), the wall clock ("wall") or this process's CPU time ("cpu")."""
+    """One run: by the events of a CUDA device ("cuda"), the wall clock ("wall") or this process's
+    CPU time ("cpu").
+    """
     if clock == "cuda":
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
@@ -357,13 +436,19 @@ def seconds_of(call: Call, clock: str) -> float:
 
 
 def _busy() -> tuple[float, float] | None:
-    """CPU seconds of all processes (and what a hypervisor took), and of this one; None without /proc/stat."""
+    """CPU seconds of all processes (and what a hypervisor took), and of this one; None without
+    /proc/stat.
+    """
     try:
-        user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+        user, nice, system, _, _, irq, softirq, steal = map(
+            int, Path("/proc/stat").read_text().split()[1:9]
+        )
     except (OSError, ValueError):
         return None
     own = os.times()
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK"), own.user + own.system
+    return (user + nice + system + irq + softirq + steal) / os.sysconf(
+        "SC_CLK_TCK"
+    ), own.user + own.system
 
 
 @dataclass
@@ -388,7 +473,9 @@ class Quiet:
             others = 0.0
             if before is not None and after is not None:
                 spent = (after[0] - before[0]) - (after[1] - before[1])
-                others = max(0.0, spent - 0.02) / (wall * (os.cpu_count() or 1))  # the clock ticks are 0.01 s
+                others = max(0.0, spent - 0.02) / (
+                    wall * (os.cpu_count() or 1)
+                )  # the clock ticks are 0.01 s
             found.append((others, elapsed))
             if others <= self.most:
                 break
@@ -400,15 +487,20 @@ class Quiet:
         return elapsed
 
 
-def fastest(contestants: Contestants, row: str, probes: int, clock: str) -> tuple[Call, dict[str, Any]]:
-    """The fastest variant of a row, and what was seen: by the least of `probes` interleaved runs, after one to warm up.
+def fastest(
+    contestants: Contestants, row: str, probes: int, clock: str
+) -> tuple[Call, dict[str, Any]]:
+    """The fastest variant of a row, and what was seen: by the least of `probes` interleaved runs,
+    after one to warm up.
 
     Raises Missing where no variant runs.
     """
     calls, why = {}, ""
     facts: dict[str, Any] = {}
     variants = contestants.variants(row)
-    if row == COMPILED:  # compiling takes minutes: in the layout that plain torch operations like best
+    if (
+        row == COMPILED
+    ):  # compiling takes minutes: in the layout that plain torch operations like best
         variants = [fastest(contestants, PLAIN, probes, clock)[1]["variant"]]
     for variant in variants:
         try:
@@ -420,10 +512,12 @@ def fastest(contestants: Contestants, row: str, probes: int, clock: str) -> tupl
             calls[variant] = call
         except Missing as error:
             why = str(error)
-        except Exception as error:  # noqa: BLE001  (peers and compilers fail in ways of their own; the row says how)
+        except Exception as error:
             if row not in (PEER, COMPILED):
                 raise
-            why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
+            why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[
+                :300
+            ]
     if not calls:
         raise Missing(why)
     seen = {variant: [] for variant in calls}
@@ -434,7 +528,10 @@ def fastest(contestants: Contestants, row: str, probes: int, clock: str) -> tupl
     chosen = calls.pop(best)
     calls.clear()
     gc.collect()  # graphs hold themselves: at 224x224 their weights would fill the memory
-    facts |= {"variant": best, "probe_ms": {variant: 1e3 * min(times) for variant, times in seen.items() if times}}
+    facts |= {
+        "variant": best,
+        "probe_ms": {variant: 1e3 * min(times) for variant, times in seen.items() if times},
+    }
     return chosen, facts
 
 
@@ -445,8 +542,14 @@ def measure(case: Case, rows: list[str], options: argparse.Namespace) -> dict[st
     load = [os.getloadavg()[0]]
     contestants.check(rows)
     gc.collect()
-    record: dict[str, Any] = {**asdict(case), "steps": case.steps, "spike_rate": contestants.spike_rate(),
-                              "plain equals cos_ext": True, "clock": clock, "rows": {}}  # fmt: skip
+    record: dict[str, Any] = {
+        **asdict(case),
+        "steps": case.steps,
+        "spike_rate": contestants.spike_rate(),
+        "plain equals cos_ext": True,
+        "clock": clock,
+        "rows": {},
+    }
     calls: dict[str, Call] = {}
     for row in rows:
         try:
@@ -460,48 +563,69 @@ def measure(case: Case, rows: list[str], options: argparse.Namespace) -> dict[st
         for row, call in calls.items():
             times[row].append(quiet.seconds(call))
     load.append(os.getloadavg()[0])
-    # The load average has this process's own threads in it; others is the share of the CPUs that other processes used.
+    # The load average has this process's own threads in it; others is the share of the CPUs that
+    # other processes used.
     record |= {"load": load, "others_worst": quiet.worst, "runs_repeated": quiet.repeated}
     for row, values in times.items():
         record["rows"][row] |= {"s": values, "images_per_s": case.batch / statistics.median(values)}
         if FLOOR in times:
-            record["rows"][row]["to_floor"] = statistics.median(a / b for a, b in zip(values, times[FLOOR]))
+            record["rows"][row]["to_floor"] = statistics.median(
+                a / b for a, b in zip(values, times[FLOOR])
+            )
         if ANN in times:
-            record["rows"][row]["to_ann"] = statistics.median(a / b for a, b in zip(values, times[ANN]))
+            record["rows"][row]["to_ann"] = statistics.median(
+                a / b for a, b in zip(values, times[ANN])
+            )
         ours = {name: times[name] for name in times if name in NETWORKS}
         if row in (PLAIN, PEER, COMPILED):
             for name, mine in ours.items():
-                record["rows"][row][f"to {name}"] = statistics.median(a / b for a, b in zip(values, mine))
+                record["rows"][row][f"to {name}"] = statistics.median(
+                    a / b for a, b in zip(values, mine)
+                )
     weighed = [row for row in calls if options.memory and (row == "cos_ext" or not options.short)]
     for row in weighed:
-        record["rows"][row]["peak_mib"] = peak_memory(case, row, record["rows"][row]["variant"], calls[row], options)
+        record["rows"][row]["peak_mib"] = peak_memory(
+            case, row, record["rows"][row]["variant"], calls[row], options
+        )
     if options.profile:
-        record["profile"] = {row: profile(calls[row]) for row in calls if row == FLOOR or row in NETWORKS}
+        record["profile"] = {
+            row: profile(calls[row]) for row in calls if row == FLOOR or row in NETWORKS
+        }
     show(case, record)
     return record
 
 
 def show(case: Case, record: dict[str, Any]) -> None:
     load, others = record["load"], record["others_worst"]
-    print(f"\n{case}, {record['clock']} time, {case.steps} steps in the hidden layers; "
-          f"spike rate {record['spike_rate']:.3f}, load {load[0]:.1f} to {load[1]:.1f}, "
-          f"other processes at most {others:.0%} of the CPUs")  # fmt: skip
+    print(
+        f"\n{case}, {record['clock']} time, {case.steps} steps in the hidden layers; "
+        f"spike rate {record['spike_rate']:.3f}, load {load[0]:.1f} to {load[1]:.1f}, "
+        f"other processes at most {others:.0%} of the CPUs"
+    )
     ours = [row for row in record["rows"] if row in NETWORKS]
     print(
-        "| | ms | images/s | to floor | to ANN | peak MiB | layout |\n| --- | ---: | ---: | ---: | ---: | ---: | --- |"
+        "| | ms | images/s | to floor | to ANN | peak MiB | layout |\n| --- | ---: | ---: | ---: | "
+        "---: | ---: | --- |"
     )
     for row, facts in record["rows"].items():
         if "missing" in facts:
             print(f"| {row} | {facts['missing']} | | | | | |")
             continue
         peak = f"{facts['peak_mib']:.0f}" if facts.get("peak_mib") is not None else ""
-        to_floor, to_ann = (f"{facts[key]:.2f}" if key in facts else "" for key in ("to_floor", "to_ann"))
+        to_floor, to_ann = (
+            f"{facts[key]:.2f}" if key in facts else "" for key in ("to_floor", "to_ann")
+        )
         median = 1e3 * statistics.median(facts["s"])
-        print(f"| {row} | {median:.1f} | {facts['images_per_s']:.2f} | {to_floor} | {to_ann} | {peak} | "
-              f"{facts['variant']} |")  # fmt: skip
+        print(
+            f"| {row} | {median:.1f} | {facts['images_per_s']:.2f} | {to_floor} | {to_ann} | "
+            f"{peak} | "
+            f"{facts['variant']} |"
+        )
     for row in (PLAIN, PEER, COMPILED):
         facts = record["rows"].get(row, {})
-        ratios = ", ".join(f"{facts[f'to {name}']:.2f} x {name}" for name in ours if f"to {name}" in facts)
+        ratios = ", ".join(
+            f"{facts[f'to {name}']:.2f} x {name}" for name in ours if f"to {name}" in facts
+        )
         if ratios:
             print(f"{row} takes {ratios}")
     for row, parts in record.get("profile", {}).items():
@@ -512,19 +636,27 @@ def show(case: Case, record: dict[str, Any]) -> None:
 
 
 def profile(call: Call, least: float = 0.005) -> dict[str, float]:
-    """Own milliseconds by operator in one run, largest first; what is below a share of `least` is left out."""
+    """Own milliseconds by operator in one run, largest first; what is below a share of `least` is
+    left out.
+    """
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
         call()
     own = {event.key: event.self_cpu_time_total / 1e3 for event in found.key_averages()}
     whole = sum(own.values())
-    return dict(sorted(((k, v) for k, v in own.items() if v >= least * whole), key=lambda item: -item[1]))
+    return dict(
+        sorted(((k, v) for k, v in own.items() if v >= least * whole), key=lambda item: -item[1])
+    )
 
 
 # Memory
 
 
-def peak_memory(case: Case, row: str, variant: str, call: Call, options: argparse.Namespace) -> float | None:
-    """MiB that a run adds at its peak: on CUDA in this process, else in a fresh one; None where it cannot be had."""
+def peak_memory(
+    case: Case, row: str, variant: str, call: Call, options: argparse.Namespace
+) -> float | None:
+    """MiB that a run adds at its peak: on CUDA in this process, else in a fresh one; None where it
+    cannot be had.
+    """
     if case.device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -542,20 +674,26 @@ def peak_memory(case: Case, row: str, variant: str, call: Call, options: argpars
 def _status(key: str) -> float | None:
     """MiB from /proc/self/status."""
     try:
-        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
+        line = next(
+            x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key)
+        )
     except (OSError, StopIteration):
         return None
     return int(line.split()[1]) / 1024
 
 
 def peak_of(case: Case, row: str, variant: str, peers: Path | None) -> float:
-    """In a fresh process: how far the resident set rises in the first run, the network and its input being there."""
+    """In a fresh process: how far the resident set rises in the first run, the network and its
+    input being there.
+    """
     call = Contestants(case, peers).make(row, variant)
     with torch.inference_mode():
         if row == COMPILED:
             call()  # the compiler's memory is not the network's
         try:
-            ctypes.CDLL(None).malloc_trim(0)  # what conversion freed is given back, or the run would use it unseen
+            ctypes.CDLL(None).malloc_trim(
+                0
+            )  # what conversion freed is given back, or the run would use it unseen
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         except (OSError, AttributeError):
             pass
@@ -569,7 +707,9 @@ def peak_of(case: Case, row: str, variant: str, peers: Path | None) -> float:
 
 
 def unpack(folder: Path, into: Path) -> None:
-    """Put the wheels of a folder on the path without installing them; the newest of a package is the one found."""
+    """Put the wheels of a folder on the path without installing them; the newest of a package is
+    the one found.
+    """
     for wheel in sorted(folder.glob("*.whl")):
         target = into / wheel.name.split("-py")[0]
         with zipfile.ZipFile(wheel) as archive:
@@ -578,7 +718,9 @@ def unpack(folder: Path, into: Path) -> None:
 
 
 def facts(options: argparse.Namespace) -> dict[str, Any]:
-    """Machine, versions, commit (of the imported cos_ext; None where it lies in no checkout), date and command."""
+    """Machine, versions, commit (of the imported cos_ext; None where it lies in no checkout), date
+    and command.
+    """
     root = Path(cos_ext.__file__).resolve().parent.parent
 
     # Where files lie on this machine is nobody's business.
@@ -587,7 +729,9 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
 
     def said(*command: str) -> str | None:
         try:
-            return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True, timeout=20
+            ).stdout.strip()
         except (OSError, subprocess.SubprocessError):
             return None
 
@@ -598,16 +742,22 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
     # What decides is the library, not what else lies in the work tree.
     changed = said("git", "-C", str(root), "status", "--porcelain", "--", "cos_ext", "csrc")
     return {
-        "processor": bench._processor(), "platform": platform.platform(), "threads": torch.get_num_threads(),
-        "cpus": os.cpu_count(), "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "spikingjelly": version("spikingjelly")},
+        "processor": bench._processor(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "spikingjelly": version("spikingjelly"),
+        },
         "build": cos_ext.build_info(),
         "commit": said("git", "-C", str(root), "rev-parse", "HEAD"),
         "sources_changed": None if changed is None else bool(changed),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "bench/end_to_end.py", *arguments]),
-    }  # fmt: skip
+    }
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
@@ -618,7 +768,15 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
             for timesteps in options.timesteps:
                 if timesteps >= 32 and size >= 224 and not options.full:
                     continue
-                yield Case(network, size, timesteps, rho, options.batch or batch, options.device, options.dtype)
+                yield Case(
+                    network,
+                    size,
+                    timesteps,
+                    rho,
+                    options.batch or batch,
+                    options.device,
+                    options.dtype,
+                )
 
 
 def main() -> None:
@@ -630,28 +788,52 @@ def main() -> None:
     parser.add_argument("--timesteps", nargs="+", type=int, default=[1, 4, 8, 32])
     parser.add_argument("--rho", nargs="+", type=int, default=[4])
     parser.add_argument(
-        "--batch", type=int, help="images (default 50 for resnet20, 10 for vgg16 at 32x32, 1 at 224x224)"
+        "--batch",
+        type=int,
+        help="images (default 50 for resnet20, 10 for vgg16 at 32x32, 1 at 224x224)",
     )
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--probes", type=int, default=2, help="runs of every layout before the faster is chosen")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall",
-                        help="cpu: CPU time of this process, for one thread where others compute too")  # fmt: skip
-    parser.add_argument("--others", type=float, default=0.1,
-                        help="repeat a run while other processes use more than this share of the CPUs")  # fmt: skip
-    parser.add_argument("--patience", type=int, default=3, help="runs at most until the least disturbed one counts")
+    parser.add_argument(
+        "--probes", type=int, default=2, help="runs of every layout before the faster is chosen"
+    )
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: CPU time of this process, for one thread where others compute too",
+    )
+    parser.add_argument(
+        "--others",
+        type=float,
+        default=0.1,
+        help="repeat a run while other processes use more than this share of the CPUs",
+    )
+    parser.add_argument(
+        "--patience", type=int, default=3, help="runs at most until the least disturbed one counts"
+    )
     parser.add_argument("--rows", nargs="+", choices=every, help="these rows only")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--threads", type=int)
     parser.add_argument(
-        "--peers", type=Path, help="a folder of wheels of SpikingJelly and what it needs, to import from"
+        "--peers",
+        type=Path,
+        help="a folder of wheels of SpikingJelly and what it needs, to import from",
     )
-    parser.add_argument("--compile", action="store_true", help="also torch.compile of plain (minutes a case)")
+    parser.add_argument(
+        "--compile", action="store_true", help="also torch.compile of plain (minutes a case)"
+    )
     parser.add_argument("--profile", action="store_true", help="also operators' own times")
-    parser.add_argument("--no-memory", dest="memory", action="store_false", help="without peak memory")
+    parser.add_argument(
+        "--no-memory", dest="memory", action="store_false", help="without peak memory"
+    )
     parser.add_argument("--full", action="store_true", help="also T = 32 at 224x224")
-    parser.add_argument("--short", action="store_true", help="one tiny case: everything runs and agrees")
-    parser.add_argument("--note", help="kept with the record: what one must know of the machine at the time")
+    parser.add_argument(
+        "--short", action="store_true", help="one tiny case: everything runs and agrees"
+    )
+    parser.add_argument(
+        "--note", help="kept with the record: what one must know of the machine at the time"
+    )
     parser.add_argument("--json", type=Path, help="add this run to the runs in a file")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -660,7 +842,12 @@ def main() -> None:
     if options.clock == "cpu" and torch.get_num_threads() != 1:
         parser.error("--clock cpu needs --threads 1: threads that wait for others use CPU time too")
     if options.short:
-        options.networks, options.sizes, options.timesteps, options.rho = ["resnet20"], [32], [2], [2]
+        options.networks, options.sizes, options.timesteps, options.rho = (
+            ["resnet20"],
+            [32],
+            [2],
+            [2],
+        )
         options.batch, options.repeats, options.probes, options.patience = 2, 1, 1, 1
     with tempfile.TemporaryDirectory() as folder:
         if options.peers is not None:
@@ -671,20 +858,31 @@ def main() -> None:
             return
         todo = list(cases(options))
         if not todo:
-            parser.error(f"no case: networks come with sizes as in {list(PAIRS)}, and T = 32 at 224 with --full")
-        rows = [row for row in options.rows or every if row != COMPILED or options.compile or options.rows]
+            parser.error(
+                f"no case: networks come with sizes as in {list(PAIRS)}, and T = 32 at 224 with "
+                "--full"
+            )
+        rows = [
+            row
+            for row in options.rows or every
+            if row != COMPILED or options.compile or options.rows
+        ]
         settings = {k: v for k, v in vars(options).items() if k not in ("peers", "json", "peak_of")}
         record = {"facts": facts(options), "settings": settings, "cases": []}
         found = record["facts"]
-        print(f"{found['processor']}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-              f"spikingjelly {found['versions']['spikingjelly']}, commit {found['commit']}")  # fmt: skip
+        print(
+            f"{found['processor']}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+            f"spikingjelly {found['versions']['spikingjelly']}, commit {found['commit']}"
+        )
         earlier = []
         if options.json is not None and options.json.exists():
             earlier = json.loads(options.json.read_text())["runs"]
         with torch.inference_mode():
             for case in todo:
                 record["cases"].append(measure(case, rows, options))
-                if options.json is not None:  # after every case: a long run that is ended keeps what it has
+                if (
+                    options.json is not None
+                ):  # after every case: a long run that is ended keeps what it has
                     partial = options.json.with_suffix(".part")
                     partial.write_text(json.dumps({"runs": [*earlier, record]}, indent=1) + "\n")
                     partial.replace(options.json)

@@ -1,16 +1,18 @@
-"""One layer on a GPU: the kernels against a device copy and against what a user would run without cos_ext.
+"""One layer on a GPU: the kernels against a device copy and against what a user would run without
+cos_ext.
 
-    python bench/gpu_layer.py [--device cuda|cpu] [--quick] [--compile | --no-compile] [--minutes M] [--json FILE]
+    python bench/gpu_layer.py [--device cuda|cpu] [--quick] [--compile | --no-compile] [--minutes M]
+    [--json FILE]
 
-Measuring, checking what is measured, and reporting live here, and no test; the peers are cos_ext.bench's where it has
-them. With --device cpu nothing is learnt but that the script runs. COS_EXT_PEER_WHEELS names a folder of wheels
-(spikingjelly 2.0.0 and 0.0.0.0.14, loguru) that are unpacked and imported, not installed; COS_EXT_COMMIT, the commit
-where git cannot tell.
+Measuring, checking what is measured, and reporting live here, and no test; the peers are
+cos_ext.bench's where it has them. With --device cpu nothing is learnt but that the script runs.
+COS_EXT_PEER_WHEELS names a folder of wheels (spikingjelly 2.0.0 and 0.0.0.0.14, loguru) that are
+unpacked and imported, not installed; COS_EXT_COMMIT, the commit where git cannot tell.
 
-How a call is timed. Inputs rotate through buffers that together exceed the L2 cache several times; results are kept as
-long as their inputs, so outputs rotate too. Before every timed call the device is kept busy for as long as the host
-needs to launch it: the events then see device time alone. That favours peers of many launches; host time has its own
-section.
+How a call is timed. Inputs rotate through buffers that together exceed the L2 cache several times;
+results are kept as long as their inputs, so outputs rotate too. Before every timed call the device
+is kept busy for as long as the host needs to launch it: the events then see device time alone. That
+favours peers of many launches; host time has its own section.
 """
 
 from __future__ import annotations
@@ -57,8 +59,16 @@ LARGE = 64 * MIB  # from here on the targets of large layers hold
 NAMES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 MODES = ("default", "max-autotune-no-cudagraphs", "max-autotune")  # the last with CUDA graphs
 LOOP, COMPILED, CALIBRATION, COMPILED_CALIBRATION = (
-    "torch loop", "torch.compile", "torch calibration", "torch.compile calibration")  # fmt: skip
-SJ_NODE, SJ_STATE, SJ_OLD = "SpikingJelly 2 IFNode", "SpikingJelly 2, f32 state", "SpikingJelly 0.0.0.0.14"
+    "torch loop",
+    "torch.compile",
+    "torch calibration",
+    "torch.compile calibration",
+)
+SJ_NODE, SJ_STATE, SJ_OLD = (
+    "SpikingJelly 2 IFNode",
+    "SpikingJelly 2, f32 state",
+    "SpikingJelly 0.0.0.0.14",
+)
 Row = dict[str, Any]
 Call = Callable[[], Any]
 
@@ -69,7 +79,9 @@ class Stopped(BaseException):
 
 @dataclass(frozen=True)
 class Case:
-    """One input: x_seq [T, N] ("flat") or [T, B, C, H, W] ("nchw", "channels_last"), `elements` in all."""
+    """One input: x_seq [T, N] ("flat") or [T, B, C, H, W] ("nchw", "channels_last"), `elements` in
+    all.
+    """
 
     dtype: torch.dtype
     timesteps: int
@@ -89,9 +101,15 @@ class Case:
         return self.size + (self.size // self.timesteps if self.static else self.size)
 
     def facts(self) -> Row:
-        return {"dtype": NAMES[self.dtype], "timesteps": self.timesteps, "elements": self.elements,
-                "mib": self.size / MIB, "layout": self.layout,
-                "v_threshold": "per channel" if self.per_channel else "scalar", "static": self.static}  # fmt: skip
+        return {
+            "dtype": NAMES[self.dtype],
+            "timesteps": self.timesteps,
+            "elements": self.elements,
+            "mib": self.size / MIB,
+            "layout": self.layout,
+            "v_threshold": "per channel" if self.per_channel else "scalar",
+            "static": self.static,
+        }
 
     def __str__(self) -> str:
         extras = [self.layout] + ["per channel"] * self.per_channel + ["static"] * self.static
@@ -99,13 +117,19 @@ class Case:
 
 
 class Inputs:
-    """`count` random x_seq of a case, threshold included, and as many buffers of the same layout."""
+    """`count` random x_seq of a case, threshold included, and as many buffers of the same
+    layout.
+    """
 
     def __init__(self, case: Case, device: str, count: int) -> None:
         steps = 1 if case.static else case.timesteps
         channels = case.image[0]
         per_step = case.elements // case.timesteps
-        shape = (per_step,) if case.layout == "flat" else (per_step // math.prod(case.image), *case.image)
+        shape = (
+            (per_step,)
+            if case.layout == "flat"
+            else (per_step // math.prod(case.image), *case.image)
+        )
         # Drawn one by one: all at once they would be random for a moment in twice the memory.
         self.x = [self._draw(case, (steps, *shape), device) for _ in range(count)]
         if case.static:
@@ -143,7 +167,9 @@ class CpuClock:
     def synchronize(self) -> None:
         pass
 
-    def samples(self, calls: list[Call], restore: Call | None = None, keep: bool = True) -> list[float]:
+    def samples(
+        self, calls: list[Call], restore: Call | None = None, keep: bool = True
+    ) -> list[float]:
         seconds = []
         for timed in (False, True):
             if restore:
@@ -187,7 +213,9 @@ class CudaClock:
     def _busy(seconds: float) -> None:
         torch.cuda._sleep(int(2e9 * min(seconds, 0.05)))  # cycles; no Hopper runs faster than 2 GHz
 
-    def samples(self, calls: list[Call], restore: Call | None = None, keep: bool = True) -> list[float]:
+    def samples(
+        self, calls: list[Call], restore: Call | None = None, keep: bool = True
+    ) -> list[float]:
         kept: deque[Any] = deque(maxlen=len(calls) if keep else 0)
         if restore:
             restore()
@@ -212,7 +240,8 @@ class CudaClock:
                 kept.append(call())
                 last.record()
                 events.append((first, last))
-            # The queue of launches is finite: a host that runs too far ahead is held up inside a timed call.
+            # The queue of launches is finite: a host that runs too far ahead is held up inside a
+            # timed call.
             torch.cuda.synchronize()
         return [first.elapsed_time(last) / 1e3 for first, last in events]
 
@@ -249,14 +278,17 @@ def host_seconds(calls: list[Call], synchronize: Call) -> float:
 
 @contextlib.contextmanager
 def capturing(graph: torch.cuda.CUDAGraph, warm_up: Call) -> Iterator[None]:
-    """Captures the block into `graph`, after warm_up() on a side stream, as torch's documentation asks."""
+    """Captures the block into `graph`, after warm_up() on a side stream, as torch's documentation
+    asks.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         warm_up()
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
-    # thread_local: a compile worker's thread may do what capture forbids, and is none of our business.
+    # thread_local: a compile worker's thread may do what capture forbids, and is none of our
+    # business.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         yield
 
@@ -278,7 +310,9 @@ def graph_seconds(calls: list[Call]) -> float:
 
 
 def graph_nodes(call: Call) -> list[int]:
-    """The types of the nodes that a call becomes in a CUDA graph, by the driver's numbers: 0 is a kernel launch."""
+    """The types of the nodes that a call becomes in a CUDA graph, by the driver's numbers: 0 is a
+    kernel launch.
+    """
     graph = torch.cuda.CUDAGraph(keep_graph=True)
     with capturing(graph, call):
         kept = call()
@@ -299,13 +333,15 @@ def graph_nodes(call: Call) -> list[int]:
 
 
 def plain_loop(x: Tensor) -> Tensor:
-    # bench.plain_if keeps its potential in x's dtype; in half precision that is another function than if_forward.
+    # bench.plain_if keeps its potential in x's dtype; in half precision that is another function
+    # than if_forward.
     v = torch.full_like(x[0], THETA / 2, dtype=torch.float32)
     return bench.plain_if_into(x, THETA, torch.empty_like(x), v)
 
 
 def plain_stack(x: Tensor) -> Tensor:
-    # The form that inductor fuses best (bench._stacked_if), again with a float32 potential and x's dtype emitted.
+    # The form that inductor fuses best (bench._stacked_if), again with a float32 potential and x's
+    # dtype emitted.
     v = torch.full_like(x[0], THETA / 2, dtype=torch.float32)
     steps = []
     for t in range(x.shape[0]):
@@ -317,7 +353,9 @@ def plain_stack(x: Tensor) -> Tensor:
 
 
 def compile_(function: Callable[..., Tensor], mode: str) -> Callable[..., Tensor]:
-    compiled = torch.compile(function, fullgraph=True, dynamic=False, mode=None if mode == "default" else mode)
+    compiled = torch.compile(
+        function, fullgraph=True, dynamic=False, mode=None if mode == "default" else mode
+    )
     if mode != "max-autotune":
         return compiled
 
@@ -329,7 +367,9 @@ def compile_(function: Callable[..., Tensor], mode: str) -> Callable[..., Tensor
 
 
 class Peers:
-    """SpikingJelly, in up to two versions, from wheels that are unpacked or from where it is installed."""
+    """SpikingJelly, in up to two versions, from wheels that are unpacked or from where it is
+    installed.
+    """
 
     def __init__(self, wheels: str | None, device: str) -> None:
         self.skipped: dict[str, str] = {}
@@ -341,14 +381,20 @@ class Peers:
         own = self._unpack(wheels)
         if not own and importlib.util.find_spec("spikingjelly") is not None:
             own = {importlib.metadata.version("spikingjelly"): None}
-        for version, path in sorted(own.items()):  # 2.x last: it stays importable for bench.spikingjelly_if
+        for version, path in sorted(
+            own.items()
+        ):  # 2.x last: it stays importable for bench.spikingjelly_if
             name = SJ_OLD if version.startswith("0.") else "SpikingJelly 2"
             try:
                 self._load(version, path)
                 self.versions[name] = version
-            except Exception as error:  # noqa: BLE001  (a package may fail in any way when it is imported)
+            except Exception as error:
                 self.skipped[name] = brief(error)
-        reason = "COS_EXT_PEER_WHEELS is not set" if not wheels else "no such wheel in COS_EXT_PEER_WHEELS"
+        reason = (
+            "COS_EXT_PEER_WHEELS is not set"
+            if not wheels
+            else "no such wheel in COS_EXT_PEER_WHEELS"
+        )
         for name, module in (("SpikingJelly 2", self.new), (SJ_OLD, self.old)):
             if module is None:
                 self.skipped.setdefault(name, reason)
@@ -356,7 +402,7 @@ class Peers:
             functional = importlib.import_module("spikingjelly.activation_based.functional")
             try:
                 selected = functional.neuron_implementation("if", torch.device("cuda", 0))
-            except Exception as error:  # noqa: BLE001  (it is a note only)
+            except Exception as error:
                 selected = brief(error)
             self.notes["SpikingJelly 2 selects"] = selected
 
@@ -391,8 +437,12 @@ class Peers:
             if path is not None and version.startswith("0."):
                 sys.path.remove(str(path))
 
-    def forms(self, dtype: torch.dtype, device: str) -> dict[str, tuple[Callable[[Tensor], Call], bool]]:
-        """By name: what makes a call for an input, and whether it is if_forward's function with v_init = 0."""
+    def forms(
+        self, dtype: torch.dtype, device: str
+    ) -> dict[str, tuple[Callable[[Tensor], Call], bool]]:
+        """By name: what makes a call for an input, and whether it is if_forward's function with
+        v_init = 0.
+        """
         forms: dict[str, tuple[Callable[[Tensor], Call], bool]] = {}
         single = dtype == torch.float32
         if self.new is not None:
@@ -412,10 +462,14 @@ class Peers:
         return call
 
     def _with_float_state(self, x: Tensor) -> Tensor:
-        """Its fused kernel, which IFNode does not reach in half precision: the state there takes the input's dtype."""
+        """Its fused kernel, which IFNode does not reach in half precision: the state there takes
+        the input's dtype.
+        """
         functional = importlib.import_module("spikingjelly.activation_based.functional")
         with torch.inference_mode():
-            return functional.if_multi_step(x, torch.zeros_like(x[0], dtype=torch.float32), THETA, None)[0]
+            return functional.if_multi_step(
+                x, torch.zeros_like(x[0], dtype=torch.float32), THETA, None
+            )[0]
 
     def _old_node(self, x: Tensor, backend: str) -> Call:
         node = self.old.IFNode(v_threshold=THETA, v_reset=None, step_mode="m", backend=backend)
@@ -446,19 +500,37 @@ class Grid(NamedTuple):
 def grid(device: str, quick: bool) -> Grid:
     single, half = torch.float32, torch.float16
     if device == "cuda" and not quick:
-        return Grid(26, tuple(NAMES), (8, 4, 2, 1, 16, 32), tuple(range(16, 28)), (64, 32, 32),
-                    ((single, 8, 18), (half, 8, 19), (single, 4, 16)), MODES)  # fmt: skip
+        return Grid(
+            26,
+            tuple(NAMES),
+            (8, 4, 2, 1, 16, 32),
+            tuple(range(16, 28)),
+            (64, 32, 32),
+            ((single, 8, 18), (half, 8, 19), (single, 4, 16)),
+            MODES,
+        )
     if device == "cuda":
         return Grid(22, tuple(NAMES), (8, 1), (16, 20), (64, 32, 32), ((single, 8, 18),), MODES[:1])
     base = 13 if quick else 18
-    return Grid(base, tuple(NAMES), (8, 1), (base - 3,), (8, 4, 4), ((single, 8, base - 3),), MODES[:1])
+    return Grid(
+        base, tuple(NAMES), (8, 1), (base - 3,), (8, 4, 4), ((single, 8, base - 3),), MODES[:1]
+    )
 
 
 class Run:
-    """Executes jobs in order of importance until the time is up; keeps what was measured and what was not."""
+    """Executes jobs in order of importance until the time is up; keeps what was measured and what
+    was not.
+    """
 
-    def __init__(self, device: str, quick: bool, compiled: bool, minutes: float, peers: Peers,
-                 path: Path | None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        device: str,
+        quick: bool,
+        compiled: bool,
+        minutes: float,
+        peers: Peers,
+        path: Path | None,
+    ) -> None:
         self.clock = CudaClock(0.05 if quick else 0.25) if device == "cuda" else CpuClock()
         self.grid, self.compiled, self.peers, self.path = grid(device, quick), compiled, peers, path
         self.started = time.monotonic()
@@ -481,7 +553,12 @@ class Run:
 
         main, rest = g.steps[:2] if len(g.steps) > 2 else g.steps, g.steps[2:]
         first = g.steps[0]
-        compiling = [(dtype, steps) for steps in main for dtype in g.dtypes if (dtype, steps) != (g.dtypes[0], first)]
+        compiling = [
+            (dtype, steps)
+            for steps in main
+            for dtype in g.dtypes
+            if (dtype, steps) != (g.dtypes[0], first)
+        ]
         for steps in g.steps:
             for dtype in g.dtypes:
                 yield "kernels", self.kernels, case(dtype, steps), 0
@@ -492,9 +569,13 @@ class Run:
             yield "small layer", self.small_layer, case(dtype, steps, log2), 5
         yield "torch.compile", self.compiled_peers, case(g.dtypes[0], first), 15
         for dtype in g.dtypes:
-            for options in ({"layout": "nchw", "per_channel": True}, {"layout": "channels_last", "per_channel": True},
-                            {"layout": "channels_last"}, {"static": True},
-                            {"layout": "nchw", "per_channel": True, "static": True}):  # fmt: skip
+            for options in (
+                {"layout": "nchw", "per_channel": True},
+                {"layout": "channels_last", "per_channel": True},
+                {"layout": "channels_last"},
+                {"static": True},
+                {"layout": "nchw", "per_channel": True, "static": True},
+            ):
                 yield "kernels", self.kernels, case(dtype, first, **options), 0
         for log2 in sorted(g.sizes, reverse=True):
             for dtype in g.dtypes:
@@ -515,12 +596,17 @@ class Run:
                         yield "kernels", self.kernels, case(dtype, steps, log2), 0
         for steps in g.steps[1:] if rest else ():
             for dtype in g.dtypes:
-                for options in ({"layout": "nchw", "per_channel": True}, {"static": True},
-                                {"layout": "channels_last", "per_channel": True}):  # fmt: skip
+                for options in (
+                    {"layout": "nchw", "per_channel": True},
+                    {"static": True},
+                    {"layout": "channels_last", "per_channel": True},
+                ):
                     yield "kernels", self.kernels, case(dtype, steps, **options), 0
 
     def execute(self) -> None:
-        signal.signal(signal.SIGTERM, _stop)  # `timeout` ends a run with it: what was measured is still reported
+        signal.signal(
+            signal.SIGTERM, _stop
+        )  # `timeout` ends a run with it: what was measured is still reported
         stopped = ""
         for name, method, case, needed in self.plan():
             label = f"{name}: {case}"
@@ -533,7 +619,7 @@ class Run:
             try:
                 try:
                     method(case)
-                except Exception as error:  # noqa: BLE001  (recorded, and the next job runs)
+                except Exception as error:
                     self.failed(label, error)
                 self.save()
                 gc.collect()
@@ -564,19 +650,33 @@ class Run:
                 raise Stopped(f"the CUDA context is lost: {brief(lost)}") from error
 
     def save(self, last: bool = False) -> None:
-        """Writes the JSON file; complete only the last time, but there is something after a kill too."""
+        """Writes the JSON file; complete only the last time, but there is something after a kill
+        too.
+        """
         if self.path is None:
             return
         for row in self.rows if last else ():
-            ours = None if row["call"] in ("copy", "if_forward", "cos_forward") else ours_for(self.rows, row)
+            ours = (
+                None
+                if row["call"] in ("copy", "if_forward", "cos_forward")
+                else ours_for(self.rows, row)
+            )
             if ours and "median_us" in row:
                 row["times_ours"] = row["median_us"] / ours["median_us"]
-        found = {**self.facts, "seconds": time.monotonic() - self.started, "targets": self.targets,
-                 "errors": self.errors, "left_out": self.left_out, "peers_skipped": self.peers.skipped,
-                 "peers_notes": self.peers.notes}  # fmt: skip
+        found = {
+            **self.facts,
+            "seconds": time.monotonic() - self.started,
+            "targets": self.targets,
+            "errors": self.errors,
+            "left_out": self.left_out,
+            "peers_skipped": self.peers.skipped,
+            "peers_notes": self.peers.notes,
+        }
         text = json.dumps(found, indent=1).removesuffix("\n}")
         for name, rows in (("small_layers", self.small), ("rows", self.rows)):
-            lines = (json.dumps({key: rounded(value) for key, value in row.items()}) for row in rows)
+            lines = (
+                json.dumps({key: rounded(value) for key, value in row.items()}) for row in rows
+            )
             text += f',\n "{name}": [\n  ' + ",\n  ".join(lines) + "\n ]"
         unfinished = self.path.with_suffix(".part")
         unfinished.write_text(text + "\n}\n")
@@ -584,8 +684,17 @@ class Run:
 
     # Measuring
 
-    def row(self, case: Case, call: str, calls: list[Call], *, problem: str = "", restore: Call | None = None,
-            keep: bool = True, **facts: Any) -> None:  # fmt: skip
+    def row(
+        self,
+        case: Case,
+        call: str,
+        calls: list[Call],
+        *,
+        problem: str = "",
+        restore: Call | None = None,
+        keep: bool = True,
+        **facts: Any,
+    ) -> None:
         row = {"call": call, **case.facts(), **facts}
         self.rows.append(row)
         if problem:
@@ -594,9 +703,16 @@ class Run:
             return
         seconds = self.clock.samples(calls, restore, keep)
         median = statistics.median(seconds)
-        row |= {"median_us": 1e6 * median, "min_us": 1e6 * min(seconds), "samples": len(seconds),
-                "buffers": len(calls), "gb_per_s": case.floor / median / 1e9}  # fmt: skip
-        copy = find(self.rows, call="copy", **{**case.facts(), "v_threshold": "scalar", "static": False})
+        row |= {
+            "median_us": 1e6 * median,
+            "min_us": 1e6 * min(seconds),
+            "samples": len(seconds),
+            "buffers": len(calls),
+            "gb_per_s": case.floor / median / 1e9,
+        }
+        copy = find(
+            self.rows, call="copy", **{**case.facts(), "v_threshold": "scalar", "static": False}
+        )
         if copy:
             row["percent_of_copy"] = 100 * row["gb_per_s"] / copy["gb_per_s"]
 
@@ -605,7 +721,9 @@ class Run:
         return Inputs(case, self.clock.device, self.clock.buffers(case))
 
     def kernels(self, case: Case) -> None:
-        """A copy, if_forward and cos_forward. Outputs are first compared with cos_ext.reference's."""
+        """A copy, if_forward and cos_forward. Outputs are first compared with
+        cos_ext.reference's.
+        """
         inputs = self.inputs(case)
         x, theta = inputs.x, inputs.theta
         plain = case.facts() | {"v_threshold": "scalar", "static": False}
@@ -613,29 +731,66 @@ class Run:
             whole = Case(case.dtype, case.timesteps, case.elements, case.layout, image=case.image)
             sources = x if not case.static else self.inputs(whole).x
             copies = [torch.empty_like(source) for source in sources]
-            self.row(whole, "copy", [functools.partial(y.copy_, source) for y, source in zip(copies, sources)])
+            self.row(
+                whole,
+                "copy",
+                [functools.partial(y.copy_, source) for y, source in zip(copies, sources)],
+            )
             del sources, copies
         watched = [rho for rho in (4, 8) if rho <= case.timesteps] or [case.timesteps]
         forms: list[tuple[str, Row]] = [("if_forward", {})]
-        forms += [("cos_forward", {"rho": rho, "iterations": k}) for rho in watched for k in (1, None)]
+        forms += [
+            ("cos_forward", {"rho": rho, "iterations": k}) for rho in watched for k in (1, None)
+        ]
         for call, options in forms:
             operator = getattr(F, call)
             expected = getattr(reference, call)(x[0], theta, **options).spikes
-            problem = differs(operator(x[0], theta, **options).spikes, expected, "cos_ext.reference")
-            self.row(case, call, [functools.partial(operator, one, theta, **options) for one in x],
-                     problem=problem, inplace=False, **options)  # fmt: skip
+            problem = differs(
+                operator(x[0], theta, **options).spikes, expected, "cos_ext.reference"
+            )
+            self.row(
+                case,
+                call,
+                [functools.partial(operator, one, theta, **options) for one in x],
+                problem=problem,
+                inplace=False,
+                **options,
+            )
             if case.static:
                 continue  # steps that share memory cannot be overwritten
             inputs.refill()
-            problem = differs(operator(inputs.buffers[0], theta, inplace=True, **options).spikes, expected,
-                              "cos_ext.reference")  # fmt: skip
-            self.row(case, call,
-                     [functools.partial(operator, one, theta, inplace=True, **options) for one in inputs.buffers],
-                     problem=problem, restore=inputs.refill, keep=False, inplace=True, **options)  # fmt: skip
+            problem = differs(
+                operator(inputs.buffers[0], theta, inplace=True, **options).spikes,
+                expected,
+                "cos_ext.reference",
+            )
+            self.row(
+                case,
+                call,
+                [
+                    functools.partial(operator, one, theta, inplace=True, **options)
+                    for one in inputs.buffers
+                ],
+                problem=problem,
+                restore=inputs.refill,
+                keep=False,
+                inplace=True,
+                **options,
+            )
 
-    def peer(self, case: Case, call: str, x: list[Tensor], make: Callable[[Tensor], Call], expected: Tensor,
-             same: bool, **facts: Any) -> None:  # fmt: skip
-        """A row of a peer: an error where it is the same function and differs, left out where it cannot run."""
+    def peer(
+        self,
+        case: Case,
+        call: str,
+        x: list[Tensor],
+        make: Callable[[Tensor], Call],
+        expected: Tensor,
+        same: bool,
+        **facts: Any,
+    ) -> None:
+        """A row of a peer: an error where it is the same function and differs, left out where it
+        cannot run.
+        """
         try:
             calls = [make(one) for one in x]
             result = calls[0]()
@@ -643,7 +798,7 @@ class Run:
             agrees = (result == expected).float().mean().item()
             del result
             self.row(case, call, calls, problem=problem, same_function=same, agrees=agrees, **facts)
-        except Exception as error:  # noqa: BLE001  (a peer may fail in any way)
+        except Exception as error:
             self.failed_peer(f"{call} on {case}", error)
 
     def eager_peers(self, case: Case) -> None:
@@ -655,18 +810,33 @@ class Run:
             self.peer(case, name, x, form, expected, same)
         for rho in (rho for rho in (4, 8) if rho <= case.timesteps):
             expected = F.cos_forward(x[0], THETA, rho=rho).spikes
-            # In half precision its arithmetic is half precision too: another function, and fewer bytes than ours reads.
-            self.peer(case, CALIBRATION, x, lambda one, rho=rho: functools.partial(bench.plain_cos, one, THETA, rho),
-                      expected, case.dtype == torch.float32, rho=rho, iterations=1)  # fmt: skip
+            # In half precision its arithmetic is half precision too: another function, and fewer
+            # bytes than ours reads.
+            self.peer(
+                case,
+                CALIBRATION,
+                x,
+                lambda one, rho=rho: functools.partial(bench.plain_cos, one, THETA, rho),
+                expected,
+                case.dtype == torch.float32,
+                rho=rho,
+                iterations=1,
+            )
 
     def compiled_peers(self, case: Case) -> None:
-        """Both forms of the loop by default, the better one in the other modes; then the calibration."""
+        """Both forms of the loop by default, the better one in the other modes; then the
+        calibration.
+        """
         x = self.inputs(case).x
         expected = F.if_forward(x[0], THETA).spikes
         forms = {"loop": plain_loop, "stack": plain_stack}
         for name, form in forms.items():
             self._compiled(case, COMPILED, form, x, (), MODES[0], name, expected, True)
-        done = [row for row in self.rows if row["call"] == COMPILED and "median_us" in row and same_case(row, case)]
+        done = [
+            row
+            for row in self.rows
+            if row["call"] == COMPILED and "median_us" in row and same_case(row, case)
+        ]
         if done:
             best = min(done, key=lambda row: row["median_us"])["form"]
             for mode in self.grid.modes[1:]:
@@ -675,11 +845,33 @@ class Run:
         for rho in (rho for rho in (4, 8) if rho <= case.timesteps):
             expected = F.cos_forward(x[0], THETA, rho=rho).spikes
             for mode in self.grid.modes[:2] if rho == 4 else self.grid.modes[:1]:
-                self._compiled(case, COMPILED_CALIBRATION, bench.plain_cos, x, (THETA, rho), mode, "plain_cos",
-                               expected, same, rho=rho, iterations=1)  # fmt: skip
+                self._compiled(
+                    case,
+                    COMPILED_CALIBRATION,
+                    bench.plain_cos,
+                    x,
+                    (THETA, rho),
+                    mode,
+                    "plain_cos",
+                    expected,
+                    same,
+                    rho=rho,
+                    iterations=1,
+                )
 
-    def _compiled(self, case: Case, call: str, function: Callable[..., Tensor], x: list[Tensor], args: tuple[Any, ...],
-                  mode: str, form: str, expected: Tensor, same: bool, **facts: Any) -> None:  # fmt: skip
+    def _compiled(
+        self,
+        case: Case,
+        call: str,
+        function: Callable[..., Tensor],
+        x: list[Tensor],
+        args: tuple[Any, ...],
+        mode: str,
+        form: str,
+        expected: Tensor,
+        same: bool,
+        **facts: Any,
+    ) -> None:
         if time.monotonic() + 5 > self.deadline:
             self.left_out.append(f"torch.compile ({form}, {mode}, {facts}): {case}")
             return
@@ -689,13 +881,21 @@ class Run:
             for _ in range(3):  # with CUDA graphs: compile, record, replay
                 compiled(x[0], *args)
             self.clock.synchronize()
-        except Exception as error:  # noqa: BLE001  (a peer may fail in any way)
+        except Exception as error:
             self.failed_peer(f"{call} ({form}, {mode}) on {case}", error)
         else:
             facts |= {"mode": mode, "form": form, "compile_s": time.monotonic() - start}
             # With CUDA graphs every result lies in the same memory: there is nothing to keep.
-            self.peer(case, call, x, lambda one: functools.partial(compiled, one, *args), expected, same,
-                      keep=mode != "max-autotune", **facts)  # fmt: skip
+            self.peer(
+                case,
+                call,
+                x,
+                lambda one: functools.partial(compiled, one, *args),
+                expected,
+                same,
+                keep=mode != "max-autotune",
+                **facts,
+            )
         finally:
             torch.compiler.reset()
             gc.collect()
@@ -703,21 +903,30 @@ class Run:
                 torch.cuda.empty_cache()
 
     def small_layer(self, case: Case) -> None:
-        """Microseconds a call: on the host, on the device back to back, and on the device inside a captured graph."""
+        """Microseconds a call: on the host, on the device back to back, and on the device inside a
+        captured graph.
+        """
         inputs = self.inputs(case)
         x, cuda = inputs.x, self.clock.device == "cuda"
         rho = min(4, case.timesteps)
         forms: dict[str, Callable[[Tensor], Any]] = {
             "if_forward": lambda one: F.if_forward(one, THETA),
             "if_forward, in place": lambda one: F.if_forward(one, THETA, inplace=True),
-            f"cos_forward, rho = {rho}, exact": lambda one: F.cos_forward(one, THETA, rho=rho, iterations=None),
+            f"cos_forward, rho = {rho}, exact": lambda one: F.cos_forward(
+                one, THETA, rho=rho, iterations=None
+            ),
         }
         if self.compiled:
-            forms |= {"torch.compile, loop": compile_(plain_loop, "default"),
-                      "torch.compile, stack": compile_(plain_stack, "default")}  # fmt: skip
+            forms |= {
+                "torch.compile, loop": compile_(plain_loop, "default"),
+                "torch.compile, stack": compile_(plain_stack, "default"),
+            }
         for name, form in forms.items():
-            operator, options = ((reference.cos_forward, {"rho": rho, "iterations": None}) if name.startswith("cos")
-                                 else (reference.if_forward, {}))  # fmt: skip
+            operator, options = (
+                (reference.cos_forward, {"rho": rho, "iterations": None})
+                if name.startswith("cos")
+                else (reference.if_forward, {})
+            )
             expected = operator(x[0], THETA, **options).spikes
             inputs.refill()
             inplace = "in place" in name
@@ -731,8 +940,10 @@ class Run:
                     row["error"] = problem
                     self.errors.append(f"small layer, {name} on {case}: {problem}")
                     continue
-                row["host_us"] = 1e6 * host_seconds([calls[i % len(calls)] for i in range(200 if cuda else 5)],
-                                                    self.clock.synchronize)  # fmt: skip
+                row["host_us"] = 1e6 * host_seconds(
+                    [calls[i % len(calls)] for i in range(200 if cuda else 5)],
+                    self.clock.synchronize,
+                )
                 # In place, a second pass would see spikes: device time is that of the other forms.
                 if not inplace:
                     row["device_us"] = 1e6 * self.clock.batch(calls)
@@ -740,7 +951,7 @@ class Run:
                     row["graph_us"] = 1e6 * graph_seconds(calls)
                 if cuda:
                     row["graph_nodes"] = graph_nodes(calls[0])
-            except Exception as error:  # noqa: BLE001  (a peer may fail in any way)
+            except Exception as error:
                 row["error"] = brief(error)
                 failed = self.failed_peer if name.startswith("torch") else self.failed
                 failed(f"small layer, {name} on {case}", error)
@@ -771,7 +982,14 @@ def differs(result: Tensor, expected: Tensor, whose: str) -> str:
 
 def find(rows: list[Row], **wanted: Any) -> Row | None:
     """The measured row with these facts."""
-    return next((row for row in rows if "median_us" in row and all(row.get(k) == v for k, v in wanted.items())), None)
+    return next(
+        (
+            row
+            for row in rows
+            if "median_us" in row and all(row.get(k) == v for k, v in wanted.items())
+        ),
+        None,
+    )
 
 
 def same_case(row: Row, case: Case) -> bool:
@@ -791,22 +1009,35 @@ def described(row: Row) -> str:
         words.append(f"rho {row['rho']}" + (" exact" if row.get("iterations", 1) is None else ""))
     words += ["in place"] * bool(row.get("inplace"))
     words += [row["dtype"], f"T={row['timesteps']}", f"{row['mib']:.4g} MiB"]
-    words += [row["layout"]] * (row["layout"] != "flat") + ["per channel"] * (row["v_threshold"] != "scalar")
+    words += [row["layout"]] * (row["layout"] != "flat") + ["per channel"] * (
+        row["v_threshold"] != "scalar"
+    )
     return ", ".join(words + ["static"] * row["static"])
 
 
 def ours_for(rows: list[Row], peer: Row) -> Row | None:
     """Our out-of-place row that does a peer's work."""
     if "rho" in peer:
-        return find(rows, call="cos_forward", inplace=False, rho=peer["rho"], iterations=1, **case_of(peer))
+        return find(
+            rows, call="cos_forward", inplace=False, rho=peer["rho"], iterations=1, **case_of(peer)
+        )
     return find(rows, call="if_forward", inplace=False, **case_of(peer))
 
 
-def ratios(rows: list[Row], *calls: str, dtypes: tuple[str, ...] = ("f32", "f16", "bf16")) -> list[tuple[float, Row]]:
-    """(peer's time / ours, peer's row) of large layers; where a call has several forms, the fastest."""
+def ratios(
+    rows: list[Row], *calls: str, dtypes: tuple[str, ...] = ("f32", "f16", "bf16")
+) -> list[tuple[float, Row]]:
+    """(peer's time / ours, peer's row) of large layers; where a call has several forms, the
+    fastest.
+    """
     best: dict[tuple[Any, ...], Row] = {}
     for row in rows:
-        if row["call"] in calls and row["dtype"] in dtypes and "median_us" in row and row["mib"] * MIB >= LARGE:
+        if (
+            row["call"] in calls
+            and row["dtype"] in dtypes
+            and "median_us" in row
+            and row["mib"] * MIB >= LARGE
+        ):
             key = (*case_of(row).values(), row["call"], row.get("rho"))
             if key not in best or row["median_us"] < best[key]["median_us"]:
                 best[key] = row
@@ -816,17 +1047,30 @@ def ratios(rows: list[Row], *calls: str, dtypes: tuple[str, ...] = ("f32", "f16"
 
 def targets(rows: list[Row], small: list[Row]) -> list[Row]:
     """Issue 3's "Reach", line by line."""
-    large = [row for row in rows if row["mib"] * MIB >= LARGE and "median_us" in row and not row["static"]]
+    large = [
+        row
+        for row in rows
+        if row["mib"] * MIB >= LARGE and "median_us" in row and not row["static"]
+    ]
 
     Values = list[tuple[float, str]]
 
-    def line(name: str, goal: str, values: Values, reached: Callable[[float], bool], worst: Any) -> Row:
+    def line(
+        name: str, goal: str, values: Values, reached: Callable[[float], bool], worst: Any
+    ) -> Row:
         if not values:
             return {"target": name, "goal": goal, "state": "not measured"}
         value, where = worst(values, key=lambda pair: pair[0])
         failing = sum(not reached(v) for v, _ in values)
-        return {"target": name, "goal": goal, "state": "missed" if failing else "reached", "worst": value,
-                "where": where, "rows": len(values), "rows_missed": failing}  # fmt: skip
+        return {
+            "target": name,
+            "goal": goal,
+            "state": "missed" if failing else "reached",
+            "worst": value,
+            "where": where,
+            "rows": len(values),
+            "rows_missed": failing,
+        }
 
     def at_least(name: str, limit: float, values: Values, unit: str) -> Row:
         return line(name, f">= {limit:g}{unit}", values, lambda v: v >= limit, min)
@@ -838,32 +1082,57 @@ def targets(rows: list[Row], small: list[Row]) -> list[Row]:
         return [(ratio, described(row)) for ratio, row in ratios(rows, *calls, **options)]
 
     def copies(call: str, dtype: str) -> Values:
-        return [(row["percent_of_copy"], described(row)) for row in large
-                if row["call"] == call and row["dtype"] == dtype and row.get("iterations") is None
-                and "percent_of_copy" in row]  # fmt: skip
+        return [
+            (row["percent_of_copy"], described(row))
+            for row in large
+            if row["call"] == call
+            and row["dtype"] == dtype
+            and row.get("iterations") is None
+            and "percent_of_copy" in row
+        ]
 
     against_if = []
     for row in large:
         if row["call"] == "cos_forward":
             base = find(rows, call="if_forward", inplace=row["inplace"], **case_of(row))
             if base:
-                against_if.append((100 * (row["median_us"] / base["median_us"] - 1), described(row)))
-    found = [at_least(f"{call}{' exact' * (call == 'cos_forward')}, {dtype}, of copy", 92, copies(call, dtype), "%")
-             for call in ("if_forward", "cos_forward") for dtype in NAMES.values()]  # fmt: skip
+                against_if.append(
+                    (100 * (row["median_us"] / base["median_us"] - 1), described(row))
+                )
+    found = [
+        at_least(
+            f"{call}{' exact' * (call == 'cos_forward')}, {dtype}, of copy",
+            92,
+            copies(call, dtype),
+            "%",
+        )
+        for call in ("if_forward", "cos_forward")
+        for dtype in NAMES.values()
+    ]
     found += [
         under("cos_forward over if_forward", 5, against_if, "%"),
         at_least("SpikingJelly 2 IFNode, f32", 1.4, peers(SJ_NODE, dtypes=("f32",)), "x"),
-        at_least("SpikingJelly 2 IFNode, f16 and bf16", 4, peers(SJ_NODE, dtypes=("f16", "bf16")), "x"),
+        at_least(
+            "SpikingJelly 2 IFNode, f16 and bf16", 4, peers(SJ_NODE, dtypes=("f16", "bf16")), "x"
+        ),
         at_least("torch.compile's best", 1, peers(COMPILED, COMPILED_CALIBRATION), "x"),
         at_least("calibration in plain torch", 40, peers(CALIBRATION), "x"),
     ]
     ours = [row for row in small if not row["call"].startswith("torch") and "error" not in row]
-    launches = [(float(len(row["graph_nodes"])), described(row)) for row in ours if "graph_nodes" in row]
+    launches = [
+        (float(len(row["graph_nodes"])), described(row)) for row in ours if "graph_nodes" in row
+    ]
     hosts = [(row["host_us"], described(row)) for row in ours if "host_us" in row]
     eager = []
     for row in (row for row in ours if row["call"] == "if_forward"):
-        peers_ = [other for other in small if other["call"].startswith("torch") and case_of(other) == case_of(row)
-                  and "device_us" in other and "host_us" in other]  # fmt: skip
+        peers_ = [
+            other
+            for other in small
+            if other["call"].startswith("torch")
+            and case_of(other) == case_of(row)
+            and "device_us" in other
+            and "host_us" in other
+        ]
         if peers_:
             # Outside a graph a call costs what the slower of host and device takes.
             theirs = min(max(other["device_us"], other["host_us"]) for other in peers_)
@@ -890,8 +1159,14 @@ def table(run: Run) -> list[str]:
         return cell(find(rows, call=call, **case, **facts), "percent_of_copy", ".1f")
 
     def flat(dtype: str, steps: int, log2: int) -> Row:
-        return {"dtype": dtype, "timesteps": steps, "elements": 2**log2, "layout": "flat", "v_threshold": "scalar",
-                "static": False}  # fmt: skip
+        return {
+            "dtype": dtype,
+            "timesteps": steps,
+            "elements": 2**log2,
+            "layout": "flat",
+            "v_threshold": "scalar",
+            "static": False,
+        }
 
     columns = [
         ("if_forward", {}),
@@ -903,14 +1178,25 @@ def table(run: Run) -> list[str]:
     for steps in sorted(g.steps):
         for dtype in (NAMES[dtype] for dtype in g.dtypes):
             case = flat(dtype, steps, g.base)
-            sides = ["".join(percent(case, call, inplace=inplace, **facts) for call, facts in columns)
-                     for inplace in (False, True)]  # fmt: skip
+            sides = [
+                "".join(percent(case, call, inplace=inplace, **facts) for call, facts in columns)
+                for inplace in (False, True)
+            ]
             copy = cell(find(rows, call="copy", **case), "gb_per_s", ".0f", 10)
             lines.append(f"{dtype:5}T={steps:<2}{copy[1:]}{sides[0]} |{sides[1]}")
     lines.append(f"ratio: their time / ours, 2^{g.base} elements, out of place (below 1: we lose)")
-    names = {LOOP: "loop", COMPILED: "compile", SJ_NODE: "SJ2", SJ_STATE: "SJ2f32", f"{SJ_OLD} jit": "SJ0jit",
-             f"{SJ_OLD} cupy": "SJ0cupy", (CALIBRATION, 4): "cal4", (CALIBRATION, 8): "cal8",
-             (COMPILED_CALIBRATION, 4): "ccal4", (COMPILED_CALIBRATION, 8): "ccal8"}  # fmt: skip
+    names = {
+        LOOP: "loop",
+        COMPILED: "compile",
+        SJ_NODE: "SJ2",
+        SJ_STATE: "SJ2f32",
+        f"{SJ_OLD} jit": "SJ0jit",
+        f"{SJ_OLD} cupy": "SJ0cupy",
+        (CALIBRATION, 4): "cal4",
+        (CALIBRATION, 8): "cal8",
+        (COMPILED_CALIBRATION, 4): "ccal4",
+        (COMPILED_CALIBRATION, 8): "ccal8",
+    }
     lines.append(f"{'':9}" + "".join(f"{name:>9}" for name in names.values()))
     for steps in sorted(g.steps):
         for dtype in (NAMES[dtype] for dtype in g.dtypes):
@@ -918,32 +1204,60 @@ def table(run: Run) -> list[str]:
             for name in names:
                 call, rho = name if isinstance(name, tuple) else (name, None)
                 case = flat(dtype, steps, g.base)
-                found = [row for row in rows if row["call"] == call and row.get("rho") == rho and "median_us" in row
-                         and case_of(row) == case]  # fmt: skip
+                found = [
+                    row
+                    for row in rows
+                    if row["call"] == call
+                    and row.get("rho") == rho
+                    and "median_us" in row
+                    and case_of(row) == case
+                ]
                 best = min(found, key=lambda row: row["median_us"], default=None)
                 ours = ours_for(rows, best) if best else None
-                cells.append(f"{best['median_us'] / ours['median_us']:9.2f}" if best and ours else f"{'-':>9}")
+                cells.append(
+                    f"{best['median_us'] / ours['median_us']:9.2f}"
+                    if best and ours
+                    else f"{'-':>9}"
+                )
             if any(cell.strip() != "-" for cell in cells):
                 lines.append(f"{dtype:5}T={steps:<2}" + "".join(cells))
     lines.append(f"sizes, T = {g.steps[0]}: us (% of copy), out of place")
     lines.append(
-        " " * 5 + "".join(f"{NAMES[dtype] + call:>15}" for dtype in g.dtypes for call in (" if", " rho4 exact"))
+        " " * 5
+        + "".join(
+            f"{NAMES[dtype] + call:>15}" for dtype in g.dtypes for call in (" if", " rho4 exact")
+        )
     )
     for log2 in sorted({*g.sizes, g.base}):
         cells = []
         for dtype in (NAMES[dtype] for dtype in g.dtypes):
             for call, facts in (columns[0], columns[2]):
                 row = find(rows, call=call, inplace=False, **flat(dtype, g.steps[0], log2), **facts)
-                cells.append(f"{cell(row, 'median_us', '.1f', 8)} ({cell(row, 'percent_of_copy', '.0f', 3)})")
+                cells.append(
+                    f"{cell(row, 'median_us', '.1f', 8)} ({cell(row, 'percent_of_copy', '.0f', 3)})"
+                )
         lines.append(f"2^{log2:<3}" + "".join(f"{text:>15}" for text in cells))
-    lines.append(f"layouts, T = {g.steps[0]}, 2^{g.base}: % of copy of if, rho4, exact, rho8, exact; out of place")
-    for layout, threshold, static in (("nchw", "per channel", False), ("channels_last", "per channel", False),
-                                      ("channels_last", "scalar", False), ("flat", "scalar", True),
-                                      ("nchw", "per channel", True)):  # fmt: skip
+    lines.append(
+        f"layouts, T = {g.steps[0]}, 2^{g.base}: % of copy of if, rho4, exact, rho8, exact; out of "
+        "place"
+    )
+    for layout, threshold, static in (
+        ("nchw", "per channel", False),
+        ("channels_last", "per channel", False),
+        ("channels_last", "scalar", False),
+        ("flat", "scalar", True),
+        ("nchw", "per channel", True),
+    ):
         cells = []
         for dtype in (NAMES[dtype] for dtype in g.dtypes):
-            case = flat(dtype, g.steps[0], g.base) | {"layout": layout, "v_threshold": threshold, "static": static}
-            values = [find(rows, call=call, inplace=False, **case, **facts) for call, facts in columns]
+            case = flat(dtype, g.steps[0], g.base) | {
+                "layout": layout,
+                "v_threshold": threshold,
+                "static": static,
+            }
+            values = [
+                find(rows, call=call, inplace=False, **case, **facts) for call, facts in columns
+            ]
             cells.append("".join(cell(row, "percent_of_copy", ".0f", 4) for row in values))
         lines.append(f"{layout + ' ' + threshold + ' static' * static:30}" + " |".join(cells))
     lines.append("small layers, us a call: host / device / in a graph")
@@ -951,22 +1265,52 @@ def table(run: Run) -> list[str]:
         cells = []
         for row in run.small:
             if case_of(row) == flat(NAMES[dtype], steps, log2) and "error" not in row:
-                times = (f"{row[key]:.1f}" if key in row else "-" for key in ("host_us", "device_us", "graph_us"))
+                times = (
+                    f"{row[key]:.1f}" if key in row else "-"
+                    for key in ("host_us", "device_us", "graph_us")
+                )
                 cells.append(f"{row['call']} {'/'.join(times)}")
-        lines += textwrap.wrap(f"{NAMES[dtype]} T={steps} 2^{log2}: " + "; ".join(cells), 110, subsequent_indent="  ")
-    everyone = (LOOP, COMPILED, CALIBRATION, COMPILED_CALIBRATION, SJ_NODE, SJ_STATE, f"{SJ_OLD} jit", f"{SJ_OLD} cupy")
-    lost = sorted((pair for pair in ratios(rows, *everyone) if pair[0] < 1), key=lambda pair: pair[0])
-    lines.append(f"where we lose to a peer, from {LARGE // MIB} MiB on: {'' if lost else 'nowhere that was measured'}")
+        lines += textwrap.wrap(
+            f"{NAMES[dtype]} T={steps} 2^{log2}: " + "; ".join(cells), 110, subsequent_indent="  "
+        )
+    everyone = (
+        LOOP,
+        COMPILED,
+        CALIBRATION,
+        COMPILED_CALIBRATION,
+        SJ_NODE,
+        SJ_STATE,
+        f"{SJ_OLD} jit",
+        f"{SJ_OLD} cupy",
+    )
+    lost = sorted(
+        (pair for pair in ratios(rows, *everyone) if pair[0] < 1), key=lambda pair: pair[0]
+    )
+    lines.append(
+        f"where we lose to a peer, from {LARGE // MIB} MiB on: "
+        f"{'' if lost else 'nowhere that was measured'}"
+    )
     lines += [f"  {ratio:.2f} of our time: {described(row)}" for ratio, row in lost[:4]]
     lines += [f"ERROR {text}"[:118] for text in run.errors[:4]]
     lines += [f"... {len(run.errors) - 4} more errors, see the JSON"] * (len(run.errors) > 4)
-    lines += [f"skipped {name}: {reason}"[:118] for name, reason in list(run.peers.skipped.items())[:3]]
-    lines += [f"left out for want of time: {len(run.left_out)} jobs, see the JSON"] * bool(run.left_out)
-    lines.append("targets" + ("" if run.clock.device == "cuda" else " (they are for a GPU: on a CPU they say nothing)"))
+    lines += [
+        f"skipped {name}: {reason}"[:118] for name, reason in list(run.peers.skipped.items())[:3]
+    ]
+    lines += [f"left out for want of time: {len(run.left_out)} jobs, see the JSON"] * bool(
+        run.left_out
+    )
+    lines.append(
+        "targets"
+        + ("" if run.clock.device == "cuda" else " (they are for a GPU: on a CPU they say nothing)")
+    )
     for target in run.targets:
         text = f"{target['state']:13}{target['target']:38}{target['goal']:>8}"
         if "worst" in target:
-            count = f"{target['rows_missed']} of {target['rows']} rows miss; " if target["rows_missed"] else ""
+            count = (
+                f"{target['rows_missed']} of {target['rows']} rows miss; "
+                if target["rows_missed"]
+                else ""
+            )
             text += f"  {count}worst {target['worst']:.2f}: {target['where']}"
         lines.append(text[:150])
     return lines
@@ -991,17 +1335,33 @@ def facts(clock: CpuClock | CudaClock) -> Row:
     nvcc = re.search(r"release (\S+?),", said("nvcc", "--version") or "")
     root = str(Path(__file__).resolve().parent.parent)
     versions = {name: version(name) for name in ("torch", "triton", "numpy")}
-    cupy = next((f"{name} {version(name)}" for name in ("cupy-cuda13x", "cupy-cuda12x", "cupy") if version(name)), None)
+    cupy = next(
+        (
+            f"{name} {version(name)}"
+            for name in ("cupy-cuda13x", "cupy-cuda12x", "cupy")
+            if version(name)
+        ),
+        None,
+    )
     driver = said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     found = {
-        "machine": clock.name, "device": clock.device, "processor": bench._processor(), "platform": platform.platform(),
-        "versions": {"python": platform.python_version(), **versions, "cuda": torch.version.cuda, "cupy": cupy,
-                     "driver": driver, "nvcc": nvcc.group(1) if nvcc else None},
+        "machine": clock.name,
+        "device": clock.device,
+        "processor": bench._processor(),
+        "platform": platform.platform(),
+        "versions": {
+            "python": platform.python_version(),
+            **versions,
+            "cuda": torch.version.cuda,
+            "cupy": cupy,
+            "driver": driver,
+            "nvcc": nvcc.group(1) if nvcc else None,
+        },
         "build": cos_ext.build_info(),
         "commit": os.environ.get("COS_EXT_COMMIT") or said("git", "-C", root, "rev-parse", "HEAD"),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-    }  # fmt: skip
+    }
     if isinstance(clock, CudaClock):
         memory = torch.cuda.get_device_properties(0).total_memory
         found |= {"l2_mib": clock.l2 / MIB, "memory_gib": memory / 2**30}
@@ -1009,12 +1369,20 @@ def facts(clock: CpuClock | CudaClock) -> Row:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="One layer on a GPU, against a copy and against peers.")
+    parser = argparse.ArgumentParser(
+        description="One layer on a GPU, against a copy and against peers."
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="few and small cases")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None,
-                        help="torch.compile as a peer (default: on a GPU)")  # fmt: skip
-    parser.add_argument("--minutes", type=float, default=5.0, help="begin nothing after this long (default 5)")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="torch.compile as a peer (default: on a GPU)",
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, help="begin nothing after this long (default 5)"
+    )
     parser.add_argument("--json", type=Path, help="write everything here, after every job")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -1029,8 +1397,10 @@ def main() -> int:
     with torch.no_grad():
         run.execute()
     run.save(last=True)
-    print(f"{run.clock.name}, torch {torch.__version__}, commit {run.facts['commit']}, "
-          f"{time.monotonic() - run.started:.0f} s")  # fmt: skip
+    print(
+        f"{run.clock.name}, torch {torch.__version__}, commit {run.facts['commit']}, "
+        f"{time.monotonic() - run.started:.0f} s"
+    )
     print("\n".join(table(run)))
     return 1 if run.errors else 0
 

@@ -1,11 +1,14 @@
-"""The paper's table for one checkpoint: COS beside the conversions that it is compared with, at T = 1, 2, 4, 8.
+"""The paper's table for one checkpoint: COS beside the conversions that it is compared with, at T =
+1, 2, 4, 8.
 
-    python bench/reproduce.py                                       # the shipped ResNet-20, Fashion-MNIST
-    python bench/reproduce.py --dataset cifar100 --data DIR --checkpoint VGG16.pth --arch vgg16 --levels 4 --rho 4
+    python bench/reproduce.py                                       # the shipped ResNet-20,
+    Fashion-MNIST python bench/reproduce.py --dataset cifar100 --data DIR --checkpoint VGG16.pth
+    --arch vgg16 --levels 4 --rho 4
 
-Measures accuracy and never time. A cell is accuracy in percent (latency in time-steps: the steps watched, and then t).
-"Light" and "parallel, rho = T" depend on T and are a network of their own in every column; all other rows are one run.
-docs/reproduction.md has the tables, and the published figures to hold them against.
+Measures accuracy and never time. A cell is accuracy in percent (latency in time-steps: the steps
+watched, and then t). "Light" and "parallel, rho = T" depend on T and are a network of their own in
+every column; all other rows are one run. docs/reproduction.md has the tables, and the published
+figures to hold them against.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from cos_ext import QCFS, build_info, convert, data, evaluate, fit_light, models, train
-from cos_ext.__main__ import DEMO_CHECKPOINT, _device, _model, _record
+from cos_ext import QCFS, build_info, convert, data, evaluate, fit_light, models
+from cos_ext.cli import DEMO_CHECKPOINT, _device, _model, _record
+from cos_ext.training import train
 
 # The rows of every rho, by name: the network's settings.
 WATCHING = {
@@ -50,25 +54,54 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=DEMO_CHECKPOINT,
-                        help="one of cos_ext's, with its JSON beside it, or one of the authors' code; default: the shipped one")  # fmt: skip
-    parser.add_argument("--arch", choices=sorted(models.ARCHITECTURES), help="needed without a JSON")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=DEMO_CHECKPOINT,
+        help="one of cos_ext's, with its JSON beside it, or one of the authors' code; default: the "
+        "shipped one",
+    )
+    parser.add_argument(
+        "--arch", choices=sorted(models.ARCHITECTURES), help="needed without a JSON"
+    )
     parser.add_argument("--levels", type=int, help="QCFS levels L; needed without a JSON")
     parser.add_argument("--dataset", choices=data.DATASETS, default="fashion-mnist")
-    parser.add_argument("--data", type=Path, help="folder or archive; folder: with val/ and, for light, train/")
-    parser.add_argument("--size", type=int, default=224, help="image size for --dataset folder (default 224)")
     parser.add_argument(
-        "--rho", type=int, nargs="+", default=[4], help="steps to watch, a block of rows for each (default 4)"
+        "--data", type=Path, help="folder or archive; folder: with val/ and, for light, train/"
     )
-    parser.add_argument("--timesteps", type=int, nargs="+", default=[1, 2, 4, 8], help="the columns (default 1 2 4 8)")
     parser.add_argument(
-        "--only-rho", action="store_true", help="leave out the rows without rho: none, light, parallel with rho = T"
+        "--size", type=int, default=224, help="image size for --dataset folder (default 224)"
+    )
+    parser.add_argument(
+        "--rho",
+        type=int,
+        nargs="+",
+        default=[4],
+        help="steps to watch, a block of rows for each (default 4)",
+    )
+    parser.add_argument(
+        "--timesteps",
+        type=int,
+        nargs="+",
+        default=[1, 2, 4, 8],
+        help="the columns (default 1 2 4 8)",
+    )
+    parser.add_argument(
+        "--only-rho",
+        action="store_true",
+        help="leave out the rows without rho: none, light, parallel with rho = T",
     )
     parser.add_argument("--samples", type=int, help="evaluate on so many images (default: all)")
-    parser.add_argument("--fit-samples", type=int, default=128, help="images that light is fitted on (default 128)")
+    parser.add_argument(
+        "--fit-samples", type=int, default=128, help="images that light is fitted on (default 128)"
+    )
     parser.add_argument("--batch-size", type=int, help="default: 32 on a CPU, 256 on a GPU")
-    parser.add_argument("--device", help="default: cuda where it and its kernels are there, else cpu")
+    parser.add_argument(
+        "--device", help="default: cuda where it and its kernels are there, else cpu"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the results as JSON")
     return parser
@@ -91,7 +124,8 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
 
     ann = train.accuracy(model, batches, device=device, progress=progress)
     print(
-        f"{architecture}, L = {levels}, {args.dataset}: {len(evaluated)} images on {device}. Light is fitted on {origin}."
+        f"{architecture}, L = {levels}, {args.dataset}: {len(evaluated)} images on {device}. Light "
+        f"is fitted on {origin}."
     )
     print(f"Each cell: accuracy in percent (latency in time-steps). ANN: {100 * ann:.2f}\n")
     print("| calibration | rho | " + " | ".join(f"T = {t}" for t in columns) + " |")
@@ -100,17 +134,28 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
 
     def row(name: str, rho: int | str, cells: dict[int, tuple[float, int]]) -> None:
         shown = " | ".join(
-            f"{100 * accuracy:.2f}" + (f" ({latency})" if latency else "") for accuracy, latency in cells.values()
+            f"{100 * accuracy:.2f}" + (f" ({latency})" if latency else "")
+            for accuracy, latency in cells.values()
         )
         print(f"| {name} | {rho} | {shown} |", flush=True)
-        rows.append({"calibration": name, "rho": rho, "accuracy": {t: accuracy for t, (accuracy, _) in cells.items()},
-                     "latency": {t: latency for t, (_, latency) in cells.items()}})  # fmt: skip
+        rows.append(
+            {
+                "calibration": name,
+                "rho": rho,
+                "accuracy": {t: accuracy for t, (accuracy, _) in cells.items()},
+                "latency": {t: latency for t, (_, latency) in cells.items()},
+            }
+        )
 
     network = convert(model, timesteps=columns[-1])
 
     def cells() -> dict[int, tuple[float, int]]:
         result = evaluate(network, batches, progress=progress)
-        return {t: (result.accuracy[t - 1], result.latency[t - 1]) for t in columns if t <= network.timesteps}
+        return {
+            t: (result.accuracy[t - 1], result.latency[t - 1])
+            for t in columns
+            if t <= network.timesteps
+        }
 
     def light(t: int) -> tuple[float, int]:
         network.timesteps = t
@@ -122,7 +167,7 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
         _set(network, {"rho": t, "calibration": "parallel"})
         return cells()[t]
 
-    row("ANN", "-", {t: (ann, 0) for t in columns})
+    row("ANN", "-", dict.fromkeys(columns, (ann, 0)))
     if not args.only_rho:
         _set(network, {"calibration": "none"})
         row("none", "-", cells())
@@ -134,9 +179,18 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
             _set(network, {"rho": rho, **settings})
             row(name, rho, cells())
     if args.json is not None:
-        content = {"command": "python bench/reproduce.py " + shlex.join(argv), "architecture": architecture, "levels": levels,
-                   "dataset": args.dataset, "images": len(evaluated), "fitted_on": origin, "device": str(device),
-                   "ann_accuracy": ann, "rows": rows, "build": build_info()}  # fmt: skip
+        content = {
+            "command": "python bench/reproduce.py " + shlex.join(argv),
+            "architecture": architecture,
+            "levels": levels,
+            "dataset": args.dataset,
+            "images": len(evaluated),
+            "fitted_on": origin,
+            "device": str(device),
+            "ann_accuracy": ann,
+            "rows": rows,
+            "build": build_info(),
+        }
         args.json.write_text(json.dumps(content, indent=1) + "\n")
     return 0
 
@@ -154,7 +208,9 @@ def _ann(args: argparse.Namespace, num_classes: int) -> tuple[nn.Module, str, in
             "num_classes": num_classes,
             "in_channels": 1 if args.dataset == "fashion-mnist" else 3,
         }
-        record |= {k: v for k, v in (("architecture", args.arch), ("levels", args.levels)) if v is not None}
+        record |= {
+            k: v for k, v in (("architecture", args.arch), ("levels", args.levels)) if v is not None
+        }
         model = _model(record)
         models.load_weights(model, args.checkpoint)
         return model, record["architecture"], record["levels"]
@@ -166,23 +222,27 @@ def _ann(args: argparse.Namespace, num_classes: int) -> tuple[nn.Module, str, in
 
 
 def split(args: argparse.Namespace, test: Images) -> tuple[Images | Subset, Images | Subset, str]:
-    """The images that light is fitted on, those that every row is evaluated on, and where the former come from."""
+    """The images that light is fitted on, those that every row is evaluated on, and where the
+    former come from.
+    """
     training = _training(args)
     order = _order(test) if isinstance(test, data.ImageFolder) else torch.arange(len(test))
     wanted = args.fit_samples
     if training is not None:
         if wanted > len(training):
-            raise ValueError(f"--fit-samples must be at most {len(training)}, the training images, got {wanted}")
+            raise ValueError(
+                f"--fit-samples must be at most {len(training)}, the training images, got {wanted}"
+            )
         fit, rest = _pick(training, _order(training)[:wanted]), order
         origin = f"{wanted} training images"
     else:
         if wanted >= len(test):
-            raise ValueError(f"--fit-samples must be less than {len(test)}, the test images, got {wanted}")
+            raise ValueError(
+                f"--fit-samples must be less than {len(test)}, the test images, got {wanted}"
+            )
         fit, rest = _pick(test, order[-wanted:]), order[:-wanted]
         which = "the last" if isinstance(test, data.ImageSet) else "a random"
-        origin = (
-            f"{which} {wanted} of the test images, on which no row is evaluated (there are no training images here)"
-        )
+        origin = f"{which} {wanted} of the test images, on which no row is evaluated (there are no training images here)"
     if args.samples is not None and args.samples > len(rest):
         raise ValueError(f"--samples must be at most {len(rest)}, got {args.samples}")
     return fit, _pick(test, rest[: args.samples]), origin
@@ -206,7 +266,9 @@ def _order(images: Images) -> Tensor:
 
 def _pick(images: Images, indices: Tensor) -> data.ImageSet | Subset:
     if isinstance(images, data.ImageSet):
-        return dataclasses.replace(images, images=images.images[indices], labels=images.labels[indices])
+        return dataclasses.replace(
+            images, images=images.images[indices], labels=images.labels[indices]
+        )
     return Subset(images, indices.tolist())
 
 

@@ -1,6 +1,8 @@
-"""One layer: the kernels against copies, plain torch and SpikingJelly, under pytest-benchmark. Run: pytest bench
+"""One layer: the kernels against copies, plain torch and SpikingJelly, under pytest-benchmark. Run:
+pytest bench
 
-The workloads are cos_ext.bench's. Times decide nothing here; `python -m cos_ext bench` interleaves the same calls.
+The workloads are cos_ext.bench's. Times decide nothing here; `python -m cos_ext bench` interleaves
+the same calls.
 """
 
 import subprocess
@@ -25,10 +27,14 @@ def test_layer(benchmark, mib, steps, name):
     source = torch.randn(steps, mib * 2**20 // 4 // steps)
     x = source.clone()
     call = bench.workloads(x, RHO)[name]
-    benchmark.group = f"{mib} MiB float32, T = {steps}, rho = {RHO}, {torch.get_num_threads()} threads"
+    benchmark.group = (
+        f"{mib} MiB float32, T = {steps}, rho = {RHO}, {torch.get_num_threads()} threads"
+    )
     floor = 2 * x.numel() * x.element_size()
     benchmark.pedantic(call, setup=lambda: x.copy_(source) and None, rounds=9, warmup_rounds=1)
-    benchmark.extra_info.update(floor_bytes=floor, gb_per_s=floor / benchmark.stats.stats.median / 1e9)
+    benchmark.extra_info.update(
+        floor_bytes=floor, gb_per_s=floor / benchmark.stats.stats.median / 1e9
+    )
 
 
 FIRST_CALLS = {
@@ -41,12 +47,21 @@ FIRST_CALLS = {
 
 @pytest.mark.parametrize("name", list(FIRST_CALLS))
 def test_first_call(benchmark, name):
-    """The first call in a fresh process: nothing is compiled at run time. The process' own start is not counted."""
-    script = (f"import time, torch; from cos_ext import functional as F; x = torch.randn(4, 2, 64, 8, 8)\n"
-              f"start = time.perf_counter(); {FIRST_CALLS[name]}; print(time.perf_counter() - start)")  # fmt: skip
+    """The first call in a fresh process: nothing is compiled at run time. The process' own start is
+    not counted.
+    """
+    script = (
+        "import time, torch; from cos_ext import functional as F; x = torch.randn(4, 2, 64, 8, "
+        "8)\n"
+        f"start = time.perf_counter(); {FIRST_CALLS[name]}; print(time.perf_counter() - start)"
+    )
 
     def first():
-        return float(subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout)
+        return float(
+            subprocess.run(
+                [sys.executable, "-c", script], check=True, capture_output=True, text=True
+            ).stdout
+        )
 
     seconds = benchmark.pedantic(first, rounds=1)
     benchmark.group = "first call (see extra_info: the process' start dominates the time)"

@@ -1,4 +1,6 @@
-"""Data that measurements and fits read: what batches must be, the inputs in one, and where a module computes. Nothing is run here."""
+"""Data that measurements and fits read: what batches must be, the inputs in one, and where a module
+computes. Nothing is run here.
+"""
 
 from __future__ import annotations
 
@@ -11,32 +13,55 @@ from torch import Tensor, nn
 
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's first parameter or buffer is; the CPU where it has none."""
-    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    return next(
+        (tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu")
+    )
 
 
 def check_batches(batches: Any) -> None:
     """TypeError unless batches is an iterable that may yield batches."""
     if isinstance(batches, (Tensor, str, bytes, Mapping)) or not hasattr(batches, "__iter__"):
-        raise TypeError(f"batches must be an iterable of batches (a list, a DataLoader), got {type(batches).__name__}")
+        raise TypeError(
+            "batches must be an iterable of batches (a list, a DataLoader), got "
+            f"{type(batches).__name__}"
+        )
 
 
 def number_of_inputs(graph: torch.fx.Graph | None) -> int:
-    """How many inputs a batch has: the arguments of forward without a default; 1 where the model is not traced."""
+    """How many inputs a batch has: the arguments of forward without a default; 1 where the model is
+    not traced.
+    """
     if graph is None:
         return 1
-    placeholders = [node for node in graph.nodes if node.op == "placeholder" and not node.target.startswith("*")]
+    placeholders = [
+        node for node in graph.nodes if node.op == "placeholder" and not node.target.startswith("*")
+    ]
     return max(sum(not node.args for node in placeholders), 1)
 
 
 def model_inputs(batch: Any, wanted: int) -> list[Tensor]:
-    """The inputs in an element of batches; what follows them in a tuple, such as labels, is left out."""
+    """The inputs in an element of batches; what follows them in a tuple, such as labels, is left
+    out.
+    """
     elements = [batch] if isinstance(batch, Tensor) else batch
-    if not isinstance(elements, (tuple, list)) or not all(isinstance(element, Tensor) for element in elements[:wanted]):
-        kinds = f" of {[type(element).__name__ for element in elements]}" if isinstance(elements, (tuple, list)) else ""
-        raise TypeError(f"batches must yield tensors, or tuples that begin with {wanted} of them, "
-                        f"got {type(batch).__name__}{kinds}")  # fmt: skip
+    if not isinstance(elements, (tuple, list)) or not all(
+        isinstance(element, Tensor) for element in elements[:wanted]
+    ):
+        kinds = (
+            f" of {[type(element).__name__ for element in elements]}"
+            if isinstance(elements, (tuple, list))
+            else ""
+        )
+        raise TypeError(
+            f"batches must yield tensors, or tuples that begin with {wanted} of them, "
+            f"got {type(batch).__name__}{kinds}"
+        )
     if len(elements) < wanted or not elements:
-        raise ValueError(f"batches must yield the model's {wanted} input(s), got {len(elements)} element(s)")
+        raise ValueError(
+            f"batches must yield the model's {wanted} input(s), got {len(elements)} element(s)"
+        )
     if elements[0].dim() == 0:
-        raise ValueError("batches must yield tensors with a batch dimension, got one without dimensions")
+        raise ValueError(
+            "batches must yield tensors with a batch dimension, got one without dimensions"
+        )
     return list(elements[:wanted])

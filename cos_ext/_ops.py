@@ -1,4 +1,6 @@
-"""Loads the compiled operators and tells torch their shapes (fakes). No user-facing functions and no validation here."""
+"""Loads the compiled operators and tells torch their shapes (fakes). No user-facing functions and
+no validation here.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,26 @@ _cuda_error: str | None = None
 
 
 def _library(name: str) -> Path | None:
-    return next((path for suffix in ("*.so", "*.pyd") for path in sorted(_FOLDER.glob(f"{name}{suffix}"))), None)
+    return next(
+        (path for suffix in ("*.so", "*.pyd") for path in sorted(_FOLDER.glob(f"{name}{suffix}"))),
+        None,
+    )
 
 
 def _load() -> str | None:
-    """Load _C, then _C_cuda if it is there and can be; return why CUDA is off, or None where it is on."""
+    """Load _C, then _C_cuda if it is there and can be; return why CUDA is off, or None where it is
+    on.
+    """
     wanted = os.environ.get("COS_EXT_CPU_CAPABILITY", "avx512")
     if wanted not in ("baseline", "avx2", "avx512"):
-        raise ImportError(f"COS_EXT_CPU_CAPABILITY must be baseline, avx2 or avx512, got {wanted!r}")
+        raise ImportError(
+            f"COS_EXT_CPU_CAPABILITY must be baseline, avx2 or avx512, got {wanted!r}"
+        )
     cpu = _library("_C.")
     if cpu is None:
-        raise ImportError(f"cos_ext's operators are not built in {_FOLDER}; install it with: pip install .")
+        raise ImportError(
+            f"cos_ext's operators are not built in {_FOLDER}; install it with: pip install ."
+        )
     torch.ops.load_library(str(cpu))
     cuda = _library("_C_cuda.")
     if cuda is None:
@@ -34,7 +45,9 @@ def _load() -> str | None:
     try:
         torch.ops.load_library(str(cuda))
     except OSError as error:
-        return f"{cuda.name} cannot be loaded by torch {torch.__version__}: {error.__cause__ or error}"
+        return (
+            f"{cuda.name} cannot be loaded by torch {torch.__version__}: {error.__cause__ or error}"
+        )
     return None
 
 
@@ -50,9 +63,9 @@ def cuda_unavailable() -> str | None:
 def build_info() -> dict[str, Any]:
     """Versions and build facts, as a dict of plain values.
 
-    Keys: cos_ext, torch (versions); compiler, built_with_torch, built_with_cuda, cuda_archs (of the build); cpu_capability
-    (the instruction set chosen here: avx512, avx2 or baseline); cuda (whether CUDA tensors are served) and cuda_off (why
-    not, or None).
+    Keys: cos_ext, torch (versions); compiler, built_with_torch, built_with_cuda, cuda_archs (of the
+    build); cpu_capability (the instruction set chosen here: avx512, avx2 or baseline); cuda
+    (whether CUDA tensors are served) and cuda_off (why not, or None).
     """
     facts = core_facts()
     facts.pop("cuda_off")
@@ -60,10 +73,22 @@ def build_info() -> dict[str, Any]:
         own = version("cos_ext")
     except PackageNotFoundError:
         own = "not installed"
-    return {"cos_ext": own, "torch": torch.__version__, **facts, "cuda": _cuda_error is None, "cuda_off": _cuda_error}
+    return {
+        "cos_ext": own,
+        "torch": torch.__version__,
+        **facts,
+        "cuda": _cuda_error is None,
+        "cuda_off": _cuda_error,
+    }
 
 
-TALLIES = ("spikes", "silent", "saturated", "clipping", "quantisation")  # after the histogram (csrc/core/statistics.h)
+TALLIES = (
+    "spikes",
+    "silent",
+    "saturated",
+    "clipping",
+    "quantisation",
+)  # after the histogram (csrc/core/statistics.h)
 CUDA_SLOTS = 64  # rows of sums of a CUDA launch (csrc/cuda/kernels.cuh)
 
 _cuda_error = _load()
@@ -71,7 +96,9 @@ ops = torch.ops.cos_ext
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which membrane potentials are kept: float64 for float64, float32 for the others."""
+    """The dtype in which membrane potentials are kept: float64 for float64, float32 for the
+    others.
+    """
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -83,12 +110,19 @@ def _if_results(x: Tensor, return_v: bool, return_count: bool) -> tuple[Tensor, 
     return _result(x, return_v, state_dtype(x.dtype)), _result(x, return_count, torch.int32)
 
 
-def _cos_results(x: Tensor, rho: int, v: bool, count: bool, v_init: bool, offset: bool, statistics: bool) -> tuple[Tensor, ...]:
+def _cos_results(
+    x: Tensor, rho: int, v: bool, count: bool, v_init: bool, offset: bool, statistics: bool
+) -> tuple[Tensor, ...]:
     state = state_dtype(x.dtype)
     slots = CUDA_SLOTS if x.device.type == "cuda" else 1
     sums = x.new_empty((slots, 2 * rho + 1 + len(TALLIES)) if statistics else 0, dtype=torch.int64)
-    return (_result(x, v, state), _result(x, count, torch.int32), _result(x, v_init, state),
-            _result(x, offset, torch.int32), sums)  # fmt: skip
+    return (
+        _result(x, v, state),
+        _result(x, count, torch.int32),
+        _result(x, v_init, state),
+        _result(x, offset, torch.int32),
+        sums,
+    )
 
 
 def _spikes(x: Tensor, rows: int, columns: int) -> Tensor:
@@ -96,7 +130,9 @@ def _spikes(x: Tensor, rows: int, columns: int) -> Tensor:
         return torch.empty_like(x)
     *outer, height, width = x.shape
     sizes = [*outer, height // rows, width // columns]
-    channels_last = x.dim() >= 4 and not x[0].is_contiguous() and x[0].movedim(-3, -1).is_contiguous()
+    channels_last = (
+        x.dim() >= 4 and not x[0].is_contiguous() and x[0].movedim(-3, -1).is_contiguous()
+    )
     if not channels_last:
         return x.new_empty(sizes)
     *outer, channels, height, width = sizes
@@ -104,42 +140,127 @@ def _spikes(x: Tensor, rows: int, columns: int) -> Tensor:
 
 
 @torch.library.register_fake("cos_ext::if_forward")
-def _(x_seq, v_threshold, v_threshold_value, v_init, v_init_value, v_reset, return_v, return_count, scale=None, bias=None,
-      residual=None, pool_rows=0, pool_columns=0):  # fmt: skip
+def _(
+    x_seq,
+    v_threshold,
+    v_threshold_value,
+    v_init,
+    v_init_value,
+    v_reset,
+    return_v,
+    return_count,
+    scale=None,
+    bias=None,
+    residual=None,
+    pool_rows=0,
+    pool_columns=0,
+):
     return _spikes(x_seq, pool_rows, pool_columns), *_if_results(x_seq, return_v, return_count)
 
 
 @torch.library.register_fake("cos_ext::if_forward_")
-def _(x_seq, v_threshold, v_threshold_value, v_init, v_init_value, v_reset, return_v, return_count, scale=None, bias=None,
-      residual=None):  # fmt: skip
+def _(
+    x_seq,
+    v_threshold,
+    v_threshold_value,
+    v_init,
+    v_init_value,
+    v_reset,
+    return_v,
+    return_count,
+    scale=None,
+    bias=None,
+    residual=None,
+):
     return _if_results(x_seq, return_v, return_count)
 
 
 @torch.library.register_fake("cos_ext::cos_forward")
-def _(x_seq, v_threshold, v_threshold_value, v_init, v_init_value, rho, iterations, return_v, return_count, return_v_init,
-      return_offset, emission=0, return_statistics=False, scale=None, bias=None, residual=None, pool_rows=0,
-      pool_columns=0):  # fmt: skip
-    results = _cos_results(x_seq, rho, return_v, return_count, return_v_init, return_offset, return_statistics)
+def _(
+    x_seq,
+    v_threshold,
+    v_threshold_value,
+    v_init,
+    v_init_value,
+    rho,
+    iterations,
+    return_v,
+    return_count,
+    return_v_init,
+    return_offset,
+    emission=0,
+    return_statistics=False,
+    scale=None,
+    bias=None,
+    residual=None,
+    pool_rows=0,
+    pool_columns=0,
+):
+    results = _cos_results(
+        x_seq, rho, return_v, return_count, return_v_init, return_offset, return_statistics
+    )
     return _spikes(x_seq, pool_rows, pool_columns), *results
 
 
 @torch.library.register_fake("cos_ext::cos_forward_")
-def _(x_seq, v_threshold, v_threshold_value, v_init, v_init_value, rho, iterations, return_v, return_count, return_v_init,
-      return_offset, emission=0, return_statistics=False, scale=None, bias=None, residual=None):  # fmt: skip
-    return _cos_results(x_seq, rho, return_v, return_count, return_v_init, return_offset, return_statistics)
+def _(
+    x_seq,
+    v_threshold,
+    v_threshold_value,
+    v_init,
+    v_init_value,
+    rho,
+    iterations,
+    return_v,
+    return_count,
+    return_v_init,
+    return_offset,
+    emission=0,
+    return_statistics=False,
+    scale=None,
+    bias=None,
+    residual=None,
+):
+    return _cos_results(
+        x_seq, rho, return_v, return_count, return_v_init, return_offset, return_statistics
+    )
 
 
 @torch.library.register_fake("cos_ext::rate_forward")
-def _(x_mean, v_threshold, v_threshold_value, v_init, v_init_value, rho, scale=None, bias=None, residual=None):
+def _(
+    x_mean,
+    v_threshold,
+    v_threshold_value,
+    v_init,
+    v_init_value,
+    rho,
+    scale=None,
+    bias=None,
+    residual=None,
+):
     return torch.empty_like(x_mean)
 
 
 @torch.library.register_fake("cos_ext::rate_forward_")
-def _(x_mean, v_threshold, v_threshold_value, v_init, v_init_value, rho, scale=None, bias=None, residual=None):
+def _(
+    x_mean,
+    v_threshold,
+    v_threshold_value,
+    v_init,
+    v_init_value,
+    rho,
+    scale=None,
+    bias=None,
+    residual=None,
+):
     return None
 
 
 @torch.library.register_fake("cos_ext::calibrate_v_init")
 def _(x_seq, v_threshold, v_threshold_value, v_init, v_init_value, rho, iterations):
     state = state_dtype(x_seq.dtype)
-    return _result(x_seq, True, state), _result(x_seq, True, torch.int32), _result(x_seq, True, torch.int32)
+    return (
+        _result(x_seq, True, state),
+        _result(x_seq, True, torch.int32),
+        _result(x_seq, True, torch.int32),
+    )

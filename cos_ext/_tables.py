@@ -11,10 +11,15 @@ def percent(share: float) -> str:
 
 
 def table(rows: list[list[str]], left: tuple[int, ...]) -> str:
-    """Rows of cells in columns two blanks apart, aligned to the right but for the columns in `left`."""
+    """Rows of cells in columns two blanks apart, aligned to the right but for the columns in
+    `left`.
+    """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
-        cells = (cell.ljust(w) if c in left else cell.rjust(w) for c, (cell, w) in enumerate(zip(row, widths)))
+        cells = (
+            cell.ljust(w) if c in left else cell.rjust(w)
+            for c, (cell, w) in enumerate(zip(row, widths))
+        )
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

@@ -1,6 +1,8 @@
-"""Side-by-side timing of the kernels, a copy, and what a user would run without cos_ext. In one process, interleaved.
+"""Side-by-side timing of the kernels, a copy, and what a user would run without cos_ext. In one
+process, interleaved.
 
-The workloads and their byte floors (T·N·s read and T·N·s written) live here; bench/ runs them under pytest-benchmark.
+The workloads and their byte floors (T·N·s read and T·N·s written) live here; bench/ runs them under
+pytest-benchmark.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ def _stacked_if(x: Tensor, theta: float) -> Tensor:
 def plain_cos(x: Tensor, theta: float, rho: int) -> Tensor:
     """One iteration of the calibration as plain torch operations, the way public scripts do it.
 
-    Simulate rho steps and keep the potentials, take minimum and maximum over time, select, shift, simulate T steps.
+    Simulate rho steps and keep the potentials, take minimum and maximum over time, select, shift,
+    simulate T steps.
     """
     v = torch.full_like(x[0], theta / 2)
     before, after, fired = [], [], []
@@ -76,7 +79,9 @@ def plain_cos(x: Tensor, theta: float, rho: int) -> Tensor:
 
 
 def spikingjelly_if(x: Tensor, theta: float) -> Callable[[], Any] | None:
-    """SpikingJelly's multi-step IFNode, in inference mode, its potential reset in every call; None where it is missing."""
+    """SpikingJelly's multi-step IFNode, in inference mode, its potential reset in every call; None
+    where it is missing.
+    """
     try:
         from spikingjelly.activation_based import neuron
     except ImportError:
@@ -91,11 +96,14 @@ def spikingjelly_if(x: Tensor, theta: float) -> Callable[[], Any] | None:
     return call
 
 
-def workloads(x: Tensor, rho: int, *, slow: bool = True, compiled: bool = False) -> dict[str, Callable[[], Any]]:
-    """Name to a call on x [T, N]; the in-place ones overwrite x (callers restore it outside the timing).
+def workloads(
+    x: Tensor, rho: int, *, slow: bool = True, compiled: bool = False
+) -> dict[str, Callable[[], Any]]:
+    """Name to a call on x [T, N]; the in-place ones overwrite x (callers restore it outside the
+    timing).
 
-    slow: also the plain torch versions, and SpikingJelly where it is installed. compiled: also torch.compile of the plain
-    IF loop, with a fresh output and into a preallocated one.
+    slow: also the plain torch versions, and SpikingJelly where it is installed. compiled: also
+    torch.compile of the plain IF loop, with a fresh output and into a preallocated one.
     """
     y = torch.empty_like(x)
     calls: dict[str, Callable[[], Any]] = {
@@ -105,7 +113,9 @@ def workloads(x: Tensor, rho: int, *, slow: bool = True, compiled: bool = False)
         "if_forward(inplace)": lambda: F.if_forward(x, 1.0, inplace=True),
         "if_forward": lambda: F.if_forward(x, 1.0),
         "cos_forward(inplace)": lambda: F.cos_forward(x, 1.0, rho=rho, inplace=True),
-        "cos_forward(exact, inplace)": lambda: F.cos_forward(x, 1.0, rho=rho, iterations=None, inplace=True),
+        "cos_forward(exact, inplace)": lambda: F.cos_forward(
+            x, 1.0, rho=rho, iterations=None, inplace=True
+        ),
         "cos_forward": lambda: F.cos_forward(x, 1.0, rho=rho),
     }
     if slow:
@@ -115,7 +125,8 @@ def workloads(x: Tensor, rho: int, *, slow: bool = True, compiled: bool = False)
         if peer is not None:
             calls["SpikingJelly IFNode"] = peer
     if compiled:
-        # The fastest forms found: a stack of the steps, which inductor fuses into one kernel, and for a given output copies.
+        # The fastest forms found: a stack of the steps, which inductor fuses into one kernel, and
+        # for a given output copies.
         fresh = torch.compile(_stacked_if, fullgraph=True, dynamic=False)
         calls["torch.compile loop, IF"] = lambda: fresh(x, 1.0)
         into = torch.compile(plain_if_into, fullgraph=True, dynamic=False)
@@ -125,8 +136,12 @@ def workloads(x: Tensor, rho: int, *, slow: bool = True, compiled: bool = False)
     return calls
 
 
-def measure(calls: dict[str, Callable[[], Any]], restore: Callable[[], Any], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every call, `repeats` rounds over all of them; restore() runs before each call, untimed."""
+def measure(
+    calls: dict[str, Callable[[], Any]], restore: Callable[[], Any], repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of every call, `repeats` rounds over all of them; restore() runs before each call,
+    untimed.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(repeats + 1):
         for name, call in calls.items():
@@ -140,34 +155,67 @@ def measure(calls: dict[str, Callable[[], Any]], restore: Callable[[], Any], rep
     return seconds
 
 
-def run_bench(mib: Iterable[int], timesteps: Iterable[int], *, rho: int = 4, threads: int | None = None, repeats: int = 15,
-              compiled: bool = False, json_path: Path | None = None) -> list[dict[str, Any]]:  # fmt: skip
+def run_bench(
+    mib: Iterable[int],
+    timesteps: Iterable[int],
+    *,
+    rho: int = 4,
+    threads: int | None = None,
+    repeats: int = 15,
+    compiled: bool = False,
+    json_path: Path | None = None,
+) -> list[dict[str, Any]]:
     """Measure, print a table per size, and return (and write) one record per row."""
     if threads is not None:
         torch.set_num_threads(threads)
     if importlib.util.find_spec("spikingjelly") is None:
-        tqdm.write("SpikingJelly is not installed, so the peer is missing: pip install --no-deps spikingjelly")
+        tqdm.write(
+            "SpikingJelly is not installed, so the peer is missing: pip install --no-deps "
+            "spikingjelly"
+        )
     records: list[dict[str, Any]] = []
     cases = [(size, steps) for size in mib for steps in timesteps]
     for size, steps in tqdm(cases, desc="bench", leave=False):
         count = size * 2**20 // 4 // steps
         source = torch.randn(steps, count)
         x = source.clone()
-        seconds = measure(workloads(x, min(rho, steps), compiled=compiled), lambda: x.copy_(source), repeats)
+        seconds = measure(
+            workloads(x, min(rho, steps), compiled=compiled), lambda: x.copy_(source), repeats
+        )
         copy = statistics.median(seconds["copy_"])
         floor = 2 * x.numel() * x.element_size()
-        tqdm.write(f"\n{size} MiB float32, T = {steps}, rho = {min(rho, steps)}, {torch.get_num_threads()} threads; byte floor "
-                   f"{floor / 2**20:.0f} MiB (read + written)")  # fmt: skip
+        tqdm.write(
+            f"\n{size} MiB float32, T = {steps}, rho = {min(rho, steps)}, "
+            f"{torch.get_num_threads()} threads; byte floor "
+            f"{floor / 2**20:.0f} MiB (read + written)"
+        )
         tqdm.write(f"{'':40}{'median ms':>10}{'GB/s':>8}{'x copy_':>9}")
         for name, values in seconds.items():
             median = statistics.median(values)
-            records.append({"mib": size, "timesteps": steps, "rho": min(rho, steps), "call": name, "median_ms": 1e3 * median,
-                            "min_ms": 1e3 * min(values), "gb_per_s": floor / median / 1e9, "x_copy": median / copy})  # fmt: skip
-            tqdm.write(f"{name:40}{1e3 * median:10.2f}{floor / median / 1e9:8.1f}{median / copy:9.2f}")
+            records.append(
+                {
+                    "mib": size,
+                    "timesteps": steps,
+                    "rho": min(rho, steps),
+                    "call": name,
+                    "median_ms": 1e3 * median,
+                    "min_ms": 1e3 * min(values),
+                    "gb_per_s": floor / median / 1e9,
+                    "x_copy": median / copy,
+                }
+            )
+            tqdm.write(
+                f"{name:40}{1e3 * median:10.2f}{floor / median / 1e9:8.1f}{median / copy:9.2f}"
+            )
     if json_path is not None:
-        machine = {"processor": _processor(), "threads": torch.get_num_threads(), "platform": platform.platform()}
+        machine = {
+            "processor": _processor(),
+            "threads": torch.get_num_threads(),
+            "platform": platform.platform(),
+        }
         json_path.write_text(
-            json.dumps({"machine": machine, "build": build_info(), "records": records}, indent=1) + "\n"
+            json.dumps({"machine": machine, "build": build_info(), "records": records}, indent=1)
+            + "\n"
         )
     return records
 
@@ -175,6 +223,8 @@ def run_bench(mib: Iterable[int], timesteps: Iterable[int], *, rho: int = 4, thr
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or "unknown"

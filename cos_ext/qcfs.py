@@ -1,4 +1,6 @@
-"""The QCFS activation: the trainable, quantised clip that integrate-and-fire neurons reproduce. Only that lives here."""
+"""The QCFS activation: the trainable, quantised clip that integrate-and-fire neurons reproduce.
+Only that lives here.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from torch import Tensor, nn
 
 
 class _QCFSFunction(torch.autograd.Function):
-    """Quantised clip with the straight-through gradient of floor, saving one tensor instead of five."""
+    """Quantised clip with the straight-through gradient of floor, saving one tensor instead of
+    five.
+    """
 
     generate_vmap_rule = True  # so that torch.func works
 
@@ -30,13 +34,16 @@ class _QCFSFunction(torch.autograd.Function):
         grad_threshold = None
         if ctx.needs_input_grad[1]:
             level = quantise(z, threshold, ctx.levels) / threshold
-            grad_threshold = (grad * (level - inside * (z / threshold))).sum_to_size(threshold.shape)
+            grad_threshold = (grad * (level - inside * (z / threshold))).sum_to_size(
+                threshold.shape
+            )
         return grad_z, grad_threshold, None
 
 
 def quantise(z: Tensor, threshold: Tensor, levels: int) -> Tensor:
     """θ · clip(floor(zL/θ + 1/2) / L, 0, 1), elementwise; see :class:`QCFS`."""
-    # Out of place: torch 2.11 compiles in-place operations inside an autograd.Function to a wrong gradient.
+    # Out of place: torch 2.11 compiles in-place operations inside an autograd.Function to a wrong
+    # gradient.
     return ((z * levels / threshold + 0.5).floor() / levels).clamp(0, 1) * threshold
 
 
@@ -46,8 +53,8 @@ class QCFS(nn.Module):
     .. math:: a = \theta \, \mathrm{clip}\!\left(\frac{1}{L}\left\lfloor \frac{z L}{\theta} + \frac12 \right\rfloor,
               0, 1\right)
 
-    An IF neuron with threshold θ and v_init = θ/2 that is driven for T = L steps and calibrated exactly emits, neuron for
-    neuron, the count a·L/θ; see :func:`cos_ext.functional.cos_forward`.
+    An IF neuron with threshold θ and v_init = θ/2 that is driven for T = L steps and calibrated
+    exactly emits, neuron for neuron, the count a·L/θ; see :func:`cos_ext.functional.cos_forward`.
 
     Args:
         levels: L, the number of quantisation steps, an int >= 1.
@@ -55,8 +62,8 @@ class QCFS(nn.Module):
 
     Shape: any; the output has the input's shape and dtype.
 
-    Gradients: floor is straight-through, so da/dz is 1 for 0 <= z <= θ and 0 elsewhere, and da/dθ is a/θ minus z/θ inside
-    that range.
+    Gradients: floor is straight-through, so da/dz is 1 for 0 <= z <= θ and 0 elsewhere, and da/dθ
+    is a/θ minus z/θ inside that range.
 
     Raises:
         TypeError: levels is not an int, or the input is not a floating-point tensor.

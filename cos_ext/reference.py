@@ -1,6 +1,8 @@
-"""The mathematics as a plain torch loop over time, to read beside the paper and to test the kernels against.
+"""The mathematics as a plain torch loop over time, to read beside the paper and to test the kernels
+against.
 
-Slow on purpose and complete: every formula of :mod:`cos_ext.functional`, in its order of operations. No kernels here.
+Slow on purpose and complete: every formula of :mod:`cos_ext.functional`, in its order of
+operations. No kernels here.
 """
 
 from __future__ import annotations
@@ -13,8 +15,13 @@ from .functional import Calibration, COSResult, IFResult, state_dtype
 EPSILON = 1e-3
 
 
-def if_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None = None, *,
-               v_reset: float | None = None) -> IFResult:  # fmt: skip
+def if_forward(
+    x_seq: Tensor,
+    v_threshold: float | Tensor,
+    v_init: float | Tensor | None = None,
+    *,
+    v_reset: float | None = None,
+) -> IFResult:
     """Integrate and fire, all results. Arguments as for :func:`cos_ext.functional.if_forward`."""
     theta, v = _start(x_seq, v_threshold, v_init)
     spikes, count = torch.empty_like(x_seq), torch.zeros_like(v, dtype=torch.int32)
@@ -27,15 +34,24 @@ def if_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tenso
     return IFResult(spikes, v, count)
 
 
-def calibrate_v_init(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None = None, *, rho: int,
-                     iterations: int | None = 1) -> Calibration:  # fmt: skip
+def calibrate_v_init(
+    x_seq: Tensor,
+    v_threshold: float | Tensor,
+    v_init: float | Tensor | None = None,
+    *,
+    rho: int,
+    iterations: int | None = 1,
+) -> Calibration:
     """The shifted v(0), ψ and N. Arguments as for :func:`cos_ext.functional.calibrate_v_init`."""
     theta, start = _start(x_seq, v_threshold, v_init)
     residual, count, lowest, highest = _watch(x_seq, theta, start, rho)
-    # In float64 the quotient of float32 numbers has the exact floor; see csrc/core/calibration.h for float64 itself.
+    # In float64 the quotient of float32 numbers has the exact floor; see csrc/core/calibration.h
+    # for float64 itself.
     quotient = torch.floor(residual.double() / theta.double())
     quotient = torch.where(torch.isnan(quotient), 0.0, quotient)
-    psi = torch.minimum(torch.maximum(quotient, -count.double()), (rho - count).double()).to(torch.int32)
+    psi = torch.minimum(torch.maximum(quotient, -count.double()), (rho - count).double()).to(
+        torch.int32
+    )
     v = start
     k = 0
     while (k < iterations if iterations is not None else True) and bool((psi.abs() > k).any()):
@@ -44,15 +60,26 @@ def calibrate_v_init(x_seq: Tensor, v_threshold: float | Tensor, v_init: float |
         less = v - torch.maximum(theta, lowest - theta * (1 - EPSILON))
         more = v + torch.maximum(theta, theta * (1 + EPSILON) - highest)
         v = torch.where(
-            (psi < -k) & (lowest < torch.inf), less, torch.where((psi > k) & (highest > -torch.inf), more, v)
+            (psi < -k) & (lowest < torch.inf),
+            less,
+            torch.where((psi > k) & (highest > -torch.inf), more, v),
         )
         k += 1
     return Calibration(v, psi, count)
 
 
-def cos_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None = None, *, rho: int,
-                iterations: int | None = 1, emission: str = "calibrated") -> COSResult:  # fmt: skip
-    """Calibrate, then simulate; all results. Arguments as for :func:`cos_ext.functional.cos_forward`."""
+def cos_forward(
+    x_seq: Tensor,
+    v_threshold: float | Tensor,
+    v_init: float | Tensor | None = None,
+    *,
+    rho: int,
+    iterations: int | None = 1,
+    emission: str = "calibrated",
+) -> COSResult:
+    """Calibrate, then simulate; all results. Arguments as for
+    :func:`cos_ext.functional.cos_forward`.
+    """
     if emission != "calibrated":
         return _planned(x_seq, v_threshold, v_init, rho, emission)
     shifted, psi, _ = calibrate_v_init(x_seq, v_threshold, v_init, rho=rho, iterations=iterations)
@@ -62,7 +89,11 @@ def cos_forward(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tens
 
 
 def _planned(
-    x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None, rho: int, emission: str
+    x_seq: Tensor,
+    v_threshold: float | Tensor,
+    v_init: float | Tensor | None,
+    rho: int,
+    emission: str,
 ) -> COSResult:
     """C* spikes in every rho steps, evenly or first; no potential."""
     start, psi, count = calibrate_v_init(x_seq, v_threshold, v_init, rho=rho, iterations=0)
@@ -78,16 +109,26 @@ def _planned(
     return COSResult(spikes, None, fired.sum(0).to(torch.int32), start, psi)
 
 
-def _start(x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None) -> tuple[Tensor, Tensor]:
+def _start(
+    x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None
+) -> tuple[Tensor, Tensor]:
     """θ and v(0), each [*neurons] in the state dtype."""
     state, neurons = state_dtype(x_seq.dtype), x_seq.shape[1:]
     theta = torch.as_tensor(v_threshold, dtype=state, device=x_seq.device).expand(neurons)
-    v = theta / 2 if v_init is None else torch.as_tensor(v_init, dtype=state, device=x_seq.device).expand(neurons)
+    v = (
+        theta / 2
+        if v_init is None
+        else torch.as_tensor(v_init, dtype=state, device=x_seq.device).expand(neurons)
+    )
     return theta, v.clone()
 
 
-def _watch(x_seq: Tensor, theta: Tensor, v: Tensor, rho: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """v(rho), N, min of m(t) where it fired, max of v(t) where it did not, over the first rho steps with soft reset."""
+def _watch(
+    x_seq: Tensor, theta: Tensor, v: Tensor, rho: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """v(rho), N, min of m(t) where it fired, max of v(t) where it did not, over the first rho steps
+    with soft reset.
+    """
     count = torch.zeros_like(v, dtype=torch.int32)
     lowest, highest = torch.full_like(v, torch.inf), torch.full_like(v, -torch.inf)
     for t in range(rho):

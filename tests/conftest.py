@@ -9,7 +9,7 @@ import torch
 
 import cos_ext
 from cos_ext import data, models
-from cos_ext.__main__ import DEMO_CHECKPOINT
+from cos_ext.cli import DEMO_CHECKPOINT
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() and cos_ext.build_info()["cuda"] else [])
@@ -32,7 +32,9 @@ def seeded():
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Toy tensors gain nothing from threads, and threads that wait for each other on a busy machine cost seconds."""
+    """Toy tensors gain nothing from threads, and threads that wait for each other on a busy machine
+    cost seconds.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -71,7 +73,9 @@ def layouts(x):
     return {
         "contiguous": x.clone(),
         "misaligned": flat[1:].view_as(x),
-        "channels_last": x.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, x.shape[:2]),
+        "channels_last": x.flatten(0, 1)
+        .to(memory_format=torch.channels_last)
+        .unflatten(0, x.shape[:2]),
         "batch_major": x.transpose(0, 1).contiguous().transpose(0, 1),
         "time_innermost": x.movedim(0, -1).contiguous().movedim(-1, 0),
         "strided": padded[..., 1 : 1 + 2 * x.shape[-1] : 2],

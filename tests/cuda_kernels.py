@@ -1,12 +1,14 @@
-"""What nvcc makes of every CUDA kernel, without a GPU: registers, spills, and the width of its transactions.
+"""What nvcc makes of every CUDA kernel, without a GPU: registers, spills, and the width of its
+transactions.
 
     python tests/cuda_kernels.py [--record]
 
-Compiles tests/cpp/compile_kernels.cu for sm_80 and sm_90 with setup.py's flags, prints a table, and fails where a kernel spills or
-uses local memory, needs more registers than data/cuda_registers.json has on record for this nvcc release (--record
-rewrites it), or moves rows of inputs or spikes otherwise than in transactions of 16 bytes. The last needs nvdisasm (the
-package nvidia-cuda-nvdisasm, or a toolkit) and is skipped with a reason where there is none. Not a pytest file: it takes a
-minute, and make test-cuda-compile runs it.
+Compiles tests/cpp/compile_kernels.cu for sm_80 and sm_90 with setup.py's flags, prints a table, and
+fails where a kernel spills or uses local memory, needs more registers than data/cuda_registers.json
+has on record for this nvcc release (--record rewrites it), or moves rows of inputs or spikes
+otherwise than in transactions of 16 bytes. The last needs nvdisasm (the package
+nvidia-cuda-nvdisasm, or a toolkit) and is skipped with a reason where there is none. Not a pytest
+file: it takes a minute, and make test-cuda-compile runs it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,12 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "tests" / "data" / "cuda_registers.json"
 ARCHS = ("sm_80", "sm_90")
-TYPES = {"f": ("float32", 4), "d": ("float64", 8), "NS_4HalfE": ("float16", 2), "NS_8BFloat16E": ("bfloat16", 2)}
+TYPES = {
+    "f": ("float32", 4),
+    "d": ("float64", 8),
+    "NS_4HalfE": ("float16", 2),
+    "NS_8BFloat16E": ("bfloat16", 2),
+}
 MODES = ("fire", "held", "reread")
 EXTRAS = ("", "fused", "window")
 SYMBOL = re.compile(
@@ -58,7 +65,9 @@ def kernel_of(symbol: str) -> Kernel:
     if not match:
         sys.exit(f"cuda_kernels: {symbol} is not a kernel that this script knows")
     dtype, lanes, rows, mode, one, extra = match.groups()
-    return Kernel(*TYPES[dtype], int(lanes), int(rows), MODES[int(mode)], one == "1", EXTRAS[int(extra)])
+    return Kernel(
+        *TYPES[dtype], int(lanes), int(rows), MODES[int(mode)], one == "1", EXTRAS[int(extra)]
+    )
 
 
 def setup_module():
@@ -68,11 +77,23 @@ def setup_module():
     return module
 
 
-def compile_for(arch: str, nvcc: Path, flags: list[str], folder: Path) -> tuple[Path, dict[Kernel, tuple[int, int]]]:
+def compile_for(
+    arch: str, nvcc: Path, flags: list[str], folder: Path
+) -> tuple[Path, dict[Kernel, tuple[int, int]]]:
     """The cubin, and (registers, bytes of stack and spills) by kernel."""
     cubin = folder / f"{arch}.cubin"
-    command = [nvcc, *flags, "-Xptxas=-v", "--expt-relaxed-constexpr", f"-arch={arch}", f"-I{ROOT / 'csrc'}", "-cubin",
-               ROOT / "tests" / "cpp" / "compile_kernels.cu", "-o", cubin]  # fmt: skip
+    command = [
+        nvcc,
+        *flags,
+        "-Xptxas=-v",
+        "--expt-relaxed-constexpr",
+        f"-arch={arch}",
+        f"-I{ROOT / 'csrc'}",
+        "-cubin",
+        ROOT / "tests" / "cpp" / "compile_kernels.cu",
+        "-o",
+        cubin,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
@@ -80,7 +101,9 @@ def compile_for(arch: str, nvcc: Path, flags: list[str], folder: Path) -> tuple[
     for line in done.stderr.splitlines():
         if match := re.search(r"Compiling entry function '(\S+)'", line):
             kernel = kernel_of(match.group(1))
-        elif match := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+        elif match := re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line
+        ):
             local = sum(map(int, match.groups()))
         elif match := re.search(r"Used (\d+) registers", line):
             resources[kernel] = (int(match.group(1)), local)
@@ -88,41 +111,63 @@ def compile_for(arch: str, nvcc: Path, flags: list[str], folder: Path) -> tuple[
 
 
 def find_nvdisasm(home: Path) -> Path | None:
-    places = [*sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin/nvdisasm")), home / "bin" / "nvdisasm"]
+    places = [
+        *sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin/nvdisasm")),
+        home / "bin" / "nvdisasm",
+    ]
     on_path = shutil.which("nvdisasm")
-    return next((place for place in [*places, *([Path(on_path)] if on_path else [])] if place.is_file()), None)
+    return next(
+        (place for place in [*places, *([Path(on_path)] if on_path else [])] if place.is_file()),
+        None,
+    )
 
 
 def transactions(cubin: Path, nvdisasm: Path) -> dict[Kernel, Counter[str]]:
     """How often each kind of load and store of global or local memory stands in a kernel."""
-    text = subprocess.run([nvdisasm, "-c", cubin], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        [nvdisasm, "-c", cubin], capture_output=True, text=True, check=True
+    ).stdout
     found = {}
     for section in re.split(r"^\.text\.", text, flags=re.MULTILINE)[1:]:
         symbol = section.split(":", 1)[0].strip()
-        found[kernel_of(symbol)] = Counter(re.findall(r"\b(?:LDG|STG|LDL|STL)\.?[A-Z0-9.]*", section))
+        found[kernel_of(symbol)] = Counter(
+            re.findall(r"\b(?:LDG|STG|LDL|STL)\.?[A-Z0-9.]*", section)
+        )
     return found
 
 
 def wide_rows(kernel: Kernel, counts: Counter[str]) -> str:
-    """What is wrong with a kernel's transactions, or nothing. Rows of inputs and streaming stores carry the hint EF."""
+    """What is wrong with a kernel's transactions, or nothing. Rows of inputs and streaming stores
+    carry the hint EF.
+    """
     if any(name.startswith(("LDL", "STL")) for name in counts):
         return "uses local memory"
     if kernel.lanes == 1 or kernel.extra == "window":  # a window's neurons are no neighbours
         return ""
-    wide = {hint: sum(n for name, n in counts.items() if name.startswith(hint) and name.endswith(".128")) for hint in
-            ("LDG.E.EF", "LDG.E", "STG.E.EF", "STG.E")}  # fmt: skip
+    wide = {
+        hint: sum(
+            n for name, n in counts.items() if name.startswith(hint) and name.endswith(".128")
+        )
+        for hint in ("LDG.E.EF", "LDG.E", "STG.E.EF", "STG.E")
+    }
     loads = wide["LDG.E"] if kernel.mode == "reread" else wide["LDG.E.EF"]
     narrow = [name for name in counts if ".EF" in name and not name.endswith(".128")]
     if narrow:
         return f"moves rows in {', '.join(narrow)}"
-    if loads < kernel.rows or wide["STG.E.EF"] < kernel.rows or wide["STG.E"] - wide["STG.E.EF"] < kernel.rows:
+    if (
+        loads < kernel.rows
+        or wide["STG.E.EF"] < kernel.rows
+        or wide["STG.E"] - wide["STG.E.EF"] < kernel.rows
+    ):
         return f"has too few transactions of 128 bits: {dict(counts)}"
     return ""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--record", action="store_true", help=f"write the registers to {RECORD.name}")
+    parser.add_argument(
+        "--record", action="store_true", help=f"write the registers to {RECORD.name}"
+    )
     record = parser.parse_args().record
     setup = setup_module()
     home, release = setup.toolkit()
@@ -130,18 +175,42 @@ def main() -> int:
         print(f"cuda_kernels: skipped: {release}")
         return 0
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(ARCHS)) as pool:
-        compiled = dict(zip(ARCHS, pool.map(
-            lambda arch: compile_for(arch, home / "bin" / "nvcc", setup.NVCC_FLAGS, Path(folder)), ARCHS)))  # fmt: skip
+        compiled = dict(
+            zip(
+                ARCHS,
+                pool.map(
+                    lambda arch: compile_for(
+                        arch, home / "bin" / "nvcc", setup.NVCC_FLAGS, Path(folder)
+                    ),
+                    ARCHS,
+                ),
+            )
+        )
         nvdisasm = find_nvdisasm(home)
-        code = {arch: transactions(cubin, nvdisasm) for arch, (cubin, _) in compiled.items()} if nvdisasm else {}
-    found = {arch: {str(kernel): registers for kernel, (registers, _) in sorted(resources.items())}
-             for arch, (_, resources) in compiled.items()}  # fmt: skip
+        code = (
+            {arch: transactions(cubin, nvdisasm) for arch, (cubin, _) in compiled.items()}
+            if nvdisasm
+            else {}
+        )
+    found = {
+        arch: {str(kernel): registers for kernel, (registers, _) in sorted(resources.items())}
+        for arch, (_, resources) in compiled.items()
+    }
     if record:
-        RECORD.write_text(json.dumps({"nvcc": release, **found}, indent=1, ensure_ascii=False) + "\n")
+        RECORD.write_text(
+            json.dumps({"nvcc": release, **found}, indent=1, ensure_ascii=False) + "\n"
+        )
     bounds = json.loads(RECORD.read_text())
     same = bounds["nvcc"] == release
-    print(f"nvcc {release}; registers" + (" (bound)" if same else f"; bounds are on record for {bounds['nvcc']} and do not count")
-          + ("" if nvdisasm else "; transactions not checked: no nvdisasm (pip install nvidia-cuda-nvdisasm)"))  # fmt: skip
+    print(
+        f"nvcc {release}; registers"
+        + (" (bound)" if same else f"; bounds are on record for {bounds['nvcc']} and do not count")
+        + (
+            ""
+            if nvdisasm
+            else "; transactions not checked: no nvdisasm (pip install nvidia-cuda-nvdisasm)"
+        )
+    )
     faults = []
     print(f"{'kernel':44}" + "".join(f"{arch:>14}" for arch in ARCHS))
     for kernel in sorted(compiled[ARCHS[0]][1]):
@@ -162,8 +231,11 @@ def main() -> int:
         faults.append(f"only {len(compiled[ARCHS[0]][1])} kernels were found")
     if len({frozenset(resources) for _, resources in compiled.values()}) != 1:
         faults.append("the architectures have different kernels")
-    print("\n".join(faults) or f"{count} kernels: no spills, no local memory, no growth"
-          + (", rows in 16-byte transactions" if nvdisasm else ""))  # fmt: skip
+    print(
+        "\n".join(faults)
+        or f"{count} kernels: no spills, no local memory, no growth"
+        + (", rows in 16-byte transactions" if nvdisasm else "")
+    )
     return 1 if faults else 0
 
 

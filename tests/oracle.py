@@ -1,4 +1,5 @@
-"""A float64 NumPy oracle of one neuron population, written from the paper and DESIGN's equations alone.
+"""A float64 NumPy oracle of one neuron population, written from the paper and DESIGN's equations
+alone.
 
 It shares no code with cos_ext: it counts spikes by arithmetic on sums where it can. No tests here.
 """

@@ -1,7 +1,9 @@
-"""Records what SpikingJelly's integrate-and-fire neuron does, as data/spikingjelly_if.npz for test_spikingjelly.py.
+"""Records what SpikingJelly's integrate-and-fire neuron does, as data/spikingjelly_if.npz for
+test_spikingjelly.py.
 
-Run by hand where spikingjelly is installed (the tests do not need it): ``python tests/record_spikingjelly.py``.
-The file in the repository was written by spikingjelly 2.0.0 with torch 2.13.0 on a CPU; versions are kept in it.
+Run by hand where spikingjelly is installed (the tests do not need it): ``python
+tests/record_spikingjelly.py``. The file in the repository was written by spikingjelly 2.0.0 with
+torch 2.13.0 on a CPU; versions are kept in it.
 
 Arrays in the file; n counts cases, i counts inputs, none is pickled:
     spikingjelly, torch       versions, strings
@@ -29,11 +31,17 @@ NEURONS = ((129,), (2, 3, 4, 5))
 
 
 def currents(shape: tuple[int, ...], threshold: float, generator: torch.Generator) -> torch.Tensor:
-    """Normal currents, strong enough to leave residuals over the threshold, and every third neuron on or next to it."""
+    """Normal currents, strong enough to leave residuals over the threshold, and every third neuron
+    on or next to it.
+    """
     theta = torch.tensor(threshold)
     x = theta * (0.4 + 0.8 * torch.randn(shape, generator=generator))
-    # Products with powers of two are exact, so that sums of these land on the threshold itself, and one ulp beside it.
-    below, above = torch.nextafter(theta, torch.tensor(0.0)), torch.nextafter(theta, torch.tensor(math.inf))
+    # Products with powers of two are exact, so that sums of these land on the threshold itself, and
+    # one ulp beside it.
+    below, above = (
+        torch.nextafter(theta, torch.tensor(0.0)),
+        torch.nextafter(theta, torch.tensor(math.inf)),
+    )
     edges = torch.stack([-theta, 0 * theta, theta / 2, theta, 2 * theta, below, above])
     on_edge = edges[torch.randint(len(edges), shape, generator=generator)]
     every_third = (torch.arange(math.prod(shape[1:])) % 3 == 0).reshape(shape[1:])
@@ -42,7 +50,9 @@ def currents(shape: tuple[int, ...], threshold: float, generator: torch.Generato
 
 def main() -> None:
     generator = torch.Generator().manual_seed(0)
-    versions = {name: np.array(importlib.metadata.version(name)) for name in ("spikingjelly", "torch")}
+    versions = {
+        name: np.array(importlib.metadata.version(name)) for name in ("spikingjelly", "torch")
+    }
     arrays: dict[str, np.ndarray] = {}
     cases: list[tuple[float, float, int]] = []
     for i, (threshold, steps, neurons) in enumerate(itertools.product(THRESHOLDS, STEPS, NEURONS)):
@@ -57,7 +67,9 @@ def main() -> None:
             cases.append((threshold, math.nan if v_reset is None else v_reset, i))
     thresholds, resets, inputs = (np.array(column) for column in zip(*cases))
     FILE.parent.mkdir(exist_ok=True)
-    np.savez_compressed(FILE, v_threshold=thresholds, v_reset=resets, input=inputs, **versions, **arrays)
+    np.savez_compressed(
+        FILE, v_threshold=thresholds, v_reset=resets, input=inputs, **versions, **arrays
+    )
     names = ", ".join(f"{name} {version}" for name, version in versions.items())
     print(f"{FILE.name}: {len(cases)} cases, {FILE.stat().st_size} bytes; {names}")
 

@@ -1,4 +1,6 @@
-"""The build's decisions (setup.py) and the in-tree backend: what is built, and the message when it cannot be."""
+"""The build's decisions (setup.py) and the in-tree backend: what is built, and the message when it
+cannot be.
+"""
 
 import importlib.util
 import subprocess
@@ -48,7 +50,9 @@ def test_force_cuda(build, toolkit, monkeypatch):
     assert build.cuda_decision("2.13.0+cu130", "13.0") == (None, "FORCE_CUDA=0")
     monkeypatch.setenv("FORCE_CUDA", "1")
     assert build.cuda_decision("2.13.0+cpu", None) == (toolkit, "CUDA 13.0")
-    with pytest.raises(SystemExit, match="FORCE_CUDA=1, but CUDA cannot be built: torch.*CUDA 12.8"):
+    with pytest.raises(
+        SystemExit, match="FORCE_CUDA=1, but CUDA cannot be built: torch.*CUDA 12.8"
+    ):
         build.cuda_decision("2.11.0+cu128", "12.8")
     monkeypatch.setenv("CUDA_HOME", str(toolkit / "nowhere"))
     with pytest.raises(SystemExit, match="no CUDA toolkit"):
@@ -58,7 +62,9 @@ def test_force_cuda(build, toolkit, monkeypatch):
         build.cuda_decision("2.13.0+cu130", "13.0")
 
 
-def test_a_wrapper_on_the_path_is_asked_for_its_toolkit(build, toolkit, tmp_path_factory, monkeypatch):
+def test_a_wrapper_on_the_path_is_asked_for_its_toolkit(
+    build, toolkit, tmp_path_factory, monkeypatch
+):
     folder = tmp_path_factory.mktemp("wrapper")
     wrapper = folder / "nvcc"
     wrapper.write_text(f"#!/bin/sh\necho '#$ TOP={toolkit}/bin/..' >&2\n")
@@ -68,8 +74,11 @@ def test_a_wrapper_on_the_path_is_asked_for_its_toolkit(build, toolkit, tmp_path
 
 
 def test_arch_list(build):
-    assert build.arch_flags("8.0;9.0+PTX") == ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=sm_90",
-                                               "-gencode=arch=compute_90,code=compute_90"]  # fmt: skip
+    assert build.arch_flags("8.0;9.0+PTX") == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_90,code=compute_90",
+    ]
     assert build.arch_flags("9.0a 10.0") == [
         "-gencode=arch=compute_90a,code=sm_90a",
         "-gencode=arch=compute_100,code=sm_100",
@@ -88,11 +97,20 @@ def backend():
 
 
 def test_the_backend_asks_for_torch_only_where_there_is_none(backend, monkeypatch):
-    assert {"build_wheel", "build_sdist", "build_editable", "prepare_metadata_for_build_wheel"} <= set(dir(backend))
+    assert {
+        "build_wheel",
+        "build_sdist",
+        "build_editable",
+        "prepare_metadata_for_build_wheel",
+    } <= set(dir(backend))
     assert backend.get_requires_for_build_wheel() == backend.get_requires_for_build_editable() == []
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(backend, "_hosting_folders", lambda: ["nowhere"])
-    assert backend.get_requires_for_build_wheel() == backend.get_requires_for_build_editable() == ["torch>=2.11"]
+    assert (
+        backend.get_requires_for_build_wheel()
+        == backend.get_requires_for_build_editable()
+        == ["torch>=2.11"]
+    )
     assert backend.get_requires_for_build_sdist() == []
 
 
@@ -102,10 +120,14 @@ def test_the_isolated_environment_is_shown_the_installed_torch(backend, monkeypa
     real = importlib.util.find_spec
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr(
-        backend.importlib.util, "find_spec", lambda name: real("json") if str(tmp_path) in sys.path else None
+        backend.importlib.util,
+        "find_spec",
+        lambda name: real("json") if str(tmp_path) in sys.path else None,
     )
     monkeypatch.setattr(
-        backend.sysconfig, "get_paths", lambda **_: {"purelib": str(tmp_path), "platlib": str(tmp_path)}
+        backend.sysconfig,
+        "get_paths",
+        lambda **_: {"purelib": str(tmp_path), "platlib": str(tmp_path)},
     )
     assert backend._installed_torch()
     assert sys.path == [str(tmp_path)]
@@ -115,7 +137,9 @@ def without_torch(*arguments):
     blocked = "import sys; sys.modules['torch'] = None; sys.argv = ['setup.py', *sys.argv[1:]]; "
     blocked += f"exec(compile(open({str(ROOT / 'setup.py')!r}).read(), {str(ROOT / 'setup.py')!r}, 'exec'), "
     blocked += f"{{'__name__': '__main__', '__file__': {str(ROOT / 'setup.py')!r}}})"
-    return subprocess.run([sys.executable, "-c", blocked, *arguments], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", blocked, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
 
 
 def test_metadata_needs_no_torch_and_building_says_so():

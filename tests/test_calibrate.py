@@ -1,4 +1,6 @@
-"""calibrate_thresholds against direct computations on stored activations; saving them. Conversion: test_convert.py."""
+"""calibrate_thresholds against direct computations on stored activations; saving them. Conversion:
+test_convert.py.
+"""
 
 import copy
 import json
@@ -11,8 +13,13 @@ from torch import nn
 from torch.nn import functional as TF
 
 import cos_ext
-from cos_ext import calibrate
-from cos_ext.calibrate import METHODS, calibrate_thresholds, load_thresholds, save_thresholds
+from cos_ext.calibration import thresholds as calibrate
+from cos_ext.calibration.thresholds import (
+    METHODS,
+    calibrate_thresholds,
+    load_thresholds,
+    save_thresholds,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STATIC = ("max", "percentile", "mse")  # methods that do not depend on the order of the data
@@ -24,12 +31,16 @@ def found(model, batches, **arguments):
 
 def bare(x, activation=None, **arguments):
     """The threshold of a network that is one activation, on x in one batch or in several."""
-    (threshold,) = found(activation or nn.ReLU(), x if isinstance(x, list) else [x], **arguments).values()
+    (threshold,) = found(
+        activation or nn.ReLU(), x if isinstance(x, list) else [x], **arguments
+    ).values()
     return threshold
 
 
 def rms(x, theta, levels):
-    """The root mean square error of the quantisation with the thresholds theta, as the docstring defines it."""
+    """The root mean square error of the quantisation with the thresholds theta, as the docstring
+    defines it.
+    """
     a, theta = x.double().clamp(min=0).flatten(), theta.double().reshape(-1, 1)
     quantised = theta * ((a * levels / theta + 0.5).floor() / levels).clamp(0, 1)
     return (quantised - a).square().mean(1).sqrt()
@@ -37,11 +48,16 @@ def rms(x, theta, levels):
 
 def best_rms(x, levels, candidates=2500):
     top = x.max().double()
-    return min(rms(x, part, levels).min() for part in (top * torch.arange(1, candidates + 1) / candidates).split(200))
+    return min(
+        rms(x, part, levels).min()
+        for part in (top * torch.arange(1, candidates + 1) / candidates).split(200)
+    )
 
 
 class Block(nn.Module):
-    """One nn.ReLU object at two places, one in place; F.relu; a module that forward does not call; ReLU6."""
+    """One nn.ReLU object at two places, one in place; F.relu; a module that forward does not call;
+    ReLU6.
+    """
 
     def __init__(self):
         super().__init__()
@@ -91,10 +107,14 @@ def test_every_call_site_in_order(block, images):
     for threshold, expected in zip(thresholds.values(), direct):
         assert threshold.dtype == torch.float64 and threshold.shape == ()
         torch.testing.assert_close(threshold, expected)
-    for x, threshold in zip(inputs, found(block, images.split(5), method="percentile", percentile=97).values()):
+    for x, threshold in zip(
+        inputs, found(block, images.split(5), method="percentile", percentile=97).values()
+    ):
         x = x.clamp(0, 6 if x is inputs[3] else None)
         assert abs(threshold - np.percentile(x.numpy(), 97)) <= x.max() / 2048
-    for x, threshold in zip(inputs[:3], found(block, images.split(5), method="mse", timesteps=4).values()):
+    for x, threshold in zip(
+        inputs[:3], found(block, images.split(5), method="mse", timesteps=4).values()
+    ):
         assert rms(x, threshold, 4) <= 1.01 * best_rms(x, 4, 800)
 
 
@@ -105,7 +125,10 @@ def test_percentile(scale):
     for percentile in (60, 90, 99.0, 99.9, 100):
         threshold = bare(list(x.split(3)), method="percentile", percentile=percentile)
         assert threshold.dtype == torch.float32
-        assert abs(threshold - np.percentile(x.clamp(min=0).double().numpy(), percentile)) <= x.max() / 2048
+        assert (
+            abs(threshold - np.percentile(x.clamp(min=0).double().numpy(), percentile))
+            <= x.max() / 2048
+        )
     assert bare(x, method="percentile", percentile=100) == x.max() == bare(x)
 
 
@@ -120,7 +143,10 @@ def test_percentile_between_values_far_apart():
 def test_mse_is_the_best_threshold(levels, kind):
     x = torch.randn(20, 300)
     x = {"normal": x, "heavy tail": x.pow(3), "always on": x.abs() + 3}[kind]
-    error, best = rms(x, bare(list(x.split(7)), method="mse", timesteps=levels), levels), best_rms(x, levels)
+    error, best = (
+        rms(x, bare(list(x.split(7)), method="mse", timesteps=levels), levels),
+        best_rms(x, levels),
+    )
     assert error <= best + x.max() / 2048 + x.max() / 1024  # the bound in the docstring
     assert error <= 1.01 * best
 
@@ -131,11 +157,17 @@ def test_mse_on_a_quantised_activation_finds_its_levels():
 
 
 def test_histogram_counts_are_those_of_binning_everything_at_the_end():
-    x = torch.randn(64, 4, 9) * torch.logspace(-12, 3, 64)[:, None, None] * torch.tensor([1.0, 1e-3, 0.0, 1e4])[:, None]
+    x = (
+        torch.randn(64, 4, 9)
+        * torch.logspace(-12, 3, 64)[:, None, None]
+        * torch.tensor([1.0, 1e-3, 0.0, 1e4])[:, None]
+    )
     seen = calibrate._Histogram("", x[:0], None, True)
     for part in x[torch.randperm(64)].split([1, 2, 13, 20, 28]):
         seen.see(part, inplace=False)
-    assert torch.equal(calibrate._merged(seen.counts, torch.zeros(4, dtype=torch.int64)), seen.counts)
+    assert torch.equal(
+        calibrate._merged(seen.counts, torch.zeros(4, dtype=torch.int64)), seen.counts
+    )
     for channel, (counts, exponent) in enumerate(zip(seen.counts, seen.exponent)):
         a = x[:, channel].double().clamp(min=0).flatten()
         if channel == 2:
@@ -143,7 +175,9 @@ def test_histogram_counts_are_those_of_binning_everything_at_the_end():
             continue
         width = 2.0 ** int(exponent) / calibrate.BINS
         assert a.max() < width * calibrate.BINS <= 2 * a.max()
-        assert torch.equal(counts, torch.bincount((a / width).ceil().long(), minlength=calibrate.BINS + 1))
+        assert torch.equal(
+            counts, torch.bincount((a / width).ceil().long(), minlength=calibrate.BINS + 1)
+        )
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
@@ -152,7 +186,12 @@ def test_splits_and_order_do_not_matter(method, per_channel):
     x = torch.randn(60, 4, 5, 5) * torch.logspace(-2, 2, 60)[:, None, None, None]
     arguments = {"method": method, "per_channel": per_channel}
     whole = bare(x, **arguments)
-    for batches in (list(x.split(1)), list(x.split([7, 0, 50, 3])), list(x.flip(0).split(9)), [x.flip(0)]):
+    for batches in (
+        list(x.split(1)),
+        list(x.split([7, 0, 50, 3])),
+        list(x.flip(0).split(9)),
+        [x.flip(0)],
+    ):
         assert torch.equal(bare(batches, **arguments), whole)
 
 
@@ -167,8 +206,15 @@ def test_large_batches_are_binned_in_parts(monkeypatch):
 
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_balance_is_the_papers_rule(per_channel):
-    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 3, 3), nn.ReLU6(), nn.Flatten(),
-                          nn.Linear(27, 6), nn.ReLU()).double()  # fmt: skip
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 3, 3),
+        nn.ReLU6(),
+        nn.Flatten(),
+        nn.Linear(27, 6),
+        nn.ReLU(),
+    ).double()
     with torch.no_grad():
         model[2].weight *= 20
         model[5].weight *= 3
@@ -177,7 +223,9 @@ def test_balance_is_the_papers_rule(per_channel):
     thetas, largest = [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]
 
     def step(index, z, clip=float("inf")):
-        """Equations 14 and 17 with η = 1/N, and no further than the largest activation; then equation 13."""
+        """Equations 14 and 17 with η = 1/N, and no further than the largest activation; then
+        equation 13.
+        """
         dims = [dim for dim in range(z.dim()) if dim != 1] if per_channel else list(range(z.dim()))
         a = z.clamp(0, clip)
         theta = thetas[index]
@@ -210,8 +258,13 @@ def test_per_channel_is_each_channel_alone(method):
     x = torch.randn(30, 3, 4, 4) * torch.tensor([1.0, 10.0, 0.01])[:, None, None] + 0.1
     for clip in (None, 6.0):
         activation = nn.ReLU6() if clip else nn.ReLU()
-        thresholds = bare(list(x.split(8)), activation, method=method, percentile=98, per_channel=True)
-        alone = [bare(list(x[:, channel].split(8)), activation, method=method, percentile=98) for channel in range(3)]
+        thresholds = bare(
+            list(x.split(8)), activation, method=method, percentile=98, per_channel=True
+        )
+        alone = [
+            bare(list(x[:, channel].split(8)), activation, method=method, percentile=98)
+            for channel in range(3)
+        ]
         assert thresholds.shape == (3, 1, 1)
         torch.testing.assert_close(thresholds.flatten(), torch.stack(alone), rtol=1e-6, atol=0)
         assert clip is None or thresholds.max() <= clip
@@ -248,7 +301,9 @@ def test_per_channel_thresholds_fit_neurons(method, neurons):
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_convert_takes_them(method, per_channel):
-    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 3))
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 3)
+    )
     x = torch.randn(10, 2, 5, 5)
     thresholds = found(model, [x], method=method, per_channel=per_channel)
     network = cos_ext.convert(model, timesteps=4, thresholds=thresholds, example_input=x[:2])
@@ -284,7 +339,12 @@ def test_qcfs_has_its_own():
 class Untraceable(nn.Module):
     def __init__(self):
         super().__init__()
-        self.last, self.unused, self.first, self.linear = nn.ReLU(), nn.ReLU(), nn.ReLU(), nn.Linear(4, 4)
+        self.last, self.unused, self.first, self.linear = (
+            nn.ReLU(),
+            nn.ReLU(),
+            nn.ReLU(),
+            nn.Linear(4, 4),
+        )
 
     def forward(self, x):
         if x.sum() > 1e9:
@@ -305,7 +365,9 @@ def test_per_channel_needs_the_same_channels_at_every_call():
             return self.first(self.first(x)[:, :2]) if x.sum() < 1e9 else x
 
     assert found(Two(), [torch.ones(2, 4)])["first"] == 1
-    with pytest.raises(ValueError, match=r"per_channel must be False.*'first' is called with \(2,\) after \(4,\)"):
+    with pytest.raises(
+        ValueError, match=r"per_channel must be False.*'first' is called with \(2,\) after \(4,\)"
+    ):
         found(Two(), [torch.ones(2, 4)], per_channel=True)
 
 
@@ -321,36 +383,54 @@ def test_several_inputs_and_what_follows_them():
     x, y, labels = torch.rand(6, 3), -torch.rand(6, 3), torch.arange(6)
     expected = {"relu": (x - 2 * y).max()}
     assert found(Two(), [(x, y)]) == found(Two(), [[x, y, labels]]) == expected
-    assert found(nn.ReLU(), [(x, labels)]) == found(nn.ReLU(), [(x, ["a name"])]) == found(nn.ReLU(), iter([x]))
+    assert (
+        found(nn.ReLU(), [(x, labels)])
+        == found(nn.ReLU(), [(x, ["a name"])])
+        == found(nn.ReLU(), iter([x]))
+    )
     with pytest.raises(ValueError, match=r"batches must yield the model's 2 input\(s\), got 1"):
         found(Two(), [x])
-    with pytest.raises(TypeError, match=r"batches must yield.*begin with 2 of them, got tuple of \['Tensor', 'list'\]"):
+    with pytest.raises(
+        TypeError,
+        match=r"batches must yield.*begin with 2 of them, got tuple of \['Tensor', 'list'\]",
+    ):
         found(Two(), [(x, [1])])
 
 
-@pytest.mark.parametrize(("error", "match", "change"), [
-    (TypeError, "model must be an nn.Module, got type", {"model": nn.ReLU}),
-    (TypeError, "batches must be an iterable.*got Tensor", {"batches": torch.ones(2, 3)}),
-    (TypeError, "batches must be an iterable.*got dict", {"batches": {"x": torch.ones(2, 3)}}),
-    (TypeError, "batches must be an iterable.*got int", {"batches": 3}),
-    (TypeError, "batches must yield tensors.*got str", {"batches": ["x"]}),
-    (TypeError, "batches must yield tensors.*got dict", {"batches": [{"x": torch.ones(2, 3)}]}),
-    (TypeError, r"batches must yield.*got tuple of \['int'\]", {"batches": [(1,)]}),
-    (ValueError, "batches must yield the model's 1 input.*got 0", {"batches": [()]}),
-    (ValueError, "batches must yield tensors with a batch dimension", {"batches": [torch.tensor(1.0)]}),
-    (ValueError, "batches must yield at least one sample", {"batches": []}),
-    (ValueError, "batches must yield at least one sample", {"batches": [torch.ones(0, 3)]}),
-    (ValueError, "method must be one of .*'balance'.*got 'median'", {"method": "median"}),
-    (ValueError, r"percentile must lie in \(0, 100\], got 0", {"percentile": 0}),
-    (ValueError, r"percentile must lie in \(0, 100\], got 100.1", {"percentile": 100.1}),
-    (ValueError, r"percentile must lie in \(0, 100\], got nan", {"percentile": float("nan")}),
-    (TypeError, "percentile must be a number, got str", {"percentile": "99"}),
-    (TypeError, "per_channel must be a bool, got int", {"per_channel": 1}),
-    (TypeError, "timesteps must be an int, got float", {"timesteps": 4.0}),
-    (ValueError, "timesteps must be >= 1, got 0", {"timesteps": 0}),
-    (ValueError, "model must have an activation, Linear has none", {"model": nn.Linear(3, 3)}),
-    (TypeError, "must be floating-point, got torch.int64", {"batches": [torch.ones(2, 3).long()]}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "match", "change"),
+    [
+        (TypeError, "model must be an nn.Module, got type", {"model": nn.ReLU}),
+        (TypeError, "batches must be an iterable.*got Tensor", {"batches": torch.ones(2, 3)}),
+        (TypeError, "batches must be an iterable.*got dict", {"batches": {"x": torch.ones(2, 3)}}),
+        (TypeError, "batches must be an iterable.*got int", {"batches": 3}),
+        (TypeError, "batches must yield tensors.*got str", {"batches": ["x"]}),
+        (TypeError, "batches must yield tensors.*got dict", {"batches": [{"x": torch.ones(2, 3)}]}),
+        (TypeError, r"batches must yield.*got tuple of \['int'\]", {"batches": [(1,)]}),
+        (ValueError, "batches must yield the model's 1 input.*got 0", {"batches": [()]}),
+        (
+            ValueError,
+            "batches must yield tensors with a batch dimension",
+            {"batches": [torch.tensor(1.0)]},
+        ),
+        (ValueError, "batches must yield at least one sample", {"batches": []}),
+        (ValueError, "batches must yield at least one sample", {"batches": [torch.ones(0, 3)]}),
+        (ValueError, "method must be one of .*'balance'.*got 'median'", {"method": "median"}),
+        (ValueError, r"percentile must lie in \(0, 100\], got 0", {"percentile": 0}),
+        (ValueError, r"percentile must lie in \(0, 100\], got 100.1", {"percentile": 100.1}),
+        (ValueError, r"percentile must lie in \(0, 100\], got nan", {"percentile": float("nan")}),
+        (TypeError, "percentile must be a number, got str", {"percentile": "99"}),
+        (TypeError, "per_channel must be a bool, got int", {"per_channel": 1}),
+        (TypeError, "timesteps must be an int, got float", {"timesteps": 4.0}),
+        (ValueError, "timesteps must be >= 1, got 0", {"timesteps": 0}),
+        (ValueError, "model must have an activation, Linear has none", {"model": nn.Linear(3, 3)}),
+        (
+            TypeError,
+            "must be floating-point, got torch.int64",
+            {"batches": [torch.ones(2, 3).long()]},
+        ),
+    ],
+)
 def test_bad_arguments(error, match, change):
     arguments = {"model": nn.Sequential(nn.ReLU()), "batches": [torch.ones(2, 3)], **change}
     with pytest.raises(error, match=match):
@@ -388,7 +468,8 @@ def test_an_activation_without_elements_has_no_threshold():
 def test_a_percentile_of_zero_is_refused():
     x = torch.rand(10, 10) * (torch.arange(100) > 90).reshape(10, 10)
     with pytest.raises(
-        ValueError, match=r"percentile must be higher for activations \['0'\], whose percentile 80 is 0"
+        ValueError,
+        match=r"percentile must be higher for activations \['0'\], whose percentile 80 is 0",
     ):
         found(nn.Sequential(nn.ReLU()), [x], method="percentile", percentile=80)
 
@@ -398,14 +479,21 @@ def test_neither_the_model_nor_the_data_are_changed(method, block, images):
     model = nn.Sequential(nn.ReLU(inplace=True), block).train()
     model[1].norm.eval()
     before, data = copy.deepcopy(model.state_dict()), images.clone()
-    modes, hooks = [module.training for module in model.modules()], nn.modules.module._global_forward_pre_hooks
+    modes, hooks = (
+        [module.training for module in model.modules()],
+        nn.modules.module._global_forward_pre_hooks,
+    )
     found(model, [(images, None)] * 2, method=method, per_channel=True)
     assert torch.equal(images, data)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
     assert not hooks and not any(module._forward_pre_hooks for module in model.modules())
-    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
-    assert list(dict(model.named_modules())) == list(dict(nn.Sequential(nn.ReLU(), Block()).named_modules()))
+    assert all(
+        parameter.requires_grad and parameter.grad is None for parameter in model.parameters()
+    )
+    assert list(dict(model.named_modules())) == list(
+        dict(nn.Sequential(nn.ReLU(), Block()).named_modules())
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -418,13 +506,21 @@ def test_only_statistics_are_kept(method, per_channel, monkeypatch):
         result = see(self, x, inplace)
         sites.add(self)
         tensors = [value for value in vars(self).values() if isinstance(value, torch.Tensor)]
-        assert not any(tensor.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() for tensor in tensors)
+        assert not any(
+            tensor.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+            for tensor in tensors
+        )
         held.append(sum(tensor.untyped_storage().nbytes() for tensor in tensors))
         return result
 
     monkeypatch.setattr(calibrate._Statistics, "see", watched)
     model = nn.Sequential(nn.Conv2d(1, 5, 1), nn.ReLU(), nn.Conv2d(5, 5, 1), nn.ReLU())
-    found(model, (torch.randn(2 + n, 1, 128, 128) for n in range(6)), method=method, per_channel=per_channel)
+    found(
+        model,
+        (torch.randn(2 + n, 1, 128, 128) for n in range(6)),
+        method=method,
+        per_channel=per_channel,
+    )
     channels = 5 if per_channel else 1
     histogram = 8 * (calibrate.BINS + 1) if method in ("percentile", "mse") else 0
     assert len(held) == 12 and len(sites) == 2
@@ -482,10 +578,17 @@ def test_only_thresholds_are_saved_and_loaded(tmp_path):
         (TypeError, "thresholds must have strings.*got int", {1: one}),
         (TypeError, r"thresholds\['a'\] must be a tensor, got float", {"a": 1.0}),
         (TypeError, r"thresholds\['a'\] must be float32.*got torch.int64", {"a": torch.tensor(1)}),
-        (ValueError, r"thresholds\['a'\] must be positive and finite.*got values in \[-1.0, 1.0\]",
-         {"a": torch.tensor([1.0, -1.0])}),
-        (ValueError, r"thresholds\['a'\] must be positive and finite", {"a": torch.tensor([1.0, float("nan")])}),
-    ):  # fmt: skip
+        (
+            ValueError,
+            r"thresholds\['a'\] must be positive and finite.*got values in \[-1.0, 1.0\]",
+            {"a": torch.tensor([1.0, -1.0])},
+        ),
+        (
+            ValueError,
+            r"thresholds\['a'\] must be positive and finite",
+            {"a": torch.tensor([1.0, float("nan")])},
+        ),
+    ):
         with pytest.raises(error, match=match):
             save_thresholds(thresholds, path)
     assert not list(tmp_path.iterdir())

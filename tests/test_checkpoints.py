@@ -1,6 +1,8 @@
-"""load_qcfs_checkpoint: state dicts with the authors' key names against their networks, and what is refused.
+"""load_qcfs_checkpoint: state dicts with the authors' key names against their networks, and what is
+refused.
 
-Their networks are written here as plain functions of a state dict with random weights. No training and no conversion.
+Their networks are written here as plain functions of a state dict with random weights. No training
+and no conversion.
 """
 
 import functools
@@ -16,13 +18,18 @@ from cos_ext import QCFS, models
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# Which name each repository gives a threshold: in a Sequential, and after the sum of a residual block.
+# Which name each repository gives a threshold: in a Sequential, and after the sum of a residual
+# block.
 THRESHOLDS = {
     "ANN2SNN_COS": (".up", ".relu.up"),
     "SNN_conversion_QCFS": (".up", ".relu.up"),
     "ANN_SNN_QCFS": (".thresh", ".act.thresh"),
 }
-RESNETS = {"resnet18": ((2, 2, 2, 2), 64), "resnet20": ((3, 3, 3), 16), "resnet34": ((3, 4, 6, 3), 64)}
+RESNETS = {
+    "resnet18": ((2, 2, 2, 2), 64),
+    "resnet20": ((3, 3, 3), 16),
+    "resnet34": ((3, 4, 6, 3), 64),
+}
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 LEVELS = 4
 
@@ -105,7 +112,11 @@ def vgg_state(repository, classes=10, channels=3, features=512, bias=True, dtype
 
 
 def make_state(name, repository="ANN2SNN_COS", **options):
-    return vgg_state(repository, **options) if name == "vgg16" else resnet_state(name, repository, **options)
+    return (
+        vgg_state(repository, **options)
+        if name == "vgg16"
+        else resnet_state(name, repository, **options)
+    )
 
 
 @functools.cache
@@ -124,7 +135,9 @@ def state_of(name, repository="ANN2SNN_COS"):
 
 
 class Theirs:
-    """A forward pass over one of those state dicts, in eval mode, for the activation of the repository."""
+    """A forward pass over one of those state dicts, in eval mode, for the activation of the
+    repository.
+    """
 
     def __init__(self, state, repository, levels=LEVELS):
         self.state, self.levels = state, levels
@@ -143,7 +156,11 @@ class Theirs:
         weight = s[conv + ".weight"]
         x = F.conv2d(x, weight, s.get(conv + ".bias"), stride, weight.shape[-1] // 2)
         return F.batch_norm(
-            x, s[norm + ".running_mean"], s[norm + ".running_var"], s[norm + ".weight"], s[norm + ".bias"]
+            x,
+            s[norm + ".running_mean"],
+            s[norm + ".running_var"],
+            s[norm + ".weight"],
+            s[norm + ".bias"],
         )
 
     def linear(self, x, name):
@@ -155,7 +172,9 @@ class Theirs:
             for block in range(count):
                 at = f"conv{stage + 2}_x.{block}."
                 inner, stride = at + "residual_function.", 2 if stage and not block else 1
-                y = self.act(self.conv_norm(x, inner + "0", inner + "1", stride), inner + "2" + self.plain)
+                y = self.act(
+                    self.conv_norm(x, inner + "0", inner + "1", stride), inner + "2" + self.plain
+                )
                 y = self.conv_norm(y, inner + "3", inner + "4")
                 if at + "shortcut.0.weight" in self.state:
                     x = self.conv_norm(x, at + "shortcut.0", at + "shortcut.1", stride)
@@ -171,7 +190,9 @@ class Theirs:
             x = F.avg_pool2d(x, 2, 2)
         x = x.flatten(1)
         for linear, activation in ((1, 2), (4, 5)):
-            x = self.act(self.linear(x, f"classifier.{linear}"), f"classifier.{activation}{self.plain}")
+            x = self.act(
+                self.linear(x, f"classifier.{linear}"), f"classifier.{activation}{self.plain}"
+            )
         return self.linear(x, "classifier.7")
 
     def __call__(self, x, name):
@@ -185,7 +206,9 @@ def assert_computes_theirs(model, state, repository, name, x, tolerance=1e-9):
         ours = model(x)
     theirs = Theirs(state, repository)(x, name)
     assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
-    assert (theirs[0] - theirs[-1]).abs().max() > 0.01 or len(x) == 1, "a network without signal proves nothing"
+    assert (theirs[0] - theirs[-1]).abs().max() > 0.01 or len(x) == 1, (
+        "a network without signal proves nothing"
+    )
     assert theirs.std() > 0.05
     assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
 
@@ -195,18 +218,24 @@ def assert_computes_theirs(model, state, repository, name, x, tolerance=1e-9):
 def test_small_images_give_their_output(repository, name):
     state = make_state(name, repository, classes=100)
     model = models.load_qcfs_checkpoint(state, name, levels=LEVELS)
-    assert_computes_theirs(model, state, repository, name, torch.rand(2, 3, 32, 32, dtype=torch.float64))
+    assert_computes_theirs(
+        model, state, repository, name, torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    )
     activations = [module for module in model.modules() if isinstance(module, QCFS)]
     assert all(module.levels == LEVELS for module in activations)
     assert len({module.threshold.item() for module in activations}) == len(activations)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("repository, name", [("ANN2SNN_COS", "resnet34"), ("ANN_SNN_QCFS", "resnet18")])
+@pytest.mark.parametrize(
+    "repository, name", [("ANN2SNN_COS", "resnet34"), ("ANN_SNN_QCFS", "resnet18")]
+)
 def test_their_resnets_have_the_small_stem_on_imagenet_too(repository, name):
     state = make_state(name, repository, classes=1000)
     model = models.load_qcfs_checkpoint(state, name, levels=LEVELS)
-    assert_computes_theirs(model, state, repository, name, torch.rand(2, 3, 56, 40, dtype=torch.float64))
+    assert_computes_theirs(
+        model, state, repository, name, torch.rand(2, 3, 56, 40, dtype=torch.float64)
+    )
 
 
 def test_imagenet_vgg16():
@@ -220,7 +249,9 @@ def test_other_image_sizes_of_vgg16_are_theirs_too():
     state = vgg_state("ANN2SNN_COS")
     model = models.load_qcfs_checkpoint(state, "vgg16", levels=LEVELS)
     # At 48 pixels the fifth pool sees 3x3 and drops a row and a column; a global pool would not.
-    assert_computes_theirs(model, state, "ANN2SNN_COS", "vgg16", torch.rand(2, 3, 48, 48, dtype=torch.float64))
+    assert_computes_theirs(
+        model, state, "ANN2SNN_COS", "vgg16", torch.rand(2, 3, 48, 48, dtype=torch.float64)
+    )
     with pytest.raises(RuntimeError, match="too small"):
         model(torch.rand(1, 3, 28, 28, dtype=torch.float64))
 
@@ -228,7 +259,9 @@ def test_other_image_sizes_of_vgg16_are_theirs_too():
 def test_vgg16_without_biases():
     state = vgg_state("ANN2SNN_COS", bias=False)
     model = models.load_qcfs_checkpoint(state, "vgg16", levels=LEVELS)
-    assert_computes_theirs(model, state, "ANN2SNN_COS", "vgg16", torch.rand(2, 3, 32, 32, dtype=torch.float64))
+    assert_computes_theirs(
+        model, state, "ANN2SNN_COS", "vgg16", torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    )
     assert all((model.classifier[i].bias == 0).all() for i in (1, 4, 7))
 
 
@@ -242,7 +275,8 @@ def test_vgg16_is_the_stock_architecture(tmp_path):
         torch.testing.assert_close(stock.eval()(x), model(x))
 
 
-# ---------------------------------------------------------------- what is inferred, and what must be said
+# ---------------------------------------------------------------- what is inferred, and what must
+# be said
 
 
 @pytest.mark.parametrize("classes, channels", [(10, 1), (100, 3), (7, 4), (1, 2)])
@@ -256,10 +290,15 @@ def test_classes_and_channels_come_from_the_shapes(classes, channels):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["resnet20", "vgg16"])
 def test_the_dtype_is_the_checkpoints(name, dtype):
-    state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state_of(name).items()}
+    state = {
+        key: value.to(dtype) if value.is_floating_point() else value
+        for key, value in state_of(name).items()
+    }
     model = models.load_qcfs_checkpoint(state, name, levels=2)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
-    assert {value.dtype for key, value in model.state_dict().items() if "num_batches" in key} == {torch.int64}
+    assert {value.dtype for key, value in model.state_dict().items() if "num_batches" in key} == {
+        torch.int64
+    }
 
 
 def test_float32_values_arrive_bit_for_bit_but_for_the_means_that_absorb_a_bias():
@@ -270,7 +309,11 @@ def test_float32_values_arrive_bit_for_bit_but_for_the_means_that_absorb_a_bias(
     )
     state = state_of("vgg16")
     loaded = models.load_qcfs_checkpoint(state, "vgg16", levels=2).state_dict()
-    for theirs, ours in (("layer5.4", "features.37"), ("layer5.5", "features.38"), ("classifier.7", "classifier.7")):
+    for theirs, ours in (
+        ("layer5.4", "features.37"),
+        ("layer5.5", "features.38"),
+        ("classifier.7", "classifier.7"),
+    ):
         assert torch.equal(loaded[f"{ours}.weight"], state[f"{theirs}.weight"])
     mean = (state["layer5.5.running_mean"].double() - state["layer5.4.bias"].double()).float()
     assert torch.equal(loaded["features.38.running_mean"], mean)
@@ -283,7 +326,9 @@ def test_the_dict_is_copied_and_random_numbers_are_left_alone():
     assert torch.equal(torch.get_rng_state(), generator)
     for parameter in model.parameters():
         parameter.data.fill_(0)
-    assert state.keys() == before.keys() and all(torch.equal(value, before[key]) for key, value in state.items())
+    assert state.keys() == before.keys() and all(
+        torch.equal(value, before[key]) for key, value in state.items()
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet20", "vgg16"])
@@ -293,7 +338,8 @@ def test_levels_must_be_said(name):
 
 
 @pytest.mark.parametrize(
-    "levels, error", [(0, ValueError), (-3, ValueError), (4.0, TypeError), ("4", TypeError), (True, TypeError)]
+    "levels, error",
+    [(0, ValueError), (-3, ValueError), (4.0, TypeError), ("4", TypeError), (True, TypeError)],
 )
 def test_bad_levels(levels, error):
     with pytest.raises(error, match="levels must be"):
@@ -310,8 +356,13 @@ def test_files(tmp_path, save, as_text):
     path = tmp_path / "resnet20_L[4].pth"
     save(state, path)
     model = models.load_qcfs_checkpoint(str(path) if as_text else path, "resnet20", levels=LEVELS)
-    assert_computes_theirs(model.double(), {k: v.double() for k, v in state.items()}, "ANN_SNN_QCFS", "resnet20",
-                           torch.rand(2, 3, 32, 32, dtype=torch.float64))  # fmt: skip
+    assert_computes_theirs(
+        model.double(),
+        {k: v.double() for k, v in state.items()},
+        "ANN_SNN_QCFS",
+        "resnet20",
+        torch.rand(2, 3, 32, 32, dtype=torch.float64),
+    )
 
 
 def test_levels_in_the_metadata(tmp_path):
@@ -366,14 +417,20 @@ def test_files_that_are_no_state_dict(tmp_path):
 def test_the_prefix_of_dataparallel(name):
     state = state_of(name)
     plain = models.load_qcfs_checkpoint(state, name, levels=2).state_dict()
-    parallel = models.load_qcfs_checkpoint({f"module.{k}": v for k, v in state.items()}, name, levels=2).state_dict()
-    assert plain.keys() == parallel.keys() and all(torch.equal(plain[key], parallel[key]) for key in plain)
+    parallel = models.load_qcfs_checkpoint(
+        {f"module.{k}": v for k, v in state.items()}, name, levels=2
+    ).state_dict()
+    assert plain.keys() == parallel.keys() and all(
+        torch.equal(plain[key], parallel[key]) for key in plain
+    )
 
 
 def test_a_prefix_on_some_of_the_keys_is_refused():
     state = state_of("resnet20")
     state["module.fc.bias"] = state.pop("fc.bias")
-    assert_refused(state, "resnet20", "missing: fc.bias (ours: fc.bias)", "unexpected: module.fc.bias")
+    assert_refused(
+        state, "resnet20", "missing: fc.bias (ours: fc.bias)", "unexpected: module.fc.bias"
+    )
 
 
 # ---------------------------------------------------------------- what does not fit
@@ -382,7 +439,11 @@ def test_a_prefix_on_some_of_the_keys_is_refused():
 def assert_refused(state, architecture, *said, levels=2):
     """A ValueError that says all of `said`; an instance stays as it was."""
     instance = architecture if isinstance(architecture, nn.Module) else None
-    before = {} if instance is None else {key: value.clone() for key, value in instance.state_dict().items()}
+    before = (
+        {}
+        if instance is None
+        else {key: value.clone() for key, value in instance.state_dict().items()}
+    )
     training = instance is not None and instance.training
     with pytest.raises(ValueError, match="does not fit .*, nothing was loaded") as caught:
         models.load_qcfs_checkpoint(state, architecture, levels=levels)
@@ -394,12 +455,16 @@ def assert_refused(state, architecture, *said, levels=2):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name, repository", [("resnet20", "ANN2SNN_COS"), ("resnet20", "ANN_SNN_QCFS"),
-                                              ("vgg16", "SNN_conversion_QCFS")])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, repository",
+    [("resnet20", "ANN2SNN_COS"), ("resnet20", "ANN_SNN_QCFS"), ("vgg16", "SNN_conversion_QCFS")],
+)
 def test_every_key_is_needed(name, repository):
     whole = state_of(name, repository)
     for key in whole:
-        message = assert_refused({k: v for k, v in whole.items() if k != key}, name, f"missing: {key} (ours: ")
+        message = assert_refused(
+            {k: v for k, v in whole.items() if k != key}, name, f"missing: {key} (ours: "
+        )
         assert len(message.splitlines()) == 2, message  # and nothing else is wrong
 
 
@@ -407,10 +472,13 @@ def test_every_key_is_needed(name, repository):
 def test_every_shape_is_checked(name):
     whole = state_of(name)
     for key, value in whole.items():
-        # One more value in the last dimension (of a kernel, where there is one), or a dimension too many.
+        # One more value in the last dimension (of a kernel, where there is one), or a dimension too
+        # many.
         shape = (*value.shape[:-1], value.shape[-1] + 1) if value.ndim else (1,)
         message = assert_refused(
-            {**whole, key: value.new_ones(()).expand(shape)}, name, f"mis-shaped: {key} {shape} (ours: "
+            {**whole, key: value.new_ones(()).expand(shape)},
+            name,
+            f"mis-shaped: {key} {shape} (ours: ",
         )
         assert len(message.splitlines()) == 2, message
 
@@ -418,29 +486,41 @@ def test_every_shape_is_checked(name):
 def test_classes_and_channels_that_are_none():
     state = state_of("resnet20")
     for key in ("fc.weight", "conv1.0.weight"):
-        assert_refused({**state, key: state[key].unsqueeze(0)}, "resnet20", f"mis-shaped: {key} (1, ")
+        assert_refused(
+            {**state, key: state[key].unsqueeze(0)}, "resnet20", f"mis-shaped: {key} (1, "
+        )
 
 
 def test_classes_that_disagree():
     state = state_of("resnet20")
-    assert_refused({**state, "fc.bias": torch.zeros(11)}, "resnet20", "mis-shaped: fc.bias (11,) (ours: fc.bias (10,))")
+    assert_refused(
+        {**state, "fc.bias": torch.zeros(11)},
+        "resnet20",
+        "mis-shaped: fc.bias (11,) (ours: fc.bias (10,))",
+    )
 
 
 def test_everything_is_listed_at_once():
     state = state_of("vgg16")
     del state["layer1.0.bias"], state["layer3.6.up"], state["classifier.5.up"]
-    state |= {"layer9.0.weight": torch.zeros(1), "extra": torch.zeros(2), "layer2.1.bias": torch.zeros(5),
-              "classifier.4.bias": torch.zeros(4096, dtype=torch.int64),
-              "layer4.2.up": torch.tensor([-1.0])}  # fmt: skip
+    state |= {
+        "layer9.0.weight": torch.zeros(1),
+        "extra": torch.zeros(2),
+        "layer2.1.bias": torch.zeros(5),
+        "classifier.4.bias": torch.zeros(4096, dtype=torch.int64),
+        "layer4.2.up": torch.tensor([-1.0]),
+    }
     message = assert_refused(
-        state, "vgg16",
-        "missing: layer3.6.up (ours: features.19.threshold), classifier.5.up (ours: classifier.5.threshold), "
+        state,
+        "vgg16",
+        "missing: layer3.6.up (ours: features.19.threshold), classifier.5.up (ours: "
+        "classifier.5.threshold), "
         "layer1.0.bias (ours: features.1.running_mean)",
         "unexpected: layer9.0.weight, extra",
         "mis-shaped: layer2.1.bias (5,) (ours: features.8.bias (128,))",
         "not floating-point: classifier.4.bias torch.int64",
         "thresholds that are not positive and finite: layer4.2.up = -1.0",
-    )  # fmt: skip
+    )
     assert len(message.splitlines()) == 6
 
 
@@ -479,14 +559,19 @@ def test_a_plain_relu_checkpoint_has_no_thresholds():
 
 def test_our_own_checkpoint_is_told_to_load_weights():
     state = models.resnet20(10).state_dict()
-    assert_refused(state, "resnet20", "its keys look like cos_ext's own: use cos_ext.models.load_weights")
+    assert_refused(
+        state, "resnet20", "its keys look like cos_ext's own: use cos_ext.models.load_weights"
+    )
 
 
-@pytest.mark.parametrize("extra, architecture, network", [
-    ("conv1.3.weight", "resnet18", "resnet20p of ANN2SNN_COS: a stem of three convolutions"),
-    ("conv2_x.0.residual_function.6.weight", "resnet34", "a ResNet of bottleneck blocks"),
-    ("module_list.0.weight", "vgg16", "vgg16_normed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "extra, architecture, network",
+    [
+        ("conv1.3.weight", "resnet18", "resnet20p of ANN2SNN_COS: a stem of three convolutions"),
+        ("conv2_x.0.residual_function.6.weight", "resnet34", "a ResNet of bottleneck blocks"),
+        ("module_list.0.weight", "vgg16", "vgg16_normed"),
+    ],
+)
 def test_networks_of_theirs_that_we_lack(extra, architecture, network):
     state = {**state_of(architecture), extra: torch.zeros(64, 64, 3, 3)}
     assert_refused(state, architecture, f"looks like {network}", f"unexpected: {extra}")
@@ -500,20 +585,32 @@ def test_vgg16_without_batchnorm_has_max_pooling_and_is_refused():
             state.conv(f"layer{layer}.{3 * index}", out, width, 3, bias=True)
             state.threshold(f"layer{layer}.{3 * index + 1}.thresh")
             width = out
-    state |= {key: value for key, value in state_of("vgg16", "ANN_SNN_QCFS").items() if key.startswith("classifier")}
-    assert_refused(state, "vgg16", "looks like vgg16_wobn of ANN_SNN_QCFS: no BatchNorm, and max pooling")
+    state |= {
+        key: value
+        for key, value in state_of("vgg16", "ANN_SNN_QCFS").items()
+        if key.startswith("classifier")
+    }
+    assert_refused(
+        state, "vgg16", "looks like vgg16_wobn of ANN_SNN_QCFS: no BatchNorm, and max pooling"
+    )
 
 
 def test_another_depth_of_vgg_is_refused():
     state = state_of("vgg16")
-    state |= {key.replace("layer3.8", "layer3.12"): value for key, value in state.items() if key.startswith("layer3.8")}
+    state |= {
+        key.replace("layer3.8", "layer3.12"): value
+        for key, value in state.items()
+        if key.startswith("layer3.8")
+    }
     assert_refused(state, "vgg16", "unexpected: layer3.12.weight, layer3.12.bias")
 
 
 # ---------------------------------------------------------------- instances
 
 
-@pytest.mark.parametrize("name, repository", [("resnet20", "ANN2SNN_COS"), ("vgg16", "ANN_SNN_QCFS")])
+@pytest.mark.parametrize(
+    "name, repository", [("resnet20", "ANN2SNN_COS"), ("vgg16", "ANN_SNN_QCFS")]
+)
 @pytest.mark.parametrize("given", [None, LEVELS])
 def test_instance(name, repository, given):
     state = make_state(name, repository)
@@ -523,7 +620,9 @@ def test_instance(name, repository, given):
     tensors = {key: value.data_ptr() for key, value in model.state_dict().items()}
     assert models.load_qcfs_checkpoint(state, model, levels=given) is model
     assert {key: value.data_ptr() for key, value in model.state_dict().items()} == tensors
-    assert_computes_theirs(model, state, repository, name, torch.rand(2, 3, 32, 32, dtype=torch.float64))
+    assert_computes_theirs(
+        model, state, repository, name, torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet20", "vgg16"])
@@ -567,24 +666,63 @@ def ceiled(model):
     model.features[6].ceil_mode = True
 
 
-@pytest.mark.parametrize("name, change, said", [
-    ("resnet20", lambda m: set_at(m, "stem.2", nn.ReLU()), "stem.2: ReLU() instead of QCFS"),
-    ("resnet20", lambda m: set_at(m, "pool", nn.AdaptiveMaxPool2d(1)), "pool: AdaptiveMaxPool2d(output_size=1)"),
-    ("resnet20", lambda m: set_at(m, "stages.0.1.bn1", nn.BatchNorm2d(16, eps=1e-3)), "BatchNorm2d(16, eps=0.001"),
-    ("resnet20", lambda m: set_at(m, "stages.0.1.bn1", nn.BatchNorm2d(16, affine=False)), "affine=False"),
-    ("resnet20", lambda m: set_at(m, "fc", nn.Linear(64, 10, bias=False)), "fc: Linear("),
-    ("resnet20", lambda m: set_at(m, "stem.0", nn.Conv2d(3, 16, 3, padding=1)), "stem.0: Conv2d("),
-    ("resnet20", lambda m: m.stem.append(nn.AvgPool2d(2)), "padding=0) instead of nothing"),
-    ("resnet20", lambda m: set_at(m, "stem.2.threshold", nn.Parameter(torch.ones(16, 1, 1))),
-     "mis-shaped: conv1.2.up (1,) (ours: stem.2.threshold (16, 1, 1))"),
-    ("resnet20", strided, "stages.1.0.conv1: Conv2d(16, 32, kernel_size=(3, 3), stride=(1, 1)"),
-    ("resnet20", share, "stages.0.1.act1.threshold is the same tensor as stages.0.0.act1.threshold"),
-    ("vgg16", lambda m: set_at(m, "features.6", nn.MaxPool2d(2)), "features.6: MaxPool2d("),
-    ("vgg16", lambda m: set_at(m, "features.43", nn.AdaptiveMaxPool2d(1)), "features.43: AdaptiveMaxPool2d("),
-    ("vgg16", lambda m: set_at(m, "features.13", nn.AdaptiveAvgPool2d(1)), "features.13: AdaptiveAvgPool2d("),
-    ("vgg16", lambda m: set_at(m, "features.43", nn.AdaptiveAvgPool2d(2)), "features.43: AdaptiveAvgPool2d("),
-    ("vgg16", ceiled, "features.6: AvgPool2d("),
-], ids=range(15))  # fmt: skip
+@pytest.mark.parametrize(
+    "name, change, said",
+    [
+        ("resnet20", lambda m: set_at(m, "stem.2", nn.ReLU()), "stem.2: ReLU() instead of QCFS"),
+        (
+            "resnet20",
+            lambda m: set_at(m, "pool", nn.AdaptiveMaxPool2d(1)),
+            "pool: AdaptiveMaxPool2d(output_size=1)",
+        ),
+        (
+            "resnet20",
+            lambda m: set_at(m, "stages.0.1.bn1", nn.BatchNorm2d(16, eps=1e-3)),
+            "BatchNorm2d(16, eps=0.001",
+        ),
+        (
+            "resnet20",
+            lambda m: set_at(m, "stages.0.1.bn1", nn.BatchNorm2d(16, affine=False)),
+            "affine=False",
+        ),
+        ("resnet20", lambda m: set_at(m, "fc", nn.Linear(64, 10, bias=False)), "fc: Linear("),
+        (
+            "resnet20",
+            lambda m: set_at(m, "stem.0", nn.Conv2d(3, 16, 3, padding=1)),
+            "stem.0: Conv2d(",
+        ),
+        ("resnet20", lambda m: m.stem.append(nn.AvgPool2d(2)), "padding=0) instead of nothing"),
+        (
+            "resnet20",
+            lambda m: set_at(m, "stem.2.threshold", nn.Parameter(torch.ones(16, 1, 1))),
+            "mis-shaped: conv1.2.up (1,) (ours: stem.2.threshold (16, 1, 1))",
+        ),
+        ("resnet20", strided, "stages.1.0.conv1: Conv2d(16, 32, kernel_size=(3, 3), stride=(1, 1)"),
+        (
+            "resnet20",
+            share,
+            "stages.0.1.act1.threshold is the same tensor as stages.0.0.act1.threshold",
+        ),
+        ("vgg16", lambda m: set_at(m, "features.6", nn.MaxPool2d(2)), "features.6: MaxPool2d("),
+        (
+            "vgg16",
+            lambda m: set_at(m, "features.43", nn.AdaptiveMaxPool2d(1)),
+            "features.43: AdaptiveMaxPool2d(",
+        ),
+        (
+            "vgg16",
+            lambda m: set_at(m, "features.13", nn.AdaptiveAvgPool2d(1)),
+            "features.13: AdaptiveAvgPool2d(",
+        ),
+        (
+            "vgg16",
+            lambda m: set_at(m, "features.43", nn.AdaptiveAvgPool2d(2)),
+            "features.43: AdaptiveAvgPool2d(",
+        ),
+        ("vgg16", ceiled, "features.6: AvgPool2d("),
+    ],
+    ids=range(15),
+)
 def test_an_instance_that_computes_something_else(name, change, said):
     model = models.build(name, 10, levels=2, stem="cifar")
     change(model)
@@ -594,7 +732,9 @@ def test_an_instance_that_computes_something_else(name, change, said):
 
 def test_an_instance_with_other_activations():
     message = assert_refused(
-        state_of("resnet20"), models.resnet20(10, activation=nn.ReLU), "stem.2: ReLU() instead of QCFS"
+        state_of("resnet20"),
+        models.resnet20(10, activation=nn.ReLU),
+        "stem.2: ReLU() instead of QCFS",
     )
     assert message.count("ReLU() instead of") == 19
 
@@ -612,7 +752,10 @@ def test_instances_of_another_size_or_stem():
         "mis-shaped: conv1.0.weight (16, 3, 3, 3) (ours: stem.0.weight (16, 1, 3, 3))",
     )
     assert_refused(
-        state, models.resnet20(10, levels=2, stem="imagenet"), "mis-shaped: conv1.0.weight", "stem.3: AvgPool2d("
+        state,
+        models.resnet20(10, levels=2, stem="imagenet"),
+        "mis-shaped: conv1.0.weight",
+        "stem.3: AvgPool2d(",
     )
     assert_refused(
         state_of("resnet34"),
@@ -620,7 +763,9 @@ def test_instances_of_another_size_or_stem():
         "unexpected: conv2_x.2.",
         "its keys look like those of resnet34",
     )
-    assert_refused(state_of("vgg16"), models.resnet18(10, levels=2), "its keys look like those of vgg16")
+    assert_refused(
+        state_of("vgg16"), models.resnet18(10, levels=2), "its keys look like those of vgg16"
+    )
 
 
 def test_instances_that_are_none_of_theirs():
@@ -640,7 +785,9 @@ def test_instances_that_are_none_of_theirs():
 # ---------------------------------------------------------------- types
 
 
-@pytest.mark.parametrize("source", [None, 3, [("fc.weight", torch.zeros(1))], nn.Linear(2, 2), b"path"])
+@pytest.mark.parametrize(
+    "source", [None, 3, [("fc.weight", torch.zeros(1))], nn.Linear(2, 2), b"path"]
+)
 def test_sources_of_the_wrong_type(source):
     with pytest.raises(TypeError, match="path_or_dict must be a path or a state dict, got"):
         models.load_qcfs_checkpoint(source, "resnet20", levels=2)
@@ -648,13 +795,17 @@ def test_sources_of_the_wrong_type(source):
 
 def test_dicts_of_something_else():
     with pytest.raises(TypeError, match=r"got \{'state_dict': 'dict', 'epoch': 'int'\}"):
-        models.load_qcfs_checkpoint({"state_dict": state_of("resnet20"), "epoch": 3}, "resnet20", levels=2)
+        models.load_qcfs_checkpoint(
+            {"state_dict": state_of("resnet20"), "epoch": 3}, "resnet20", levels=2
+        )
     with pytest.raises(TypeError, match=r"got \{1: 'Tensor'\}"):
         models.load_qcfs_checkpoint({1: torch.zeros(1)}, "resnet20", levels=2)
     assert_refused({}, "resnet20", "missing: conv1.0.weight")
 
 
-@pytest.mark.parametrize("architecture", [None, 20, nn.Linear(2, 2), models.resnet20, models.ResNet])
+@pytest.mark.parametrize(
+    "architecture", [None, 20, nn.Linear(2, 2), models.resnet20, models.ResNet]
+)
 def test_architectures_of_the_wrong_type(architecture):
     with pytest.raises(TypeError, match="architecture must be a name or a ResNet or VGG"):
         models.load_qcfs_checkpoint(state_of("resnet20"), architecture, levels=2)

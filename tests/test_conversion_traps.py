@@ -1,6 +1,8 @@
-"""Models in which a conversion can go wrong without a sound: each must be exact, or refused, with and without an example.
+"""Models in which a conversion can go wrong without a sound: each must be exact, or refused, with
+and without an example.
 
-The reference is test_zoo's. What converts in everyday networks is in test_zoo.py, the single rules in test_convert.py.
+The reference is test_zoo's. What converts in everyday networks is in test_zoo.py, the single rules
+in test_convert.py.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from torch import nn
 from torch.nn import functional as TF
 
 from cos_ext import ConversionError, convert
-from cos_ext.graph import trace
+from cos_ext.conversion.tracing import trace
 
 X = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
@@ -57,8 +59,15 @@ def exact(model, *, example, x=X, max_pool="before"):
     """The network's rate and the quantised model's output on x."""
     with torch.no_grad():
         thresholds = thresholds_of(model, (x,))
-        network = convert(model, timesteps=LEVELS, rho=LEVELS, iterations=None, thresholds=thresholds, max_pool=max_pool,
-                          example_input=x[:2] if example else None)  # fmt: skip
+        network = convert(
+            model,
+            timesteps=LEVELS,
+            rho=LEVELS,
+            iterations=None,
+            thresholds=thresholds,
+            max_pool=max_pool,
+            example_input=x[:2] if example else None,
+        )
         with Quantised(thresholds.values()):
             expected = copy.deepcopy(model)(x.clone())
         torch.testing.assert_close(network.rate(x), expected, rtol=1e-7, atol=1e-7)
@@ -143,7 +152,9 @@ def test_exact(name, example):
     function, layers = EXACT[name]
     model = build(function, **layers)
     if name == "unused activation":
-        network = convert(model, timesteps=LEVELS, rho=LEVELS, iterations=None, thresholds={"relu": 0.9})
+        network = convert(
+            model, timesteps=LEVELS, rho=LEVELS, iterations=None, thresholds={"relu": 0.9}
+        )
         assert list(network.nodes()) == ["relu"]
         return
     if isinstance(getattr(model, "bn", None), nn.BatchNorm2d):
@@ -233,12 +244,23 @@ REFUSED = {
     "in-place operation on an alias": (alias, {}, "imul.*in place"),
     "in-place function": (in_place_function, {}, "silu.*in place"),
     "tensors of different rank": (rank_mismatch, {}, "dimensions: the batch of one meets"),
-    "a parameter with a batch": (parameter_with_a_batch, {"q": nn.Parameter(torch.rand(8, 8))}, "first dimension may meet the batch"),
-    "a parameter of higher rank": (parameter_of_higher_rank, {"q": nn.Parameter(torch.rand(8, 1, 8))}, "may meet the batch"),
-    "the size of a spiking batch": (lambda m, x: (lambda y: m.fc(y + x.new_zeros(y.size(0), 8)))(m.relu(m.c1(x)).mean((2, 3))), {},
-                                    "new_zeros.*size of the batch of a spiking"),
+    "a parameter with a batch": (
+        parameter_with_a_batch,
+        {"q": nn.Parameter(torch.rand(8, 8))},
+        "first dimension may meet the batch",
+    ),
+    "a parameter of higher rank": (
+        parameter_of_higher_rank,
+        {"q": nn.Parameter(torch.rand(8, 1, 8))},
+        "may meet the batch",
+    ),
+    "the size of a spiking batch": (
+        lambda m, x: (lambda y: m.fc(y + x.new_zeros(y.size(0), 8)))(m.relu(m.c1(x)).mean((2, 3))),
+        {},
+        "new_zeros.*size of the batch of a spiking",
+    ),
     "a list as output": (lambda m, x: m.head(m.relu(m.c1(x))).chunk(2, 1), {}, "one tensor output"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", list(REFUSED))
@@ -254,13 +276,35 @@ def tripled(module, args, out):
 
 
 @pytest.mark.parametrize("cls", [Model, Untraceable])
-@pytest.mark.parametrize("patch", [
-    lambda m: m.register_forward_hook(tripled), lambda m: m.relu.register_forward_hook(tripled),
-    lambda m: m.c1.register_forward_pre_hook(lambda module, args: (args[0] * 3,)),
-    lambda m: setattr(m, "forward", types.MethodType(lambda self, x: self.head(self.relu(self.c1(x))).abs(), m)),
-    lambda m: setattr(m.relu, "forward", types.MethodType(lambda self, x: TF.leaky_relu(x, 0.3), m.relu)),
-    lambda m: setattr(m.c1, "forward", types.MethodType(lambda self, x: TF.conv2d(x, self.weight, padding=1).abs(), m.c1)),
-], ids=["hook", "hook of a relu", "pre-hook", "forward", "forward of a relu", "forward of a convolution"])  # fmt: skip
+@pytest.mark.parametrize(
+    "patch",
+    [
+        lambda m: m.register_forward_hook(tripled),
+        lambda m: m.relu.register_forward_hook(tripled),
+        lambda m: m.c1.register_forward_pre_hook(lambda module, args: (args[0] * 3,)),
+        lambda m: setattr(
+            m,
+            "forward",
+            types.MethodType(lambda self, x: self.head(self.relu(self.c1(x))).abs(), m),
+        ),
+        lambda m: setattr(
+            m.relu, "forward", types.MethodType(lambda self, x: TF.leaky_relu(x, 0.3), m.relu)
+        ),
+        lambda m: setattr(
+            m.c1,
+            "forward",
+            types.MethodType(lambda self, x: TF.conv2d(x, self.weight, padding=1).abs(), m.c1),
+        ),
+    ],
+    ids=[
+        "hook",
+        "hook of a relu",
+        "pre-hook",
+        "forward",
+        "forward of a relu",
+        "forward of a convolution",
+    ],
+)
 def test_hooks_and_patched_forwards_are_refused(patch, cls):
     model = build(lambda m, x: m.head(m.relu(m.c1(x))), cls)
     patch(model)
@@ -273,7 +317,8 @@ def squares(m, x):
 
 
 @pytest.mark.parametrize(
-    "example, thresholds", [(X[:2], {"relu": 50.0, "relu2": 50.0}), (0 * X[:1], {"relu": 0.5, "relu2": 0.5})]
+    "example, thresholds",
+    [(X[:2], {"relu": 50.0, "relu2": 50.0}), (0 * X[:1], {"relu": 0.5, "relu2": 0.5})],
 )
 def test_an_example_that_exercises_nothing_vouches_for_nothing(example, thresholds):
     model = build(squares, Untraceable, relu2=nn.ReLU())
@@ -287,8 +332,13 @@ def test_pooled_spikes_of_an_untraceable_model_are_checked():
         return m.head(y * y)
 
     with pytest.raises(ConversionError, match="is not the quantised ANN"):
-        convert(build(forward, Untraceable, pool=nn.MaxPool2d(2)), timesteps=4, thresholds={"relu": 1.0}, max_pool="spike",
-                example_input=X[:2])  # fmt: skip
+        convert(
+            build(forward, Untraceable, pool=nn.MaxPool2d(2)),
+            timesteps=4,
+            thresholds={"relu": 1.0},
+            max_pool="spike",
+            example_input=X[:2],
+        )
 
 
 def test_control_flow_on_the_size_of_the_batch_is_noticed():
@@ -300,9 +350,13 @@ def test_control_flow_on_the_size_of_the_batch_is_noticed():
         return m.head(m.relu(m.c1(x)))
 
     with pytest.raises(ConversionError, match="depends on the size of its batch"):
-        convert(build(forward, Untraceable), timesteps=4, thresholds={"relu": 1.0}, example_input=X[:2])
+        convert(
+            build(forward, Untraceable), timesteps=4, thresholds={"relu": 1.0}, example_input=X[:2]
+        )
     limit = 16  # the example passes
-    network = convert(build(forward, Untraceable), timesteps=4, thresholds={"relu": 1.0}, example_input=X[:2])
+    network = convert(
+        build(forward, Untraceable), timesteps=4, thresholds={"relu": 1.0}, example_input=X[:2]
+    )
     assert network(X[:2]).shape == (4, 2, 5)
     with pytest.raises(RuntimeError, match="depends on the size of its batch"):
         network(X)

@@ -1,4 +1,6 @@
-"""What convert() accepts, what it refuses, and that it says everything at once. The shipped network is in test_network.py."""
+"""What convert() accepts, what it refuses, and that it says everything at once. The shipped network
+is in test_network.py.
+"""
 
 import pytest
 import torch
@@ -41,11 +43,15 @@ def lambda_free_forward(m, x):
 
 
 def lossless(model, **options):
-    """In float64, with rho = T = L = 4 and exact calibration, the network's rate is the model's output."""
+    """In float64, with rho = T = L = 4 and exact calibration, the network's rate is the model's
+    output.
+    """
     model = model.double().eval()
     with torch.no_grad():
         expected = model(IMAGES.double())
-    network = convert(model, timesteps=4, rho=4, iterations=None, example_input=IMAGES.double(), **options)
+    network = convert(
+        model, timesteps=4, rho=4, iterations=None, example_input=IMAGES.double(), **options
+    )
     assert isinstance(network, SpikingNetwork)
     torch.testing.assert_close(network.rate(IMAGES.double()), expected, rtol=0, atol=1e-9)
     return network
@@ -59,7 +65,10 @@ def test_relu_needs_a_threshold_and_takes_one():
     network = convert(model, timesteps=4, thresholds={"1": torch.full((4, 1, 1), 0.7)})
     assert network.nodes()["1"].v_threshold.shape == (4, 1, 1)
     assert (
-        convert(model, timesteps=4, thresholds={"1": 2.0}, example_input=IMAGES).nodes()["1"].v_threshold.item() == 2.0
+        convert(model, timesteps=4, thresholds={"1": 2.0}, example_input=IMAGES)
+        .nodes()["1"]
+        .v_threshold.item()
+        == 2.0
     )
     with pytest.raises(ValueError, match=r"thresholds names \['typo'\].*\['1'\]"):
         convert(model, timesteps=4, thresholds={"1": 1.0, "typo": 1.0})
@@ -69,9 +78,17 @@ def test_relu_needs_a_threshold_and_takes_one():
 
 @pytest.mark.parametrize(
     "layer",
-    [nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Identity(), nn.ConvTranspose2d(4, 4, 2),
-     nn.ZeroPad2d(1), nn.Sequential(nn.Conv2d(4, 8, 1, groups=4), QCFS(4, 0.5))],
-)  # fmt: skip
+    [
+        nn.AvgPool2d(2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.BatchNorm2d(4),
+        nn.Dropout(0.5),
+        nn.Identity(),
+        nn.ConvTranspose2d(4, 4, 2),
+        nn.ZeroPad2d(1),
+        nn.Sequential(nn.Conv2d(4, 8, 1, groups=4), QCFS(4, 0.5)),
+    ],
+)
 def test_modules_that_stay(layer):
     torch.manual_seed(1)
     model = small(QCFS(4, 0.8), layer, QCFS(4, 0.6))
@@ -85,18 +102,28 @@ def test_modules_that_stay(layer):
     "forward",
     [
         lambda m, x: m.head((m.act(m.conv(x)) + m.second(m.other(x))).flatten(1)),
-        lambda m, x: m.head(torch.flatten(torch.add(m.act(m.conv(x)), m.other(x)), 1)),  # spiking + static
+        lambda m, x: m.head(
+            torch.flatten(torch.add(m.act(m.conv(x)), m.other(x)), 1)
+        ),  # spiking + static
         lambda m, x: m.head((m.other(x) + m.act(m.conv(x))).view(-1, 144)),
         lambda m, x: m.wide(torch.cat([m.act(m.conv(x)), m.other(x)], 1).flatten(1)),
-        lambda m, x: m.wide(torch.cat((m.act(m.conv(x)), m.second(m.other(x))), dim=1).reshape(-1, 288)),
+        lambda m, x: m.wide(
+            torch.cat((m.act(m.conv(x)), m.second(m.other(x))), dim=1).reshape(-1, 288)
+        ),
         lambda m, x: m.short(m.act(m.conv(x)).mean((2, 3))),
         lambda m, x: m.short(TF.adaptive_avg_pool2d(m.act(m.conv(x)), 1).flatten(1)),
     ],
-)  # fmt: skip
+)
 def test_functions_that_stay(forward):
     torch.manual_seed(2)
     lossless(
-        Wrapped(forward, other=nn.Conv2d(1, 4, 1), second=QCFS(4, 0.5), wide=nn.Linear(288, 3), short=nn.Linear(4, 3))
+        Wrapped(
+            forward,
+            other=nn.Conv2d(1, 4, 1),
+            second=QCFS(4, 0.5),
+            wide=nn.Linear(288, 3),
+            short=nn.Linear(4, 3),
+        )
     )
 
 
@@ -139,7 +166,9 @@ def in_place_addition_to_a_static_tensor(m, x):
 def test_in_place_additions_that_nobody_else_sees(forward):
     torch.manual_seed(4)
     model = InPlace(forward).double().eval()
-    network = convert(model, timesteps=4, rho=4, iterations=None, example_input=torch.rand(3, 6).double())
+    network = convert(
+        model, timesteps=4, rho=4, iterations=None, example_input=torch.rand(3, 6).double()
+    )
     x = torch.rand(5, 6).double()
     torch.testing.assert_close(network.rate(x), model(x), rtol=0, atol=1e-9)
     assert network.nodes()["q2"].inplace
@@ -170,7 +199,9 @@ def relu_read_again(m, x):
     return m.d(y) + m.e(m.q1(m.b(x)))
 
 
-@pytest.mark.parametrize("forward", [alias_of_an_addition, ignored_add_, relu_of_an_alias, relu_read_again])
+@pytest.mark.parametrize(
+    "forward", [alias_of_an_addition, ignored_add_, relu_of_an_alias, relu_read_again]
+)
 def test_in_place_operations_that_others_see_are_refused(forward):
     with pytest.raises(ConversionError, match="in place (to|on) a tensor that others may read"):
         convert(InPlace(forward), timesteps=4, thresholds={"relu": 1.0})
@@ -191,7 +222,9 @@ def test_hooks_are_refused():
 
 
 def test_batch_norm_without_statistics_is_refused():
-    model = Wrapped(lambda m, x: m.head(m.norm(m.act(m.conv(x))).flatten(1)), norm=nn.BatchNorm2d(4))
+    model = Wrapped(
+        lambda m, x: m.head(m.norm(m.act(m.conv(x))).flatten(1)), norm=nn.BatchNorm2d(4)
+    )
     model.norm.running_mean = model.norm.running_var = None
     with pytest.raises(ConversionError, match="no running statistics"):
         convert(model, timesteps=4)
@@ -206,15 +239,24 @@ def test_an_example_shows_what_mixes_the_batch():
 
 def test_an_example_of_the_wrong_shape_is_told_so():
     with pytest.raises(ConversionError, match="Wrapped does not run on example_input"):
-        convert(Wrapped(lambda m, x: m.head(m.act(m.conv(x)).flatten(1))), timesteps=4, example_input=torch.rand(2, 5))
+        convert(
+            Wrapped(lambda m, x: m.head(m.act(m.conv(x)).flatten(1))),
+            timesteps=4,
+            example_input=torch.rand(2, 5),
+        )
 
 
 def test_an_example_tells_where_the_batch_is():
     lossless(Wrapped(lambda m, x: m.head((m.act(m.conv(x)) + torch.roll(x, 1, 3)).flatten(1))))
     with pytest.raises(
-        ConversionError, match="not the quantised ANN|depends on the other samples|does not run|has the batch"
+        ConversionError,
+        match="not the quantised ANN|depends on the other samples|does not run|has the batch",
     ):
-        lossless(Wrapped(lambda m, x: m.head((m.act(m.conv(x)) + torch.roll(x, 1, 3).mean(0)).flatten(1))))
+        lossless(
+            Wrapped(
+                lambda m, x: m.head((m.act(m.conv(x)) + torch.roll(x, 1, 3).mean(0)).flatten(1))
+            )
+        )
 
 
 def test_keyword_calls_convert():
@@ -222,7 +264,12 @@ def test_keyword_calls_convert():
     lossless(Wrapped(lambda m, x: m.head(torch.reshape(m.act(m.conv(x)), shape=(-1, 144)))))
     short = nn.Linear(4, 3)
     lossless(Wrapped(lambda m, x: m.short(m.act(m.conv(x)).mean((-1, -2))), short=short))
-    lossless(Wrapped(lambda m, x: m.short(m.act(m.conv(x)).mean(dim=[2, 3], keepdim=True).flatten(1)), short=short))
+    lossless(
+        Wrapped(
+            lambda m, x: m.short(m.act(m.conv(x)).mean(dim=[2, 3], keepdim=True).flatten(1)),
+            short=short,
+        )
+    )
 
 
 def test_networks_can_be_pickled(tmp_path):
@@ -243,58 +290,167 @@ def test_view_by_the_size_of_a_spiking_tensor():
 @pytest.mark.parametrize(
     "forward, layers, message",
     [
-        (lambda m, x: m.head((m.act(m.conv(x)) / x.size(0)).flatten(1)), {}, "uses the size of the batch"),
-        (lambda m, x: m.head(m.act(m.conv(x)).view(2 * x.size(0), -1)), {}, "uses the size of the batch"),
-        (lambda m, x: m.head(m.act(m.conv(x)).view(-1, 72).view(x.size(0), -1)), {}, "fixes the batch"),
-        (lambda m, x: m.head((m.act(m.conv(x)) + torch.roll(x, 1, 3)).flatten(1)), {}, "roll has the batch.*not known; pass example"),
+        (
+            lambda m, x: m.head((m.act(m.conv(x)) / x.size(0)).flatten(1)),
+            {},
+            "uses the size of the batch",
+        ),
+        (
+            lambda m, x: m.head(m.act(m.conv(x)).view(2 * x.size(0), -1)),
+            {},
+            "uses the size of the batch",
+        ),
+        (
+            lambda m, x: m.head(m.act(m.conv(x)).view(-1, 72).view(x.size(0), -1)),
+            {},
+            "fixes the batch",
+        ),
+        (
+            lambda m, x: m.head((m.act(m.conv(x)) + torch.roll(x, 1, 3)).flatten(1)),
+            {},
+            "roll has the batch.*not known; pass example",
+        ),
         (lambda m, x: m.head(m.act(m.conv(x)).view(2, -1)), {}, "fixes the batch"),
         (lambda m, x: m.head(TF.relu(m.act(m.conv(x))).flatten(1)), {}, "relu.*has no threshold"),
-        (lambda m, x: m.head(torch.relu(m.act(m.conv(x))).flatten(1)), {}, "relu.*has no threshold"),
+        (
+            lambda m, x: m.head(torch.relu(m.act(m.conv(x))).flatten(1)),
+            {},
+            "relu.*has no threshold",
+        ),
         (lambda m, x: m.head(m.act(m.conv(x)).relu_().flatten(1)), {}, "relu.*has no threshold"),
-        (lambda m, x: m.head((m.act(m.conv(x)) * m.act(m.conv(2 * x))).flatten(1)), {}, "mul.*multiplies two spiking"),
+        (
+            lambda m, x: m.head((m.act(m.conv(x)) * m.act(m.conv(2 * x))).flatten(1)),
+            {},
+            "mul.*multiplies two spiking",
+        ),
         (lambda m, x: m.head((1 / m.act(m.conv(x))).flatten(1)), {}, "divides by a spiking"),
         (lambda m, x: m.head((m.act(m.conv(x)) // 2).flatten(1)), {}, "floordiv.*no rule"),
-        (lambda m, x: m.head(TF.max_pool2d(m.act(m.conv(x)), 2).flatten(1)), {}, "max_pool2d.*max pooling"),
+        (
+            lambda m, x: m.head(TF.max_pool2d(m.act(m.conv(x)), 2).flatten(1)),
+            {},
+            "max_pool2d.*max pooling",
+        ),
         (lambda m, x: m.head(TF.hardtanh(m.act(m.conv(x))).flatten(1)), {}, "hardtanh"),
-        (lambda m, x: m.head(m.act(m.conv(x)).permute(1, 0, 2, 3).flatten(1)), {}, "moves the batch"),
+        (
+            lambda m, x: m.head(m.act(m.conv(x)).permute(1, 0, 2, 3).flatten(1)),
+            {},
+            "moves the batch",
+        ),
         (lambda m, x: m.head(m.act(m.conv(x)).squeeze().flatten(1)), {}, "squeeze the batch"),
-        (lambda m, x: m.head(torch.stack([m.act(m.conv(x))] * 2).flatten(1)), {}, "may be the batch"),
-        (lambda m, x: TF.linear(m.act(m.conv(x)).flatten(1), m.head(m.conv(x).flatten(1))), {}, "weights that depend"),
-        (lambda m, x: m.head(TF.pad(m.act(m.conv(x)), (0, 0, 0, 0, 0, 0, 1, 1)).flatten(1)), {}, "may pad the batch"),
+        (
+            lambda m, x: m.head(torch.stack([m.act(m.conv(x))] * 2).flatten(1)),
+            {},
+            "may be the batch",
+        ),
+        (
+            lambda m, x: TF.linear(m.act(m.conv(x)).flatten(1), m.head(m.conv(x).flatten(1))),
+            {},
+            "weights that depend",
+        ),
+        (
+            lambda m, x: m.head(TF.pad(m.act(m.conv(x)), (0, 0, 0, 0, 0, 0, 1, 1)).flatten(1)),
+            {},
+            "may pad the batch",
+        ),
         (lambda m, x: m.head(m.act(m.conv(x)).flatten(1).softmax(1)), {}, "softmax.*no rule"),
         (lambda m, x: m.head(m.act(m.conv(x))[x[:, 0, 0, 0] > 0].flatten(1)), {}, "indexing"),
         (lambda m, x: m.head(m.act(m.conv(x)).flatten(0)), {}, "may be the batch"),
         (lambda m, x: m.head(torch.cat([m.act(m.conv(x))] * 2).flatten(1)), {}, "may be the batch"),
         (lambda m, x: m.head(m.act(m.conv(x)).flatten(1)[0]), {}, "indexing"),
-        (lambda m, x: m.head(m.pool(m.act(m.conv(x))).flatten(1)), {"pool": nn.MaxPool2d(2)}, r"pool \(MaxPool2d\): max pooling"),
+        (
+            lambda m, x: m.head(m.pool(m.act(m.conv(x))).flatten(1)),
+            {"pool": nn.MaxPool2d(2)},
+            r"pool \(MaxPool2d\): max pooling",
+        ),
         (lambda m, x: m.head(m.f(m.act(m.conv(x)))), {"f": nn.Flatten(0)}, "may merge the batch"),
-        (lambda m, x: m.head(m.g(m.act(m.conv(x))).flatten(1)), {"g": nn.GELU()}, r"g \(GELU\): .*rectifier that starts at 0"),
-        (lambda m, x: m.head(m.g(m.act(m.conv(x))).flatten(1)), {"g": nn.GroupNorm(2, 4)}, r"g \(GroupNorm\)"),
-        (lambda m, x: m.head(m.g(m.act(m.conv(x))).flatten(1)), {"g": nn.LeakyReLU()}, r"g \(LeakyReLU\)"),
+        (
+            lambda m, x: m.head(m.g(m.act(m.conv(x))).flatten(1)),
+            {"g": nn.GELU()},
+            r"g \(GELU\): .*rectifier that starts at 0",
+        ),
+        (
+            lambda m, x: m.head(m.g(m.act(m.conv(x))).flatten(1)),
+            {"g": nn.GroupNorm(2, 4)},
+            r"g \(GroupNorm\)",
+        ),
+        (
+            lambda m, x: m.head(m.g(m.act(m.conv(x))).flatten(1)),
+            {"g": nn.LeakyReLU()},
+            r"g \(LeakyReLU\)",
+        ),
         (lambda m, x: m.head(m.g(m.act(m.conv(x))).flatten(1)), {"g": IFNode()}, "spiking already"),
-        (lambda m, x: m.head(m.b(m.act(m.conv(x))).flatten(1)), {"b": nn.BatchNorm2d(4, track_running_stats=False)},
-         "no running statistics"),
+        (
+            lambda m, x: m.head(m.b(m.act(m.conv(x))).flatten(1)),
+            {"b": nn.BatchNorm2d(4, track_running_stats=False)},
+            "no running statistics",
+        ),
         (lambda m, x: m.head(m.act(m.conv(x)).flatten(1)) + x.shape[0], {}, "adds a size"),
-        (lambda m, x: m.head(m.act(m.conv(x)).flatten(1)).T, {}, "no rule converts the attribute T"),
+        (
+            lambda m, x: m.head(m.act(m.conv(x)).flatten(1)).T,
+            {},
+            "no rule converts the attribute T",
+        ),
         (lambda m, x: m.head(m.act(x).flatten(-3)), {}, "may be the batch"),  # of unknown rank
-        (lambda m, x: (lambda z: z + z.sum((-1, -2)))(m.head(m.act(m.conv(x)).flatten(1))), {}, "may be the batch"),
+        (
+            lambda m, x: (lambda z: z + z.sum((-1, -2)))(m.head(m.act(m.conv(x)).flatten(1))),
+            {},
+            "may be the batch",
+        ),
         (lambda m, x: m.head(m.act(m.conv(x)).flatten(1)).sum(()), {}, "may be the batch"),
         (lambda m, x: m.head(m.act(m.conv(x)).flatten(1)).mean(), {}, "may be the batch"),
-        (lambda m, x: m.head(m.act(m.conv(x)).flatten(1)).view(-1).sum(-1), {}, "batch must be a dimension of its own"),
-        (lambda m, x: (lambda z: z.view(z.size(1), -1).sum(1))(m.head(m.act(m.conv(x)).flatten(1))), {}, "fixes the batch"),
-        (lambda m, x: (lambda z: z.view(-1, z.size(0)))(m.head(m.act(m.conv(x)).flatten(1))), {}, "plain numbers"),
-        (lambda m, x: m.head(torch.reshape(m.act(m.conv(x)), shape=(4, -1))), {}, "fixes the batch"),
-        (lambda m, x: m.head(m.act(m.head.weight) + m.conv(x).flatten(1)), {}, r"act \(QCFS\): is not called with one tensor"),
-        (lambda m, x: m.head(mean(m.act(m.conv(x))).flatten(1)), {}, "mean.*no rule converts this function"),
-        (lambda m, x: torch.cat([m.head(m.act(m.conv(x)).flatten(1))] * 2, -2), {}, "may be the batch"),
+        (
+            lambda m, x: m.head(m.act(m.conv(x)).flatten(1)).view(-1).sum(-1),
+            {},
+            "batch must be a dimension of its own",
+        ),
+        (
+            lambda m, x: (lambda z: z.view(z.size(1), -1).sum(1))(
+                m.head(m.act(m.conv(x)).flatten(1))
+            ),
+            {},
+            "fixes the batch",
+        ),
+        (
+            lambda m, x: (lambda z: z.view(-1, z.size(0)))(m.head(m.act(m.conv(x)).flatten(1))),
+            {},
+            "plain numbers",
+        ),
+        (
+            lambda m, x: m.head(torch.reshape(m.act(m.conv(x)), shape=(4, -1))),
+            {},
+            "fixes the batch",
+        ),
+        (
+            lambda m, x: m.head(m.act(m.head.weight) + m.conv(x).flatten(1)),
+            {},
+            r"act \(QCFS\): is not called with one tensor",
+        ),
+        (
+            lambda m, x: m.head(mean(m.act(m.conv(x))).flatten(1)),
+            {},
+            "mean.*no rule converts this function",
+        ),
+        (
+            lambda m, x: torch.cat([m.head(m.act(m.conv(x)).flatten(1))] * 2, -2),
+            {},
+            "may be the batch",
+        ),
         (lambda m, x: m.head(m.act(m.conv(x)).flatten(1)).mean(-2), {}, "may be the batch"),
-        (lambda m, x: m.head(TF.dropout(m.act(m.conv(x)), 0.5).flatten(1)), {}, "is active in evaluation"),
+        (
+            lambda m, x: m.head(TF.dropout(m.act(m.conv(x)), 0.5).flatten(1)),
+            {},
+            "is active in evaluation",
+        ),
         (lambda m, x: m.head(m.act(m.conv(x)).view(x.shape[0] + 0, -1)), {}, "adds a size"),
         (lambda m, x: m.head(m.conv(x).flatten(1)), {}, "there is no activation to convert"),
         (lambda m, x: (m.act(m.conv(x)), m.conv(x)), {}, "one tensor output"),
-        (lambda m, x: m.head(m.act(m.conv(x)).flatten(1)) if x.sum() > 0 else x, {}, "cannot be traced by torch.fx"),
+        (
+            lambda m, x: m.head(m.act(m.conv(x)).flatten(1)) if x.sum() > 0 else x,
+            {},
+            "cannot be traced by torch.fx",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_refused(forward, layers, message):
     with pytest.raises(ConversionError, match=message):
         convert(Wrapped(forward, **layers), timesteps=4)
@@ -313,7 +469,9 @@ def test_every_offender_is_listed_at_once():
 
 def test_a_module_object_under_two_names_is_two_sites():
     act = QCFS(4, 0.5)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), act, nn.Conv2d(4, 4, 3), act, nn.Flatten(), nn.Linear(16, 3))
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), act, nn.Conv2d(4, 4, 3), act, nn.Flatten(), nn.Linear(16, 3)
+    )
     assert list(lossless(model).nodes()) == ["1", "1_1"]
 
 
@@ -339,10 +497,17 @@ def test_a_non_positive_learned_threshold_is_refused():
 def test_the_report_names_everything_and_prints():
     network = lossless(Wrapped(lambda m, x: m.head(m.act(m.conv(x)).flatten(1)), spare=nn.ReLU()))
     assert [(e.site, e.status) for e in network.report.entries] == [
-        ("conv", "kept"), ("act", "converted"), ("flatten", "kept"), ("head", "kept"), ("spare", "unused")]  # fmt: skip
+        ("conv", "kept"),
+        ("act", "converted"),
+        ("flatten", "kept"),
+        ("head", "kept"),
+        ("spare", "unused"),
+    ]
     lines = str(network.report).splitlines()
     assert lines[0].split() == ["call", "site", "kind", "status", "threshold", "reason"]
-    assert any("act" in line and "converted" in line and "learned; static input" in line for line in lines)
+    assert any(
+        "act" in line and "converted" in line and "learned; static input" in line for line in lines
+    )
 
 
 @pytest.mark.parametrize(
@@ -353,7 +518,11 @@ def test_the_report_names_everything_and_prints():
         ({"timesteps": 4, "rho": -1}, ValueError, "rho must be >= 0"),
         ({"timesteps": 4, "rho": 1.0}, TypeError, "rho must be an int"),
         ({"timesteps": 4, "iterations": -1}, ValueError, "iterations must be >= 0"),
-        ({"timesteps": 4, "max_pool": "maybe"}, ValueError, "max_pool must be one of .*got .maybe."),
+        (
+            {"timesteps": 4, "max_pool": "maybe"},
+            ValueError,
+            "max_pool must be one of .*got .maybe.",
+        ),
         ({"timesteps": 4, "thresholds": [1.0]}, TypeError, "thresholds must be a mapping"),
         ({"timesteps": 4, "example_input": "x"}, TypeError, "example_input must be a tensor"),
     ],
@@ -382,6 +551,11 @@ def test_neurons_do_not_overwrite_what_others_read():
 
     network = lossless(Wrapped(forward, conv2=nn.Conv2d(4, 4, 1), second=QCFS(4, 0.5)))
     assert not network.nodes()["second"].inplace
-    plain = lossless(Wrapped(lambda m, x: m.head(m.second(m.conv2(m.act(m.conv(x)))).flatten(1)),
-                             conv2=nn.Conv2d(4, 4, 1), second=QCFS(4, 0.5)))  # fmt: skip
+    plain = lossless(
+        Wrapped(
+            lambda m, x: m.head(m.second(m.conv2(m.act(m.conv(x)))).flatten(1)),
+            conv2=nn.Conv2d(4, 4, 1),
+            second=QCFS(4, 0.5),
+        )
+    )
     assert plain.nodes()["second"].inplace

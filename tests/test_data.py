@@ -1,4 +1,6 @@
-"""cos_ext.data: file formats, damaged files, batching and augmentation. No models, no training, no download."""
+"""cos_ext.data: file formats, damaged files, batching and augmentation. No models, no training, no
+download.
+"""
 
 import builtins
 import gzip
@@ -78,22 +80,33 @@ def test_idx_truncated_anywhere(tmp_path, compress):
 def test_idx_of_a_wrong_length_says_which(tmp_path):
     raw = idx_bytes(np.arange(12, dtype=np.uint8).reshape(3, 4))
     path = tmp_path / "short"
-    for length, said in [(0, "begins with nothing"), (3, "not an IDX file"), (4, "2 dimensions"), (11, "2 dimensions"),
-                         (12, "needs 24 bytes, the file has 12"), (23, "needs 24 bytes, the file has 23"),
-                         (25, "needs 24 bytes, the file has 25")]:  # fmt: skip
+    for length, said in [
+        (0, "begins with nothing"),
+        (3, "not an IDX file"),
+        (4, "2 dimensions"),
+        (11, "2 dimensions"),
+        (12, "needs 24 bytes, the file has 12"),
+        (23, "needs 24 bytes, the file has 23"),
+        (25, "needs 24 bytes, the file has 25"),
+    ]:
         path.write_bytes((raw + b"\0")[:length])
         assert said in assert_names(path, lambda: data.read_idx(path))
 
 
-@pytest.mark.parametrize("raw", [
-    idx_bytes(np.zeros((2, 2), np.uint8)) + b"\0",  # trailing bytes
-    b"\x89PNG\r\n\x1a\n" + bytes(40),
-    b"\0\0\x0a\x01\0\0\0\x01\0",  # no such dtype code
-    b"\0\x01\x08\x01\0\0\0\x01\0",
-    b"\0\0\x08\x46" + struct.pack(">70I", *[1] * 70) + b"x",  # more dimensions than NumPy has
-    b"\0\0\x0e\x03" + struct.pack(">3I", 0, 2**32 - 1, 2**32 - 1),  # an empty array NumPy cannot shape
-    b"\0\0\x08\x03" + struct.pack(">3I", 2**32 - 1, 2**32 - 1, 2**32 - 1) + b"x",
-], ids=["trailing", "png", "dtype", "magic", "rank", "empty-but-huge", "huge"])  # fmt: skip
+@pytest.mark.parametrize(
+    "raw",
+    [
+        idx_bytes(np.zeros((2, 2), np.uint8)) + b"\0",  # trailing bytes
+        b"\x89PNG\r\n\x1a\n" + bytes(40),
+        b"\0\0\x0a\x01\0\0\0\x01\0",  # no such dtype code
+        b"\0\x01\x08\x01\0\0\0\x01\0",
+        b"\0\0\x08\x46" + struct.pack(">70I", *[1] * 70) + b"x",  # more dimensions than NumPy has
+        b"\0\0\x0e\x03"
+        + struct.pack(">3I", 0, 2**32 - 1, 2**32 - 1),  # an empty array NumPy cannot shape
+        b"\0\0\x08\x03" + struct.pack(">3I", 2**32 - 1, 2**32 - 1, 2**32 - 1) + b"x",
+    ],
+    ids=["trailing", "png", "dtype", "magic", "rank", "empty-but-huge", "huge"],
+)
 def test_not_idx(tmp_path, raw):
     path = tmp_path / "other"
     path.write_bytes(raw)
@@ -107,7 +120,9 @@ def test_idx_in_a_corrupt_gzip(tmp_path):
     for position in [2, *range(10, 40), len(packed) // 2, *range(len(packed) - 8, len(packed))]:
         path.write_bytes(corrupted(packed, position))
         assert_names(path, lambda: data.read_idx(path))
-    path.write_bytes(packed[:10] + b"\xff" * 100)  # an invalid deflate block: zlib.error, not OSError
+    path.write_bytes(
+        packed[:10] + b"\xff" * 100
+    )  # an invalid deflate block: zlib.error, not OSError
     assert "gzip" in assert_names(path, lambda: data.read_idx(path))
 
 
@@ -124,7 +139,13 @@ def test_shipped_fashion_mnist(test_set):
     assert test_set.labels.shape == (10_000,) and test_set.labels.dtype == torch.int64
     assert torch.bincount(test_set.labels).tolist() == [1000] * 10
     assert test_set.num_classes == len(test_set.classes) == 10
-    assert test_set.labels[:5].tolist() == [9, 2, 1, 1, 6]  # ankle boot, pullover, trouser, trouser, shirt
+    assert test_set.labels[:5].tolist() == [
+        9,
+        2,
+        1,
+        1,
+        6,
+    ]  # ankle boot, pullover, trouser, trouser, shirt
     normalised = test_set.normalise(test_set.images)
     assert abs(normalised.mean()) < 0.02 and abs(normalised.std() - 1) < 0.02
 
@@ -145,7 +166,10 @@ def test_fashion_mnist_of_a_folder(tmp_path, dot, compress):
     write_fashion(tmp_path, images, labels, "train", dot, compress)
     write_fashion(tmp_path, images[:2], labels[:2], "t10k", dot, compress)
     train, test = data.fashion_mnist(tmp_path, train=True), data.fashion_mnist(str(tmp_path))
-    assert np.array_equal(train.images[:, 0].numpy(), images) and train.labels.tolist() == labels.tolist()
+    assert (
+        np.array_equal(train.images[:, 0].numpy(), images)
+        and train.labels.tolist() == labels.tolist()
+    )
     assert np.array_equal(test.images[:, 0].numpy(), images[:2]) and len(test) == 2
     train.images[0] = 0  # writable memory of its own
 
@@ -158,7 +182,11 @@ def test_fashion_mnist_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="images"):
         data.fashion_mnist(tmp_path / "nowhere")
     images, labels = np.zeros((6, 28, 28), np.uint8), np.zeros(6, np.uint8)
-    for wrong_images, wrong_labels in [(images, labels[:5]), (images, np.zeros((6, 1), np.uint8)), (images[0], labels)]:
+    for wrong_images, wrong_labels in [
+        (images, labels[:5]),
+        (images, np.zeros((6, 1), np.uint8)),
+        (images[0], labels),
+    ]:
         for file in tmp_path.iterdir():
             file.unlink()
         (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(wrong_images))
@@ -198,7 +226,9 @@ ROUTES = [(version, packed) for version in ("python", "binary") for packed in (F
 
 
 def python2_pickle(value):
-    """Protocol 2 as Python 2's cPickle wrote it: str is a byte string, arrays come from numpy.core."""
+    """Protocol 2 as Python 2's cPickle wrote it: str is a byte string, arrays come from
+    numpy.core.
+    """
 
     def short(text):
         return b"U" + bytes([len(text)]) + text
@@ -206,11 +236,15 @@ def python2_pickle(value):
     def encode(item):
         if isinstance(item, np.ndarray):
             rows, columns = item.shape
-            return (b"cnumpy.core.multiarray\n_reconstruct\n" b"cnumpy\nndarray\n" b"K\0\x85" + short(b"b") + b"\x87R"
-                    b"(K\x01J" + struct.pack("<i", rows) + b"J" + struct.pack("<i", columns) + b"\x86"
-                    b"cnumpy\ndtype\n" + short(b"u1") + b"K\0K\x01\x87R"
-                    b"(K\x03" + short(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
-                    b"\x89T" + struct.pack("<i", item.nbytes) + item.tobytes() + b"tb")  # fmt: skip
+            return (
+                b"cnumpy.core.multiarray\n_reconstruct\n"
+                b"cnumpy\nndarray\n"
+                b"K\0\x85" + short(b"b") + b"\x87R"
+                b"(K\x01J" + struct.pack("<i", rows) + b"J" + struct.pack("<i", columns) + b"\x86"
+                b"cnumpy\ndtype\n" + short(b"u1") + b"K\0K\x01\x87R"
+                b"(K\x03" + short(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+                b"\x89T" + struct.pack("<i", item.nbytes) + item.tobytes() + b"tb"
+            )
         if isinstance(item, dict):
             return b"}(" + b"".join(encode(part) for pair in item.items() for part in pair) + b"u"
         if isinstance(item, list):
@@ -229,11 +263,16 @@ def pack(archive, members, **tar_options):
 
 
 def cifar_batches(name, train, count=7):
-    """{batch: (pixels uint8 [n, 3, 32, 32], labels)}: noise, so a wrong order of channels, rows or batches shows."""
+    """{batch: (pixels uint8 [n, 3, 32, 32], labels)}: noise, so a wrong order of channels, rows or
+    batches shows.
+    """
     rng = np.random.default_rng([train, name == "cifar100"])
     classes = 100 if name == "cifar100" else 10
     return {
-        batch: (rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8), rng.integers(0, classes, count))
+        batch: (
+            rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8),
+            rng.integers(0, classes, count),
+        )
         for batch in NAMES[name][train]
     }
 
@@ -243,20 +282,32 @@ def cifar_files(name, version, train, pickler=python2_pickle):
     for batch, (pixels, labels) in cifar_batches(name, train).items():
         if version == "python":
             count = len(labels)
-            content = {b"batch_label": batch.encode(), NAMES[name]["key"]: labels.tolist(),
-                       b"data": pixels.reshape(count, 3072), b"filenames": [b"a.png"] * count}  # fmt: skip
-            files[batch] = pickler(content | ({b"coarse_labels": [0] * count} if name == "cifar100" else {}))
+            content = {
+                b"batch_label": batch.encode(),
+                NAMES[name]["key"]: labels.tolist(),
+                b"data": pixels.reshape(count, 3072),
+                b"filenames": [b"a.png"] * count,
+            }
+            files[batch] = pickler(
+                content | ({b"coarse_labels": [0] * count} if name == "cifar100" else {})
+            )
         else:
             coarse = [19] if name == "cifar100" else []
-            records = [bytes([*coarse, label]) + image.tobytes() for image, label in zip(pixels, labels)]
+            records = [
+                bytes([*coarse, label]) + image.tobytes() for image, label in zip(pixels, labels)
+            ]
             files[f"{batch}.bin"] = b"".join(records)
     return files
 
 
 def write_cifar(root, name, version, packed, pickler=python2_pickle):
     archive, folder = NAMES[name][version]
-    contents = cifar_files(name, version, True, pickler) | cifar_files(name, version, False, pickler)
-    files = {f"{folder}/{file}": raw for file, raw in contents.items()} | {f"{folder}/readme.html": b"<html>"}
+    contents = cifar_files(name, version, True, pickler) | cifar_files(
+        name, version, False, pickler
+    )
+    files = {f"{folder}/{file}": raw for file, raw in contents.items()} | {
+        f"{folder}/readme.html": b"<html>"
+    }
     if packed:
         pack(root / archive, files)
         return root / archive
@@ -268,8 +319,12 @@ def write_cifar(root, name, version, packed, pickler=python2_pickle):
 
 def assert_is_source(image_set, name, train):
     source = cifar_batches(name, train)
-    assert np.array_equal(image_set.images.numpy(), np.concatenate([pixels for pixels, _ in source.values()]))
-    assert np.array_equal(image_set.labels.numpy(), np.concatenate([labels for _, labels in source.values()]))
+    assert np.array_equal(
+        image_set.images.numpy(), np.concatenate([pixels for pixels, _ in source.values()])
+    )
+    assert np.array_equal(
+        image_set.labels.numpy(), np.concatenate([labels for _, labels in source.values()])
+    )
     assert image_set.num_classes == (100 if name == "cifar100" else 10)
     assert len(image_set.mean) == len(image_set.std) == 3
 
@@ -279,21 +334,30 @@ def assert_is_source(image_set, name, train):
 def test_cifar_by_every_route(tmp_path, name, version, packed):
     place = write_cifar(tmp_path, name, version, packed)
     for train in (True, False):
-        for root in (tmp_path, str(tmp_path), place):  # the folder around it, and the folder or archive itself
+        for root in (
+            tmp_path,
+            str(tmp_path),
+            place,
+        ):  # the folder around it, and the folder or archive itself
             assert_is_source(READERS[name](root, train=train), name, train)
         assert_is_source(data.load(name, tmp_path, train=train), name, train)
 
 
 def numpy2_pickle(value):
-    return pickle.dumps(value, protocol=2).replace(b"cnumpy.core.multiarray\n", b"cnumpy._core.multiarray\n")
+    return pickle.dumps(value, protocol=2).replace(
+        b"cnumpy.core.multiarray\n", b"cnumpy._core.multiarray\n"
+    )
 
 
 def numpy1_pickle(value):
     return numpy2_pickle(value).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
 
 
-@pytest.mark.parametrize("pickler", [numpy1_pickle, numpy2_pickle, lambda value: pickle.dumps(value, protocol=4)],
-                         ids=["numpy.core", "numpy._core", "protocol 4"])  # fmt: skip
+@pytest.mark.parametrize(
+    "pickler",
+    [numpy1_pickle, numpy2_pickle, lambda value: pickle.dumps(value, protocol=4)],
+    ids=["numpy.core", "numpy._core", "protocol 4"],
+)
 @pytest.mark.parametrize("name", READERS)
 def test_cifar_pickled_by_python_3(tmp_path, name, pickler):
     assert b"multiarray" in pickler(np.zeros(3))
@@ -308,8 +372,13 @@ def test_the_python2_pickle_is_what_python_reads():
 
 
 def test_cifar_of_column_major_arrays(tmp_path):
-    write_cifar(tmp_path, "cifar10", "python", False,
-                lambda value: numpy1_pickle({**value, b"data": np.asfortranarray(value[b"data"])}))  # fmt: skip
+    write_cifar(
+        tmp_path,
+        "cifar10",
+        "python",
+        False,
+        lambda value: numpy1_pickle({**value, b"data": np.asfortranarray(value[b"data"])}),
+    )
     assert_is_source(data.cifar10(tmp_path, train=True), "cifar10", True)
 
 
@@ -334,7 +403,8 @@ def test_cifar_truncated_or_corrupt_archive(tmp_path, version):
         archive.write_bytes(raw[:length])
         for root in (tmp_path, archive):
             assert_names(archive, lambda: data.cifar10(root, train=True))
-    # Noise does not compress, so a changed byte becomes a changed pixel that only gzip's checksum notices.
+    # Noise does not compress, so a changed byte becomes a changed pixel that only gzip's checksum
+    # notices.
     for position in [0, 40, len(raw) // 4, len(raw) // 2, 3 * len(raw) // 4, len(raw) - 6]:
         archive.write_bytes(corrupted(raw, position))
         for train in (True, False):
@@ -357,10 +427,12 @@ def test_cifar_truncated_batch(tmp_path, name, packed):
     archive, folder = NAMES[name]["python"]
     raw = cifar_files(name, "python", False)[batch]
     for damaged in [raw[:length] for length in (0, 1, 2, 30, len(raw) // 2, len(raw) - 1)] + [
-        b"not a pickle", pickle.dumps([1, 2], protocol=2), pickle.dumps({b"labels": [1]}, protocol=2),
+        b"not a pickle",
+        pickle.dumps([1, 2], protocol=2),
+        pickle.dumps({b"labels": [1]}, protocol=2),
         python2_pickle({b"data": np.zeros((2, 3072), np.uint8), NAMES[name]["key"]: [1]}),
         python2_pickle({b"data": np.zeros((2, 3071), np.uint8), NAMES[name]["key"]: [1, 2]}),
-    ]:  # fmt: skip
+    ]:
         if packed:
             pack(tmp_path / archive, {f"{folder}/{batch}": damaged})
         else:
@@ -394,8 +466,11 @@ class Attack:
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_cifar_pickle_that_runs_code_is_refused(tmp_path, protocol):
     witness = tmp_path / "executed"
-    for attack in (Attack(os.system, f"touch '{witness}'"), Attack(os.mkdir, str(witness)),
-                   Attack(builtins.eval, f"open({str(witness)!r}, 'w').close()")):  # fmt: skip
+    for attack in (
+        Attack(os.system, f"touch '{witness}'"),
+        Attack(os.mkdir, str(witness)),
+        Attack(builtins.eval, f"open({str(witness)!r}, 'w').close()"),
+    ):
         pixels = np.zeros((1, 3072), np.uint8)
         raw = pickle.dumps({b"data": pixels.tolist(), b"labels": [attack]}, protocol=protocol)
         (tmp_path / "test_batch").write_bytes(raw)
@@ -406,10 +481,16 @@ def test_cifar_pickle_that_runs_code_is_refused(tmp_path, protocol):
         witness.rmdir() if witness.is_dir() else witness.unlink()
 
 
-@pytest.mark.parametrize("module, name", [
-    ("numpy.core.multiarray", "fromfile"), ("numpy", "load"), ("numpy.core.multiarray", "_reconstruct.__globals__"),
-    ("numpy.core._os", "system"), ("builtins", "getattr"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "module, name",
+    [
+        ("numpy.core.multiarray", "fromfile"),
+        ("numpy", "load"),
+        ("numpy.core.multiarray", "_reconstruct.__globals__"),
+        ("numpy.core._os", "system"),
+        ("builtins", "getattr"),
+    ],
+)
 def test_cifar_pickle_may_only_name_what_arrays_need(tmp_path, module, name):
     (tmp_path / "test_batch").write_bytes(b"\x80\x04" + f"c{module}\n{name}\n.".encode())
     assert "does not belong" in assert_names(tmp_path, lambda: data.cifar10(tmp_path))
@@ -419,13 +500,27 @@ def test_cifar_pickle_may_only_name_what_arrays_need(tmp_path, module, name):
 
 
 def numbered(count=10, channels=1, height=8, width=8, classes=10):
-    """Every image constant, and as bright as its index, so that a batch tells which images it has."""
-    images = torch.arange(1, count + 1, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, channels, height, width)
-    return ImageSet(images.contiguous(), torch.arange(count) % classes, (0.0,) * channels, (1.0,) * channels, classes)
+    """Every image constant, and as bright as its index, so that a batch tells which images it
+    has.
+    """
+    images = (
+        torch.arange(1, count + 1, dtype=torch.uint8)
+        .view(-1, 1, 1, 1)
+        .expand(-1, channels, height, width)
+    )
+    return ImageSet(
+        images.contiguous(),
+        torch.arange(count) % classes,
+        (0.0,) * channels,
+        (1.0,) * channels,
+        classes,
+    )
 
 
 def seen(batches):
-    return [round(float(pixel) * 255) - 1 for images, _ in batches for pixel in images.amax((1, 2, 3))]
+    return [
+        round(float(pixel) * 255) - 1 for images, _ in batches for pixel in images.amax((1, 2, 3))
+    ]
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
@@ -460,18 +555,27 @@ def test_shuffle_gives_every_image_once_with_its_label():
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_same_seed_same_batches(augment):
-    source = ImageSet(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.arange(40) % 10,
-                      (0.5,) * 3, (0.25,) * 3, 10)  # fmt: skip
+    source = ImageSet(
+        torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8),
+        torch.arange(40) % 10,
+        (0.5,) * 3,
+        (0.25,) * 3,
+        10,
+    )
 
     def run(seed):
-        batches = source.batches(16, shuffle=True, augment=augment, generator=torch.Generator().manual_seed(seed))
+        batches = source.batches(
+            16, shuffle=True, augment=augment, generator=torch.Generator().manual_seed(seed)
+        )
         return torch.cat([images for _ in range(2) for images, _ in batches])
 
     assert torch.equal(run(3), run(3))
     assert not torch.equal(run(3), run(4))
     before = torch.get_rng_state()
     run(3)
-    assert torch.equal(torch.get_rng_state(), before)  # a generator of one's own leaves torch's alone
+    assert torch.equal(
+        torch.get_rng_state(), before
+    )  # a generator of one's own leaves torch's alone
 
 
 @pytest.mark.parametrize("height, width, pad", [(28, 28, 3), (32, 32, 4), (8, 16, 1), (4, 4, 1)])
@@ -479,7 +583,9 @@ def test_augmentation_only_shifts_and_mirrors(height, width, pad):
     count, channels = 60, 2
     images = torch.randint(1, 256, (count, channels, height, width), dtype=torch.uint8)
     source = ImageSet(images, torch.zeros(count, dtype=torch.int64), (0.5, 0.25), (0.5, 0.25), 1)
-    augmented, _ = next(iter(source.batches(count, augment=True, generator=torch.Generator().manual_seed(0))))
+    augmented, _ = next(
+        iter(source.batches(count, augment=True, generator=torch.Generator().manual_seed(0)))
+    )
     assert augmented.shape == images.shape and augmented.is_contiguous()
     used = set()
     for result, image in zip(augmented, images):
@@ -527,7 +633,11 @@ def test_first():
     source = numbered(5)
     assert source.first(None) is source
     part = source.first(2)
-    assert len(part) == 2 and part.images.data_ptr() == source.images.data_ptr() and part.num_classes == 10
+    assert (
+        len(part) == 2
+        and part.images.data_ptr() == source.images.data_ptr()
+        and part.num_classes == 10
+    )
     assert len(source.first(5)) == 5 and len(source.first(1)) == 1
     for count in (0, -1, 6):
         with pytest.raises(ValueError, match=rf"1\.\.5, got {count}"):
@@ -544,7 +654,10 @@ def test_image_set_checks():
     for wrong in (labels + 7, labels - 1):
         with pytest.raises(ValueError, match=r"0\.\.9, got"):
             ImageSet(images, wrong, (0.0,), (1.0,), 10)
-    for mean, std in [((0.0,) * 3, (1.0,)), ((0.0,), (1.0,) * 3)]:  # would broadcast to three channels
+    for mean, std in [
+        ((0.0,) * 3, (1.0,)),
+        ((0.0,), (1.0,) * 3),
+    ]:  # would broadcast to three channels
         with pytest.raises(ValueError, match="mean and std"):
             ImageSet(images, labels, mean, std, 10)
     with pytest.raises(ValueError, match="batch_size must be >= 1, got 0"):
@@ -580,15 +693,21 @@ def test_image_folder_without_pillow(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pillow():
-    return pytest.importorskip("PIL.Image", reason="ImageFolder needs Pillow, which is not installed")
+    return pytest.importorskip(
+        "PIL.Image", reason="ImageFolder needs Pillow, which is not installed"
+    )
 
 
 def write_images(pillow, root, sizes=((40, 30), (30, 40), (64, 64))):
-    for label, (name, colour) in enumerate({"ant": (255, 0, 0), "bee": (0, 255, 0), "cat": (0, 0, 255)}.items()):
+    for label, (name, colour) in enumerate(
+        {"ant": (255, 0, 0), "bee": (0, 255, 0), "cat": (0, 0, 255)}.items()
+    ):
         (root / name / "deep").mkdir(parents=True)
         for index, size in enumerate(sizes):
             folder = root / name if index else root / name / "deep"
-            pillow.new("RGB", size, colour).save(folder / f"{index}.{('png', 'JPEG', 'bmp')[index]}")
+            pillow.new("RGB", size, colour).save(
+                folder / f"{index}.{('png', 'JPEG', 'bmp')[index]}"
+            )
         (root / name / "notes.txt").write_text("no image")
 
 
@@ -600,7 +719,9 @@ def test_image_folder(tmp_path, pillow):
     for image, label in (folder[index] for index in range(9)):
         assert image.shape == (3, 24, 24) and image.dtype == torch.float32
         pixels = image * std.view(3, 1, 1) + mean.view(3, 1, 1)
-        assert torch.allclose(pixels, torch.eye(3)[label].view(3, 1, 1).expand(3, 24, 24), atol=0.02)
+        assert torch.allclose(
+            pixels, torch.eye(3)[label].view(3, 1, 1).expand(3, 24, 24), atol=0.02
+        )
     assert folder[-1][1] == 2
     images, labels = next(iter(folder.batches(9)))
     assert images.shape == (9, 3, 24, 24) and labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
@@ -638,7 +759,9 @@ def test_image_folder_truncated_images(tmp_path, pillow, kind):
     for length in [0, 1, 4, 9, 17, 20, 30, 41, 60, len(raw) // 2, 3 * len(raw) // 4]:
         path.write_bytes(raw[:length])
         assert_names(path, lambda: folder[0])
-    for position in range(0, len(raw), 7):  # a damaged image may still decode, but may not raise anything else
+    for position in range(
+        0, len(raw), 7
+    ):  # a damaged image may still decode, but may not raise anything else
         path.write_bytes(corrupted(raw, position))
         try:
             folder[0]

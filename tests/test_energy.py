@@ -1,4 +1,6 @@
-"""energy_report against counts in plain torch: layers of ones applied to where the inputs are not 0; steps, energies, errors."""
+"""energy_report against counts in plain torch: layers of ones applied to where the inputs are not
+0; steps, energies, errors.
+"""
 
 import copy
 import csv
@@ -13,9 +15,9 @@ from torch.nn import functional as TF
 
 import cos_ext
 from cos_ext import QCFS, convert
-from cos_ext.__main__ import main
-from cos_ext.energy import EnergyReport, LayerEnergy, energy_report
-from cos_ext.network import Walked
+from cos_ext.analysis.energy import EnergyReport, LayerEnergy, energy_report
+from cos_ext.cli import main
+from cos_ext.network.network import Walked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,7 +27,9 @@ def report_of(network, *batches, **options):
 
 
 def ones(layer):
-    """The layer with weights 1 and no bias, in float64: of an indicator, it gives how many inputs each output adds."""
+    """The layer with weights 1 and no bias, in float64: of an indicator, it gives how many inputs
+    each output adds.
+    """
     layer = copy.deepcopy(layer).double()
     nn.init.ones_(layer.weight)
     if layer.bias is not None:
@@ -36,14 +40,18 @@ def ones(layer):
 def inputs_of(network, site, *inputs):
     """What a module of the network reads, [S, B, ...]."""
     seen = []
-    hook = network.module.get_submodule(site).register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
+    hook = network.module.get_submodule(site).register_forward_pre_hook(
+        lambda m, args: seen.append(args[0].clone())
+    )
     network(*inputs)
     hook.remove()
     return seen[0].unflatten(0, (-1, len(inputs[0])))
 
 
 def expected(network, site, *inputs):
-    """Operations at each step and MACs of one pass, per image: every output of a layer of ones says what was added to it."""
+    """Operations at each step and MACs of one pass, per image: every output of a layer of ones says
+    what was added to it.
+    """
     x, layer = inputs_of(network, site, *inputs), ones(network.module.get_submodule(site))
     steps = [layer((step != 0).double()).sum().item() / x.shape[1] for step in x]
     return pytest.approx(steps, rel=1e-12), layer(torch.ones_like(x[0, :1]).double()).sum().item()
@@ -57,13 +65,19 @@ def chain(layer, levels=3, channels=4):
 LAYERS = {
     "Conv1d": (nn.Conv1d(4, 6, 3, 2, 1), (4, 9)),
     "Conv2d": (nn.Conv2d(4, 6, 3, 2, 1), (4, 7, 8)),
-    "Conv2d, groups, dilation": (nn.Conv2d(4, 6, (3, 2), (1, 3), (2, 0), (2, 1), groups=2), (4, 7, 8)),
+    "Conv2d, groups, dilation": (
+        nn.Conv2d(4, 6, (3, 2), (1, 3), (2, 0), (2, 1), groups=2),
+        (4, 7, 8),
+    ),
     "Conv2d, depthwise": (nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False), (4, 6, 5)),
     "Conv2d, same": (nn.Conv2d(4, 3, (1, 5), padding="same", dilation=2), (4, 6, 5)),
     "Conv2d, circular": (nn.Conv2d(4, 3, 3, padding=1, padding_mode="circular"), (4, 6, 5)),
     "Conv3d": (nn.Conv3d(4, 2, (1, 2, 3), (1, 2, 1), (0, 1, 1)), (4, 3, 4, 5)),
     "ConvTranspose1d": (nn.ConvTranspose1d(4, 6, 3, 2, 1), (4, 5)),
-    "ConvTranspose2d": (nn.ConvTranspose2d(4, 6, 3, 2, 2, output_padding=1, groups=2, dilation=(1, 2)), (4, 4, 5)),
+    "ConvTranspose2d": (
+        nn.ConvTranspose2d(4, 6, 3, 2, 2, output_padding=1, groups=2, dilation=(1, 2)),
+        (4, 4, 5),
+    ),
     "ConvTranspose3d": (nn.ConvTranspose3d(4, 2, 2, 1, 1), (4, 3, 3, 4)),
     "Linear": (nn.Linear(5, 7), (5,)),
     "Linear, several positions": (nn.Linear(5, 7), (3, 5)),
@@ -77,7 +91,12 @@ def test_every_kind_of_layer_counts_as_a_layer_of_ones_on_the_indicator(name):
     (found,) = report_of(network, x).layers
     steps, macs = expected(network, "2", x)
     assert found.per_step == steps and found.macs == macs
-    assert (found.site, found.kind, found.input, found.watch) == ("2", type(layer).__name__, "spikes", 2)
+    assert (found.site, found.kind, found.input, found.watch) == (
+        "2",
+        type(layer).__name__,
+        "spikes",
+        2,
+    )
     assert 0 < sum(found.per_step[:2]) < 2 * macs
     seen = inputs_of(network, "2", x)
     if "circular" not in name:
@@ -95,7 +114,9 @@ def test_zeros_padded_beforehand_are_inputs_of_the_ann_and_cost_no_accumulate():
 
 def test_a_convolution_counted_output_by_output():
     """Stride, padding, dilation and groups, in loops over outputs and taps."""
-    network = convert(chain(nn.Conv1d(4, 6, 3, stride=2, padding=3, dilation=2, groups=2)), timesteps=4)
+    network = convert(
+        chain(nn.Conv1d(4, 6, 3, stride=2, padding=3, dilation=2, groups=2)), timesteps=4
+    )
     x = torch.rand(3, 4, 9)
     seen, count, macs = inputs_of(network, "2", x), [0] * 4, 0
     for out_channel in range(6):
@@ -112,8 +133,16 @@ def test_a_convolution_counted_output_by_output():
 
 
 @settings(max_examples=60, deadline=None)
-@given(transposed=st.booleans(), size=st.integers(1, 9), kernel=st.integers(1, 4), stride=st.integers(1, 4),
-       padding=st.integers(0, 4), dilation=st.integers(1, 3), groups=st.sampled_from([1, 2]), extra=st.integers(0, 2))  # fmt: skip
+@given(
+    transposed=st.booleans(),
+    size=st.integers(1, 9),
+    kernel=st.integers(1, 4),
+    stride=st.integers(1, 4),
+    padding=st.integers(0, 4),
+    dilation=st.integers(1, 3),
+    groups=st.sampled_from([1, 2]),
+    extra=st.integers(0, 2),
+)
 def test_any_convolution(transposed, size, kernel, stride, padding, dilation, groups, extra):
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     if transposed:
@@ -150,7 +179,9 @@ class Net(nn.Module):
 
 class Untraceable(Net):
     def forward(self, x):
-        if x.sum(dtype=torch.float32).shape == torch.Size([]) and len(x) > 0:  # len() of a proxy: torch.fx gives up
+        if (
+            x.sum(dtype=torch.float32).shape == torch.Size([]) and len(x) > 0
+        ):  # len() of a proxy: torch.fx gives up
             y = self.act1(self.first(x))
         z = torch.zeros(len(x), 6, 6, 6, dtype=x.dtype)
         z[:, :4] = self.second(y)[:, :4]  # into memory that did not depend on spikes
@@ -177,35 +208,57 @@ SITES = ("second", "third", "fc")
 
 
 def cumulative(per_step, watch, reads):
-    return pytest.approx([sum(per_step[:watch]) + sum(per_step[:steps]) for steps in reads], rel=1e-12)
+    return pytest.approx(
+        [sum(per_step[:watch]) + sum(per_step[:steps]) for steps in reads], rel=1e-12
+    )
 
 
-# For T = 3: settings, and by layer the steps watched and those read for an answer at t; by neurons the steps emitted.
+# For T = 3: settings, and by layer the steps watched and those read for an answer at t; by neurons
+# the steps emitted.
 STEPS = {
-    "not calibrated": ({"rho": 0}, {"second": (0, [1, 2, 3]), "third": (0, [1, 2, 3]), "fc": (0, [1, 2, 3])},
-                       {"act1": [1, 2, 3], "act2": [1, 2, 3], "act3": [1, 2, 3]}),
+    "not calibrated": (
+        {"rho": 0},
+        {"second": (0, [1, 2, 3]), "third": (0, [1, 2, 3]), "fc": (0, [1, 2, 3])},
+        {"act1": [1, 2, 3], "act2": [1, 2, 3], "act3": [1, 2, 3]},
+    ),
     # act1 and act2 feed neurons that watch 2 steps, whatever t is.
-    "calibrated": ({"rho": 2}, {"second": (2, [2, 2, 3]), "third": (2, [1, 2, 3]), "fc": (0, [1, 2, 3])},
-                   {"act1": [2, 2, 3], "act2": [2, 2, 3], "act3": [1, 2, 3]}),
-    "rho > T": ({"rho": 5}, {"second": (5, [5, 5, 5]), "third": (5, [1, 2, 3]), "fc": (0, [1, 2, 3])},
-                {"act1": [5, 5, 5], "act2": [5, 5, 5], "act3": [1, 2, 3]}),
-    # These neurons emit their count from the steps that they watched; the currents after those are not read.
-    "front": ({"rho": 2, "emission": "front"}, {"second": (2, [0, 0, 0]), "third": (2, [0, 0, 0]), "fc": (0, [1, 2, 3])},
-              {"act1": [2, 2, 2], "act2": [2, 2, 2], "act3": [1, 2, 3]}),
-    "a layer of its own": ({"rho": 1, "act3": {"rho": 4}},
-                           {"second": (1, [4, 4, 4]), "third": (4, [1, 2, 3]), "fc": (0, [1, 2, 3])},
-                           {"act1": [4, 4, 4], "act2": [4, 4, 4], "act3": [1, 2, 3]}),
-    "the first not calibrated": ({"rho": 2, "act1": {"rho": 0}, "act3": {"emission": "even"}},
-                                 {"second": (2, [2, 2, 2]), "third": (2, [0, 0, 0]), "fc": (0, [1, 2, 3])},
-                                 {"act1": [2, 2, 2], "act2": [2, 2, 2], "act3": [1, 2, 3]}),
-}  # fmt: skip
+    "calibrated": (
+        {"rho": 2},
+        {"second": (2, [2, 2, 3]), "third": (2, [1, 2, 3]), "fc": (0, [1, 2, 3])},
+        {"act1": [2, 2, 3], "act2": [2, 2, 3], "act3": [1, 2, 3]},
+    ),
+    "rho > T": (
+        {"rho": 5},
+        {"second": (5, [5, 5, 5]), "third": (5, [1, 2, 3]), "fc": (0, [1, 2, 3])},
+        {"act1": [5, 5, 5], "act2": [5, 5, 5], "act3": [1, 2, 3]},
+    ),
+    # These neurons emit their count from the steps that they watched; the currents after those are
+    # not read.
+    "front": (
+        {"rho": 2, "emission": "front"},
+        {"second": (2, [0, 0, 0]), "third": (2, [0, 0, 0]), "fc": (0, [1, 2, 3])},
+        {"act1": [2, 2, 2], "act2": [2, 2, 2], "act3": [1, 2, 3]},
+    ),
+    "a layer of its own": (
+        {"rho": 1, "act3": {"rho": 4}},
+        {"second": (1, [4, 4, 4]), "third": (4, [1, 2, 3]), "fc": (0, [1, 2, 3])},
+        {"act1": [4, 4, 4], "act2": [4, 4, 4], "act3": [1, 2, 3]},
+    ),
+    "the first not calibrated": (
+        {"rho": 2, "act1": {"rho": 0}, "act3": {"emission": "even"}},
+        {"second": (2, [2, 2, 2]), "third": (2, [0, 0, 0]), "fc": (0, [1, 2, 3])},
+        {"act1": [2, 2, 2], "act2": [2, 2, 2], "act3": [1, 2, 3]},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_the_steps_watched_and_those_of_the_answer(name, net, images):
     given_settings, layers, emitted = STEPS[name]
     own = {site: value for site, value in given_settings.items() if site.startswith("act")}
-    network = convert(net, timesteps=3, **{key: v for key, v in given_settings.items() if key not in own})
+    network = convert(
+        net, timesteps=3, **{key: v for key, v in given_settings.items() if key not in own}
+    )
     for site, changes in own.items():
         network.set_layer(site, **changes)
     report = report_of(network, images)
@@ -218,15 +271,23 @@ def test_the_steps_watched_and_those_of_the_answer(name, net, images):
         assert (layer.watch, list(layer.reads)) == (watch, reads)
         assert layer.watched == pytest.approx(sum(layer.per_step[:watch]), rel=1e-12)
         assert list(layer.operations) == cumulative(layer.per_step, watch, reads)
-        assert list(layer.kept_operations) == cumulative(layer.per_step, 0, [max(watch, steps) for steps in reads])
+        assert list(layer.kept_operations) == cumulative(
+            layer.per_step, 0, [max(watch, steps) for steps in reads]
+        )
     nodes, neurons = network.nodes(), 6 * 6 * 6
     assert report.neurons == 3 * neurons
-    updates = [neurons * sum(nodes[site].rho + steps[t] for site, steps in emitted.items()) for t in range(3)]
+    updates = [
+        neurons * sum(nodes[site].rho + steps[t] for site, steps in emitted.items())
+        for t in range(3)
+    ]
     assert list(report.neuron_updates) == updates
     assert report.rho == max(node.rho for node in nodes.values())
     assert report.latency == [report.rho + t for t in (1, 2, 3)]
     for site in ("first", "image"):  # static: one pass, whatever t and rho are
-        layer, (_, macs) = found[site], (None, ones(getattr(net, site))(torch.ones(1, 2, 6, 6).double()).sum().item())
+        layer, (_, macs) = (
+            found[site],
+            (None, ones(getattr(net, site))(torch.ones(1, 2, 6, 6).double()).sum().item()),
+        )
         assert layer.input == "static" and layer.operation == "MAC" and layer.watched == 0
         assert layer.macs == macs and layer.operations == layer.kept_operations == (macs,) * 3
     assert found["fc"].input == "graded" and found["fc"].operation == "MAC"
@@ -239,7 +300,12 @@ def test_how_the_data_are_split_into_batches_plays_no_part(net, images):
     network = convert(net, timesteps=4, rho=2)
     whole = report_of(network, images).to_dict()
     labels = torch.zeros(7)
-    assert report_of(network, images[:3], images[3:3], (images[3:4], labels[3:4]), images[4:]).to_dict() == whole
+    assert (
+        report_of(
+            network, images[:3], images[3:3], (images[3:4], labels[3:4]), images[4:]
+        ).to_dict()
+        == whole
+    )
     generator = (images[i : i + 2] for i in range(0, 7, 2))
     assert network.energy_report(generator, progress=False).to_dict() == whole
 
@@ -282,7 +348,11 @@ class Functional(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.hidden, self.last = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(27, 27), nn.Linear(27, 4)
+        self.conv, self.hidden, self.last = (
+            nn.Conv2d(3, 3, 3, padding=1),
+            nn.Linear(27, 27),
+            nn.Linear(27, 4),
+        )
         self.act1, self.act2, self.act3, self.act4 = (QCFS(4, 0.4) for _ in range(4))
         self.square = nn.Parameter(torch.randn(4, 4))
         self.conv.weight.data.mul_(2)
@@ -303,14 +373,22 @@ def test_functions_with_parameters_and_layers_called_twice():
     report = report_of(network, x)
     sites = [layer.site for layer in report.layers]
     assert sites == ["conv2d", "hidden", "hidden (2)", "linear", "matmul"]
-    assert [layer.kind for layer in report.layers] == ["conv2d", "Linear", "Linear", "linear", "matmul"]
+    assert [layer.kind for layer in report.layers] == [
+        "conv2d",
+        "Linear",
+        "Linear",
+        "linear",
+        "matmul",
+    ]
     spikes = {site: [] for site in network.nodes()}
     for site, node in network.nodes().items():
         node.register_forward_hook(lambda m, args, out, site=site: spikes[site].append(out.clone()))
     network(x)
     seen = {site: s[0].unflatten(0, (3, 6)) != 0 for site, s in spikes.items()}
     conv = ones(model.conv)
-    assert report.layers[0].per_step == pytest.approx([conv(s.double()).sum().item() / 6 for s in seen["act1"]])
+    assert report.layers[0].per_step == pytest.approx(
+        [conv(s.double()).sum().item() / 6 for s in seen["act1"]]
+    )
     for layer, site, fan_out in zip(report.layers[1:4], ("act2", "act3", "act4"), (27, 27, 4)):
         assert layer.per_step == pytest.approx([s.sum().item() * fan_out / 6 for s in seen[site]])
         assert layer.macs == 27 * fan_out
@@ -323,7 +401,9 @@ def test_the_multiplications_of_the_shipped_resnet20_by_hand(shipped_model, test
     report = report_of(network, next(iter(test_set.first(4).batches(4))))
 
     def conv3(inputs, outputs, side, stride=1):
-        """Of a padded 3x3 convolution, along one side: every output has 3 taps, those at the border lose one."""
+        """Of a padded 3x3 convolution, along one side: every output has 3 taps, those at the border
+        lose one.
+        """
         taps = 3 * side - 2 if stride == 1 else 3 * (side // 2) - 1
         return inputs * outputs * taps**2
 
@@ -372,7 +452,9 @@ def test_thresholds_per_channel_are_spikes_and_per_position_are_graded():
     model, x = chain(nn.Conv2d(4, 2, 3)), torch.rand(4, 4, 6, 6)
     model[1] = nn.ReLU()
     for shape, kind in (((4, 1, 1), "spikes"), ((1, 6, 1), "graded")):
-        network = convert(model, timesteps=4, thresholds={"1": torch.linspace(0.4, 0.9, max(shape)).view(shape)})
+        network = convert(
+            model, timesteps=4, thresholds={"1": torch.linspace(0.4, 0.9, max(shape)).view(shape)}
+        )
         assert report_of(network, x).layers[0].input == kind
 
 
@@ -393,8 +475,11 @@ def test_static_products_of_any_kind_are_counted_once_and_those_of_constants_not
     network = convert(Attends().eval(), timesteps=2, rho=2, example_input=x)
     report = report_of(network, x)
     assert [(layer.site, layer.input, layer.macs) for layer in report.layers] == [
-        ("query", "static", 5 * 8 * 8), ("matmul_1", "static", 5 * 5 * 8), ("matmul_2", "static", 5 * 5 * 8),
-        ("fold", "spikes", 5 * 8 * 3)]  # fmt: skip
+        ("query", "static", 5 * 8 * 8),
+        ("matmul_1", "static", 5 * 5 * 8),
+        ("matmul_2", "static", 5 * 5 * 8),
+        ("fold", "spikes", 5 * 8 * 3),
+    ]
     assert report_of(network, x[:1], x[1:]).static_macs == report.static_macs
 
 
@@ -402,7 +487,11 @@ def test_what_cannot_be_counted_is_refused_with_its_place():
     class Recurrent(nn.Module):
         def __init__(self):
             super().__init__()
-            self.lstm, self.act, self.last = nn.LSTM(4, 8, batch_first=True), QCFS(4, 0.5), nn.Linear(8, 2)
+            self.lstm, self.act, self.last = (
+                nn.LSTM(4, 8, batch_first=True),
+                QCFS(4, 0.5),
+                nn.Linear(8, 2),
+            )
 
         def forward(self, x):
             return self.last(self.act(self.lstm(x)[0]))
@@ -413,16 +502,25 @@ def test_what_cannot_be_counted_is_refused_with_its_place():
         report_of(network, x)
 
     class Elsewhere(nn.Module):
-        """Products with time in other dimensions than the first, of which torch.fx cannot trace a thing."""
+        """Products with time in other dimensions than the first, of which torch.fx cannot trace a
+        thing.
+        """
 
         def __init__(self):
             super().__init__()
-            self.act, self.first, self.weight = QCFS(4, 0.5), nn.Linear(4, 4), nn.Parameter(torch.randn(6, 4))
+            self.act, self.first, self.weight = (
+                QCFS(4, 0.5),
+                nn.Linear(4, 4),
+                nn.Parameter(torch.randn(6, 4)),
+            )
 
         def forward(self, x):
             x = self.act(self.first(x)) if len(x) else x
-            return (self.weight @ x.t()).t() + torch.einsum("bc,dc->bd", x, self.weight) + TF.linear(
-                x.t().contiguous().t(), self.weight)  # fmt: skip
+            return (
+                (self.weight @ x.t()).t()
+                + torch.einsum("bc,dc->bd", x, self.weight)
+                + TF.linear(x.t().contiguous().t(), self.weight)
+            )
 
     x = torch.randn(4, 4)
     network = convert(Elsewhere().eval(), timesteps=2, example_input=x)
@@ -437,7 +535,9 @@ def test_what_cannot_be_counted_is_refused_with_its_place():
 def test_neurons_whose_spikes_do_not_come_step_by_step_are_refused(net, images):
     network = convert(net, timesteps=2, rho=2)
     node = network.nodes()["act2"]
-    node._simulate = lambda x, inplace, **_: cos_ext.functional.calibrate_v_init(x, 1.0, rho=2).v_init
+    node._simulate = lambda x, inplace, **_: (
+        cos_ext.functional.calibrate_v_init(x, 1.0, rho=2).v_init
+    )
     with pytest.raises(ValueError, match="step by step to be counted; act2 calls calibrate_v_init"):
         report_of(network, images)
 
@@ -446,7 +546,12 @@ def test_several_inputs_need_one_batch_size():
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.act, self.last = nn.Linear(3, 4), nn.Linear(2, 4), QCFS(2, 0.5), nn.Linear(4, 2)
+            self.a, self.b, self.act, self.last = (
+                nn.Linear(3, 4),
+                nn.Linear(2, 4),
+                QCFS(2, 0.5),
+                nn.Linear(4, 2),
+            )
 
         def forward(self, x, y):
             return self.last(self.act(self.a(x) + self.b(y)))
@@ -454,7 +559,10 @@ def test_several_inputs_need_one_batch_size():
     network = convert(Two(), timesteps=2)
     report = report_of(network, (torch.randn(3, 3), torch.randn(3, 2)))
     assert [(layer.site, layer.input, layer.macs) for layer in report.layers] == [
-        ("a", "static", 12), ("b", "static", 8), ("last", "spikes", 8)]  # fmt: skip
+        ("a", "static", 12),
+        ("b", "static", 8),
+        ("last", "spikes", 8),
+    ]
     with pytest.raises(ValueError, match=r"one batch size, got \[3, 2\]"):
         report_of(network, (torch.randn(3, 3), torch.randn(2, 2)))
 
@@ -462,10 +570,14 @@ def test_several_inputs_need_one_batch_size():
 @pytest.fixture
 def numbers():
     """A report whose every figure can be worked out in the head: T = 2, rho = 3."""
-    layers = (LayerEnergy("a", "Conv2d", "static", 100.0, 0, (3, 3), (), 1.0),
-              LayerEnergy("b", "Conv2d", "spikes", 1000.0, 3, (1, 2), (10.0, 20.0, 30.0), 0.25),
-              LayerEnergy("c", "Linear", "graded", 50.0, 0, (1, 2), (4.0, 6.0, 8.0), 0.5))  # fmt: skip
-    return EnergyReport(layers, 40.0, (160.0, 200.0), {"add": 12.0}, 5, 2, 3, 1, "calibrated", 0.9, 4.6, 0.5, 2, 1.8)
+    layers = (
+        LayerEnergy("a", "Conv2d", "static", 100.0, 0, (3, 3), (), 1.0),
+        LayerEnergy("b", "Conv2d", "spikes", 1000.0, 3, (1, 2), (10.0, 20.0, 30.0), 0.25),
+        LayerEnergy("c", "Linear", "graded", 50.0, 0, (1, 2), (4.0, 6.0, 8.0), 0.5),
+    )
+    return EnergyReport(
+        layers, 40.0, (160.0, 200.0), {"add": 12.0}, 5, 2, 3, 1, "calibrated", 0.9, 4.6, 0.5, 2, 1.8
+    )
 
 
 def test_energies_and_ratios(numbers):
@@ -473,7 +585,10 @@ def test_energies_and_ratios(numbers):
     assert numbers.acs == [70, 90] and numbers.graded_macs == [4, 10] and numbers.static_macs == 100
     assert numbers.layers[1].kept_operations == (60, 60)
     assert numbers.ann_macs == 1150 and numbers.ann_joules == pytest.approx(1150 * 4.6e-12)
-    first, second = (0.9 * 70 + 4.6 * 104 + 0.5 * 160) * 1e-12, (0.9 * 90 + 4.6 * 110 + 0.5 * 200) * 1e-12
+    first, second = (
+        (0.9 * 70 + 4.6 * 104 + 0.5 * 160) * 1e-12,
+        (0.9 * 90 + 4.6 * 110 + 0.5 * 200) * 1e-12,
+    )
     assert numbers.snn_joules == pytest.approx([first, second])
     kept = [(0.9 * 60 + 4.6 * 104 + 0.5 * 160) * 1e-12, (0.9 * 60 + 4.6 * 110 + 0.5 * 200) * 1e-12]
     assert numbers.kept_joules == pytest.approx(kept)
@@ -489,19 +604,36 @@ def test_prints_and_writes_what_it_counted(numbers, tmp_path):
     assert ["b", "Conv2d", "spikes", "25.00%", "1,000", "60", "90", "AC"] in rows
     assert ["a", "Conv2d", "static", "-", "100", "0", "100", "MAC"] in rows
     assert ["all", "layers", "1,150", "60", "200"] in rows and ["neurons", "200", "updates"] in rows
-    assert rows[-1] == "Not counted, per image and step: add (12 elements).".split()
+    assert rows[-1] == [
+        "Not",
+        "counted,",
+        "per",
+        "image",
+        "and",
+        "step:",
+        "add",
+        "(12",
+        "elements).",
+    ]
     assert "T = 2, rho = 3, iterations = 1" in text and "2-bit ANN" in text
     answer = next(row for row in rows if row[:2] == ["2", "5"])
     assert answer[2:5] == ["90", "110", "200"] and answer[5] == f"{numbers.snn_joules[1] * 1e6:.4g}"
     numbers.to_json(tmp_path / "energy.json")
     content = json.loads((tmp_path / "energy.json").read_text())
     assert content == numbers.to_dict()
-    assert content["snn_joules"] == numbers.snn_joules and content["layers"][1]["operations"] == [70, 90]
+    assert content["snn_joules"] == numbers.snn_joules and content["layers"][1]["operations"] == [
+        70,
+        90,
+    ]
     numbers.to_csv(tmp_path / "energy.csv")
     with open(tmp_path / "energy.csv", newline="") as file:
         table = list(csv.DictReader(file))
     assert [(row["site"], row["t"]) for row in table] == [(site, t) for site in "abc" for t in "12"]
-    assert (float(table[3]["operations"]), table[3]["operation"], table[3]["latency"]) == (90, "AC", "5")
+    assert (float(table[3]["operations"]), table[3]["operation"], table[3]["latency"]) == (
+        90,
+        "AC",
+        "5",
+    )
 
 
 def test_bits_and_energies_of_the_quantised_ann(net, images):
@@ -509,7 +641,9 @@ def test_bits_and_energies_of_the_quantised_ann(net, images):
     for rho, bits in ((0, 3), (1, 1), (3, 2), (4, 3), (7, 3), (8, 4)):
         network.rho = rho
         report = report_of(network, images)
-        assert report.bits == bits and report.quantised_mac_energy == pytest.approx(min(0.9 * bits, 4.6))
+        assert report.bits == bits and report.quantised_mac_energy == pytest.approx(
+            min(0.9 * bits, 4.6)
+        )
         assert report.neuron_energy == 0.9
     report = report_of(network, images, bits=8, ac_energy=2, mac_energy=5, neuron_energy=0)
     assert (report.bits, report.quantised_mac_energy, report.neuron_energy) == (8, 5, 0)
@@ -551,7 +685,11 @@ def test_demo_energy(capsys, tmp_path):
     arguments = ["demo", "--energy", "--samples", "3", "--timesteps", "2", "--rho", "2", "--quiet"]
     assert main([*arguments, "--exact", "--json", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "T = 2, rho = 2, exact" in out and "2-bit ANN / SNN" in out and "stages.2.0.shortcut.0" in out
+    assert (
+        "T = 2, rho = 2, exact" in out
+        and "2-bit ANN / SNN" in out
+        and "stages.2.0.shortcut.0" in out
+    )
     content = json.loads(path.read_text())
     assert (content["samples"], content["latency"]) == (3, [3, 4])
     for more, message in ((["--plot", "x.png"], "--plot"), (["--report"], "one at a time")):

@@ -1,4 +1,6 @@
-"""Bad input: each case with its exact exception, a message that names the argument, and nothing written."""
+"""Bad input: each case with its exact exception, a message that names the argument, and nothing
+written.
+"""
 
 import math
 
@@ -32,27 +34,117 @@ def call_all(x, theta, v_init=None):
         (X.to(torch.complex64), 1.0, None, TypeError, "x_seq must be .*got torch.complex64"),
         (torch.zeros(()), 1.0, None, ValueError, "x_seq must be .T, "),
         (torch.zeros(0, 3), 1.0, None, ValueError, r"1 <= T.*got shape \(0, 3\)"),
-        (X, 0.0, None, ValueError, "v_threshold must be positive and finite in torch.float32, got 0.0"),
-        (X, -1.0, None, ValueError, "v_threshold must be positive and finite in torch.float32, got -1.0"),
+        (
+            X,
+            0.0,
+            None,
+            ValueError,
+            "v_threshold must be positive and finite in torch.float32, got 0.0",
+        ),
+        (
+            X,
+            -1.0,
+            None,
+            ValueError,
+            "v_threshold must be positive and finite in torch.float32, got -1.0",
+        ),
         (X, NAN, None, ValueError, "v_threshold must not be NaN"),
-        (X, INF, None, ValueError, "v_threshold must be positive and finite in torch.float32, got inf"),
-        (X, 1e39, None, ValueError, "v_threshold must be positive and finite in torch.float32, got 1e[+]39"),
-        (X.half(), 65520.0, None, ValueError, "v_threshold must be positive and finite in torch.float16, got 65520.0"),
-        (X.half(), 2.0**-25, None, ValueError, "v_threshold must be positive and finite in torch.float16"),
-        (X.half(), torch.tensor(7e4), None, ValueError, "v_threshold must be positive and finite in torch.float16"),
-        (X.bfloat16(), 3.3975e38, None, ValueError, "v_threshold must be positive and finite in torch.bfloat16"),
+        (
+            X,
+            INF,
+            None,
+            ValueError,
+            "v_threshold must be positive and finite in torch.float32, got inf",
+        ),
+        (
+            X,
+            1e39,
+            None,
+            ValueError,
+            "v_threshold must be positive and finite in torch.float32, got 1e[+]39",
+        ),
+        (
+            X.half(),
+            65520.0,
+            None,
+            ValueError,
+            "v_threshold must be positive and finite in torch.float16, got 65520.0",
+        ),
+        (
+            X.half(),
+            2.0**-25,
+            None,
+            ValueError,
+            "v_threshold must be positive and finite in torch.float16",
+        ),
+        (
+            X.half(),
+            torch.tensor(7e4),
+            None,
+            ValueError,
+            "v_threshold must be positive and finite in torch.float16",
+        ),
+        (
+            X.bfloat16(),
+            3.3975e38,
+            None,
+            ValueError,
+            "v_threshold must be positive and finite in torch.bfloat16",
+        ),
         (X, "1", None, TypeError, "v_threshold must be a float, got str"),
         (X, True, None, TypeError, "v_threshold must be a float, got bool"),
         (X, None, None, TypeError, "v_threshold must be a float, got NoneType"),
         (X, torch.zeros(5), None, ValueError, "v_threshold must be positive and finite"),
-        (X, torch.tensor([1.0, 1, 1, -1, 1]), None, ValueError, "v_threshold must be positive and finite"),
-        (X, torch.tensor([1.0, 1, NAN, 1, 1]), None, ValueError, "v_threshold must be positive and finite"),
-        (X, torch.tensor([1.0, 1, INF, 1, 1]), None, ValueError, "v_threshold must be positive and finite"),
-        (X, torch.ones(4), None, ValueError, r"v_threshold must broadcast to the neurons \(3, 5\), got shape \(4,\)"),
+        (
+            X,
+            torch.tensor([1.0, 1, 1, -1, 1]),
+            None,
+            ValueError,
+            "v_threshold must be positive and finite",
+        ),
+        (
+            X,
+            torch.tensor([1.0, 1, NAN, 1, 1]),
+            None,
+            ValueError,
+            "v_threshold must be positive and finite",
+        ),
+        (
+            X,
+            torch.tensor([1.0, 1, INF, 1, 1]),
+            None,
+            ValueError,
+            "v_threshold must be positive and finite",
+        ),
+        (
+            X,
+            torch.ones(4),
+            None,
+            ValueError,
+            r"v_threshold must broadcast to the neurons \(3, 5\), got shape \(4,\)",
+        ),
         (X, torch.ones(1, 1, 1), None, ValueError, "v_threshold must broadcast"),
-        (X, torch.ones(5).double(), None, TypeError, "v_threshold must have x_seq's dtype.*got torch.float64"),
-        (X, torch.ones(5).int(), None, TypeError, "v_threshold must have x_seq's dtype.*got torch.int32"),
-        (X, torch.ones(5, device="meta"), None, ValueError, "v_threshold must be on x_seq's device cpu, got meta"),
+        (
+            X,
+            torch.ones(5).double(),
+            None,
+            TypeError,
+            "v_threshold must have x_seq's dtype.*got torch.float64",
+        ),
+        (
+            X,
+            torch.ones(5).int(),
+            None,
+            TypeError,
+            "v_threshold must have x_seq's dtype.*got torch.int32",
+        ),
+        (
+            X,
+            torch.ones(5, device="meta"),
+            None,
+            ValueError,
+            "v_threshold must be on x_seq's device cpu, got meta",
+        ),
         (X, 1.0, NAN, ValueError, "v_init must not be NaN"),
         (X, 1.0, "0", TypeError, "v_init must be a float, got str"),
         (X, 1.0, torch.ones(2), ValueError, "v_init must broadcast"),
@@ -111,7 +203,9 @@ def test_rho_is_required_and_hard_reset_is_not_offered():
         F.cos_forward(X, 1.0, rho=2, v_reset=0.0)
 
 
-@pytest.mark.parametrize("v_reset, error", [("0", TypeError), (NAN, ValueError), (torch.zeros(1), TypeError)])
+@pytest.mark.parametrize(
+    "v_reset, error", [("0", TypeError), (NAN, ValueError), (torch.zeros(1), TypeError)]
+)
 def test_v_reset(v_reset, error):
     with pytest.raises(error, match="v_reset"):
         F.if_forward(X, 1.0, v_reset=v_reset)
@@ -124,8 +218,13 @@ def test_in_place_needs_memory_of_its_own():
         torch.zeros(10).as_strided((4, 5), (1, 1)),
     ]
     for x in shared:
-        for call in (lambda: F.if_forward(x, 1.0, inplace=True), lambda: F.cos_forward(x, 1.0, rho=1, inplace=True)):  # noqa: B023
-            with pytest.raises(ValueError, match="inplace needs an x_seq whose elements do not share memory"):
+        for call in (
+            lambda: F.if_forward(x, 1.0, inplace=True),
+            lambda: F.cos_forward(x, 1.0, rho=1, inplace=True),
+        ):
+            with pytest.raises(
+                ValueError, match="inplace needs an x_seq whose elements do not share memory"
+            ):
                 call()
     x = torch.rand(4, 3, 5) + 0.1
     for arguments, name in (((x[1:], 1.0, x[1]), "v_init"), ((x[1:], x[1]), "v_threshold")):
@@ -210,14 +309,29 @@ def test_node_arguments(options, error, message):
 
 def test_node_attributes_are_checked_when_set():
     node = IFNode(timesteps=4, rho=2)
-    for name, value in (("rho", 5), ("timesteps", 1), ("iterations", -3), ("v_reset", 0.0), ("step_mode", "s"),
-                        ("step_mode", "multi")):  # fmt: skip
+    for name, value in (
+        ("rho", 5),
+        ("timesteps", 1),
+        ("iterations", -3),
+        ("v_reset", 0.0),
+        ("step_mode", "s"),
+        ("step_mode", "multi"),
+    ):
         with pytest.raises(ValueError, match=name):
             setattr(node, name, value)
-    assert (node.timesteps, node.rho, node.iterations, node.v_reset, node.step_mode) == (4, 2, 1, None, "m")
+    assert (node.timesteps, node.rho, node.iterations, node.v_reset, node.step_mode) == (
+        4,
+        2,
+        1,
+        None,
+        "m",
+    )
     node.rho = 0
     node.v_reset = 0.5
-    assert torch.equal(node(torch.ones(4, 3)), F.if_forward(torch.ones(4, 1, 3), 1.0, v_reset=0.5).spikes.flatten(0, 1))
+    assert torch.equal(
+        node(torch.ones(4, 3)),
+        F.if_forward(torch.ones(4, 1, 3), 1.0, v_reset=0.5).spikes.flatten(0, 1),
+    )
 
 
 def test_node_inputs():
@@ -247,13 +361,17 @@ def test_a_bad_threshold_is_not_loaded():
     with pytest.raises(RuntimeError, match="v_init must not be NaN"):
         node.load_state_dict({"v_threshold": torch.tensor(1.0), "v_init": torch.tensor(NAN)})
     with pytest.raises(RuntimeError, match="v_threshold must be positive"):
-        node.load_state_dict({"v_threshold": torch.tensor(1e-60).double(), "v_init": torch.tensor(0.0)})
+        node.load_state_dict(
+            {"v_threshold": torch.tensor(1e-60).double(), "v_init": torch.tensor(0.0)}
+        )
     assert node.v_threshold.item() == 0.5
 
 
 def test_a_threshold_must_survive_a_change_of_dtype():
     node = IFNode(1e5)
-    with pytest.raises(ValueError, match="v_threshold must be positive and finite in torch.float16"):
+    with pytest.raises(
+        ValueError, match="v_threshold must be positive and finite in torch.float16"
+    ):
         node.half()
     assert node.v_threshold.dtype == torch.float32 and node.v_threshold.item() == 1e5
     assert node.to(torch.bfloat16).v_threshold.dtype == torch.bfloat16
@@ -267,6 +385,7 @@ def test_forward_mode_gradients_are_refused():
 
 def test_numpy_numbers_are_numbers():
     assert torch.equal(
-        F.if_forward(torch.ones(4, 3), np.float32(0.5)).spikes, F.if_forward(torch.ones(4, 3), 0.5).spikes
+        F.if_forward(torch.ones(4, 3), np.float32(0.5)).spikes,
+        F.if_forward(torch.ones(4, 3), 0.5).spikes,
     )
     assert IFNode(np.float64(0.5)).v_threshold.item() == 0.5

@@ -1,4 +1,6 @@
-"""evaluate(): its counts, loading ahead, and the same numbers from several processes. The shipped network: test_network.py."""
+"""evaluate(): its counts, loading ahead, and the same numbers from several processes. The shipped
+network: test_network.py.
+"""
 
 import json
 import os
@@ -19,10 +21,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cos_ext
-from cos_ext import data, distributed, evaluate
-from cos_ext.__main__ import main
-from cos_ext.evaluate import _pass
-from cos_ext.prefetch import prefetched
+from cos_ext import data, evaluate
+from cos_ext.analysis.evaluation import _pass
+from cos_ext.cli import main
+from cos_ext.data import distributed
+from cos_ext.data.prefetch import prefetched
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,15 +37,26 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def tiny(classes=7, **changes):
     """A small network, the same at every call."""
     torch.manual_seed(1)
-    model = nn.Sequential(nn.Conv2d(1, 6, 3), cos_ext.QCFS(4, 1.0), nn.Conv2d(6, 8, 3), cos_ext.QCFS(4, 1.0), nn.Flatten(),
-                          nn.Linear(32, classes))  # fmt: skip
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3),
+        cos_ext.QCFS(4, 1.0),
+        nn.Conv2d(6, 8, 3),
+        cos_ext.QCFS(4, 1.0),
+        nn.Flatten(),
+        nn.Linear(32, classes),
+    )
     return cos_ext.convert(model, **{"timesteps": 4, "rho": 4, "iterations": 1, **changes})
 
 
 def batches(sizes=SIZES, classes=7):
     generator = torch.Generator().manual_seed(2)
-    return [(3 * torch.randn(size, 1, 6, 6, generator=generator), torch.randint(0, classes, (size,), generator=generator))
-            for size in sizes]  # fmt: skip
+    return [
+        (
+            3 * torch.randn(size, 1, 6, 6, generator=generator),
+            torch.randint(0, classes, (size,), generator=generator),
+        )
+        for size in sizes
+    ]
 
 
 def numbers(result):
@@ -55,14 +69,19 @@ def loading_threads():
 
 
 def recount(network, loader):
-    """Correct answers and labels among the best five at every t, one sample after the other, in Python numbers."""
+    """Correct answers and labels among the best five at every t, one sample after the other, in
+    Python numbers.
+    """
     steps = network.timesteps
     correct, best5 = [0] * steps, [0] * steps
     for inputs, labels in loader:
         outputs = network(inputs)
         for sample, label in enumerate(labels.tolist()):
             for t in range(steps):
-                total = [sum(outputs[: t + 1, sample, c].double().tolist()) for c in range(outputs.shape[2])]
+                total = [
+                    sum(outputs[: t + 1, sample, c].double().tolist())
+                    for c in range(outputs.shape[2])
+                ]
                 better = sum(value > total[label] for value in total)
                 correct[t] += better == 0
                 best5[t] += better < 5
@@ -77,7 +96,7 @@ def test_every_step_is_counted_as_in_a_plain_recount(rho, timesteps):
     assert result.accuracy == [count / 31 for count in correct]
     assert result.top5 == [count / 31 for count in best5]
     assert result.samples == 31 and result.latency == [rho + t for t in range(1, timesteps + 1)]
-    assert 0 < min(correct) and max(best5) < 31  # neither count is trivial
+    assert min(correct) > 0 and max(best5) < 31  # neither count is trivial
 
 
 def test_five_classes_have_no_top5():
@@ -90,13 +109,18 @@ def test_loading_ahead_changes_no_number(sizes, prefetch):
     network, loader = tiny(), batches(sizes)
     expected = numbers(evaluate(network, loader, progress=False, prefetch=0))
     assert numbers(evaluate(network, loader, progress=False, prefetch=prefetch)) == expected
-    assert numbers(evaluate(network, (batch for batch in loader), progress=False, prefetch=prefetch)) == expected
+    assert (
+        numbers(evaluate(network, (batch for batch in loader), progress=False, prefetch=prefetch))
+        == expected
+    )
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_a_torch_data_loader_and_a_progress_bar(prefetch, capsys):
     loader = batches()
-    samples = [(image, int(label)) for inputs, labels in loader for image, label in zip(inputs, labels)]
+    samples = [
+        (image, int(label)) for inputs, labels in loader for image, label in zip(inputs, labels)
+    ]
     network = tiny()
     result = evaluate(network, torch.utils.data.DataLoader(samples, 7), prefetch=prefetch)
     assert numbers(result) == numbers(evaluate(network, loader, progress=False))
@@ -118,7 +142,8 @@ def test_the_next_batches_load_while_the_network_computes():
 
     def during(module, inputs):
         if not seen:
-            # One in the network, two that wait, one in the thread's hand; while the network is busy no more come.
+            # One in the network, two that wait, one in the thread's hand; while the network is busy
+            # no more come.
             assert enough.wait(30)
             time.sleep(0.05)
             seen.append(len(produced))
@@ -172,14 +197,19 @@ def test_the_thread_ends_with_a_failing_evaluation(prefetch):
 
 @pytest.mark.parametrize("prefetch", [0, 2])
 @pytest.mark.parametrize(
-    "item, what", [(torch.zeros(2, 1, 6, 6), "Tensor"), ((torch.zeros(1), [1]), "Tensor, list"), (3, "int")]
+    "item, what",
+    [(torch.zeros(2, 1, 6, 6), "Tensor"), ((torch.zeros(1), [1]), "Tensor, list"), (3, "int")],
 )
 def test_only_pairs_of_tensors(prefetch, item, what):
-    with pytest.raises(TypeError, match=rf"loader must yield pairs of tensors \(inputs, labels\), got {what}"):
+    with pytest.raises(
+        TypeError, match=rf"loader must yield pairs of tensors \(inputs, labels\), got {what}"
+    ):
         evaluate(tiny(), [item], progress=False, prefetch=prefetch)
 
 
-@pytest.mark.parametrize("prefetch, error", [(-1, ValueError), (1.0, TypeError), (True, TypeError), (None, TypeError)])
+@pytest.mark.parametrize(
+    "prefetch, error", [(-1, ValueError), (1.0, TypeError), (True, TypeError), (None, TypeError)]
+)
 def test_prefetch_is_checked_first(prefetch, error):
     network = tiny()
     with pytest.raises(error, match="prefetch must be"):
@@ -199,7 +229,9 @@ class _Calls(TorchDispatchMode):
 
 
 def test_no_value_is_read_on_the_host_for_a_batch(monkeypatch):
-    monkeypatch.setattr(cos_ext.functional, "check_values", lambda *_: None)  # reads thresholds, on a CPU alone
+    monkeypatch.setattr(
+        cos_ext.functional, "check_values", lambda *_: None
+    )  # reads thresholds, on a CPU alone
     network, reads = tiny(), []
     for count in (2, 9):
         with _Calls() as calls:
@@ -217,7 +249,14 @@ def test_rate_is_the_mean_of_the_steps_that_were_asked_for_without_a_copy():
     with _Calls() as rate:
         mean = network.rate(inputs)
     assert outputs.shape == (2, 7, 7)
-    assert not (rate.seen - forward.seen).keys() & {"clone", "copy_", "_to_copy", "cat", "stack", "_local_scalar_dense"}
+    assert not (rate.seen - forward.seen).keys() & {
+        "clone",
+        "copy_",
+        "_to_copy",
+        "cat",
+        "stack",
+        "_local_scalar_dense",
+    }
     assert torch.allclose(mean, (outputs[0] + outputs[1]) / 2)
 
 
@@ -240,13 +279,20 @@ def test_latency_counts_the_largest_rho_of_any_layer():
 
 
 @pytest.mark.skipif(
-    not torch.cuda.is_available() or not cos_ext.build_info()["cuda"], reason="needs a GPU and its kernels"
+    not torch.cuda.is_available() or not cos_ext.build_info()["cuda"],
+    reason="needs a GPU and its kernels",
 )
 def test_on_a_gpu_nothing_waits_and_nothing_changes():
     network, loader = tiny().cuda(), batches([16] * 8)
-    results = [numbers(evaluate(network, loader, progress=False, prefetch=prefetch)) for prefetch in (0, 1, 3)]
+    results = [
+        numbers(evaluate(network, loader, progress=False, prefetch=prefetch))
+        for prefetch in (0, 1, 3)
+    ]
     resident = [(inputs.cuda(), labels.cuda()) for inputs, labels in loader]
-    results += [numbers(evaluate(network, resident, progress=False, prefetch=prefetch)) for prefetch in (0, 2)]
+    results += [
+        numbers(evaluate(network, resident, progress=False, prefetch=prefetch))
+        for prefetch in (0, 2)
+    ]
     assert all(result == results[0] for result in results)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -262,7 +308,12 @@ def image_set(count):
     return data.ImageSet(images, torch.arange(count) % 10, (0.5,), (0.5,), 10)
 
 
-@given(count=st.integers(0, 30), size=st.integers(1, 7), processes=st.integers(1, 5), drop=st.booleans())
+@given(
+    count=st.integers(0, 30),
+    size=st.integers(1, 7),
+    processes=st.integers(1, 5),
+    drop=st.booleans(),
+)
 @settings(max_examples=40, deadline=None)
 def test_shards_are_the_batches_dealt_out(count, size, processes, drop):
     images = image_set(count)
@@ -305,24 +356,56 @@ def _broken(loader):
     raise OSError("disk")
 
 
-# By name: what each of the two processes does, and the loader whose evaluation by one process is the same (None: an error).
+# By name: what each of the two processes does, and the loader whose evaluation by one process is
+# the same (None: an error).
 CASES = {
     "shared out": (lambda rank, network: evaluate(network, batches(), progress=False), SIZES),
-    "generators": (lambda rank, network: evaluate(network, iter(batches()), progress=False, prefetch=0), SIZES),
+    "generators": (
+        lambda rank, network: evaluate(network, iter(batches()), progress=False, prefetch=0),
+        SIZES,
+    ),
     "one has none": (lambda rank, network: evaluate(network, batches((7,)), progress=False), (7,)),
-    "own shares": (lambda rank, network: evaluate(network, batches()[rank::2], progress=False, shard=False), SIZES),
+    "own shares": (
+        lambda rank, network: evaluate(network, batches()[rank::2], progress=False, shard=False),
+        SIZES,
+    ),
     "all in the second": (
-        lambda rank, network: evaluate(network, batches() if rank else [], progress=False, shard=False), SIZES),
-    "each alone": (lambda rank, network: evaluate(network, batches(), progress=False, distributed=False), SIZES),
+        lambda rank, network: evaluate(
+            network, batches() if rank else [], progress=False, shard=False
+        ),
+        SIZES,
+    ),
+    "each alone": (
+        lambda rank, network: evaluate(network, batches(), progress=False, distributed=False),
+        SIZES,
+    ),
     "no sample": (lambda rank, network: evaluate(network, [], progress=False), None),
     "a broken loader": (
-        lambda rank, network: evaluate(network, _broken(batches()) if rank else batches(), progress=False), None),
-    "a bad argument": (lambda rank, network: evaluate(network, batches(), progress=False, prefetch=-rank), None),
-    "loaders that differ": (lambda rank, network: evaluate(network, batches()[rank:], progress=False), None),
-    "shares taken for the whole": (lambda rank, network: evaluate(network, batches([7] * 4)[rank::2], progress=False), None),
+        lambda rank, network: evaluate(
+            network, _broken(batches()) if rank else batches(), progress=False
+        ),
+        None,
+    ),
+    "a bad argument": (
+        lambda rank, network: evaluate(network, batches(), progress=False, prefetch=-rank),
+        None,
+    ),
+    "loaders that differ": (
+        lambda rank, network: evaluate(network, batches()[rank:], progress=False),
+        None,
+    ),
+    "shares taken for the whole": (
+        lambda rank, network: evaluate(network, batches([7] * 4)[rank::2], progress=False),
+        None,
+    ),
     "settings that differ": (
-        lambda rank, network: (setattr(network, "timesteps", 4 + rank), evaluate(network, batches(), progress=False)), None),
-}  # fmt: skip
+        lambda rank, network: (
+            setattr(network, "timesteps", 4 + rank),
+            evaluate(network, batches(), progress=False),
+        ),
+        None,
+    ),
+}
 
 
 def _process(rank, folder):
@@ -365,7 +448,9 @@ def test_two_processes_find_what_one_does(name, two_processes):
     expected = numbers(evaluate(tiny(), batches(CASES[name][1]), progress=False))
     speeds = [found[name].pop("images_per_second") for found in two_processes]
     assert [found[name] for found in two_processes] == [expected, expected]
-    assert (speeds[0] == speeds[1]) == (name != "each alone")  # of all samples, by the slowest process's time
+    assert (speeds[0] == speeds[1]) == (
+        name != "each alone"
+    )  # of all samples, by the slowest process's time
 
 
 def test_a_group_of_some_processes(two_processes):
@@ -378,27 +463,74 @@ def test_a_group_of_some_processes(two_processes):
     "name, first, second",
     [
         ("no sample", "ValueError: loader must yield at least one sample", None),
-        ("a broken loader", "RemoteError: evaluation failed in process 1: OSError: disk", "OSError: disk"),
-        ("a bad argument", "RemoteError: evaluation failed in process 1: ValueError: prefetch must be >= 0, got -1",
-         "ValueError: prefetch must be >= 0, got -1"),
-        ("loaders that differ", "ValueError: loader must yield the same batches in every process with shard=True", None),
-        ("shares taken for the whole", "ValueError: loader must yield the same batches in every process", None),
-        ("settings that differ", "ValueError: the networks of all processes must have the same settings", None),
+        (
+            "a broken loader",
+            "RemoteError: evaluation failed in process 1: OSError: disk",
+            "OSError: disk",
+        ),
+        (
+            "a bad argument",
+            "RemoteError: evaluation failed in process 1: ValueError: prefetch must be >= 0, got "
+            "-1",
+            "ValueError: prefetch must be >= 0, got -1",
+        ),
+        (
+            "loaders that differ",
+            "ValueError: loader must yield the same batches in every process with shard=True",
+            None,
+        ),
+        (
+            "shares taken for the whole",
+            "ValueError: loader must yield the same batches in every process",
+            None,
+        ),
+        (
+            "settings that differ",
+            "ValueError: the networks of all processes must have the same settings",
+            None,
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_fails_in_one_process_fails_in_both(name, first, second, two_processes):
     assert two_processes[0][name].startswith(first)
     assert two_processes[1][name].startswith(first if second is None else second)
 
 
 def test_the_demo_under_torchrun_is_the_demo(tmp_path, capsys):
-    options = ["--samples", "70", "--timesteps", "2", "--rho", "2", "--exact", "--quiet", "--device", "cpu", "--json"]
+    options = [
+        "--samples",
+        "70",
+        "--timesteps",
+        "2",
+        "--rho",
+        "2",
+        "--exact",
+        "--quiet",
+        "--device",
+        "cpu",
+        "--json",
+    ]
     assert main(["demo", *options, str(tmp_path / "one.json")]) == 0
     single = capsys.readouterr().out
     several = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "cos_ext", "demo",
-         *options, str(tmp_path / "two.json")],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120)  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "-m",
+            "cos_ext",
+            "demo",
+            *options,
+            str(tmp_path / "two.json"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert several.returncode == 0, several.stderr
     assert several.stdout.count("calibration ") == single.count("calibration ") == 1
     assert "70 images on 2 processes, cpu; ANN accuracy" in several.stdout

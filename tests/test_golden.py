@@ -1,4 +1,6 @@
-"""The authors' own outputs (tests/data/cos_reference_public.npz): spikes must be EQUAL, but for the authors' one defect."""
+"""The authors' own outputs (tests/data/cos_reference_public.npz): spikes must be EQUAL, but for the
+authors' one defect.
+"""
 
 from pathlib import Path
 
@@ -17,11 +19,18 @@ def case(index):
     steps, rho, theta = GOLDEN[f"meta{index}"]
     x = GOLDEN[f"x{index}"]
     x = x.reshape(int(steps), -1, *x.shape[1:])
-    return torch.from_numpy(x), torch.from_numpy(GOLDEN[f"y{index}"].reshape(x.shape)), int(rho), float(theta)
+    return (
+        torch.from_numpy(x),
+        torch.from_numpy(GOLDEN[f"y{index}"].reshape(x.shape)),
+        int(rho),
+        float(theta),
+    )
 
 
 def is_excused(x, rho, theta):
-    """Where T > rho, their script adds about 1001 θ to a neuron that fired at each of the first rho steps and has r >= θ."""
+    """Where T > rho, their script adds about 1001 θ to a neuron that fired at each of the first rho
+    steps and has r >= θ.
+    """
     watched = reference.if_forward(x[:rho], theta)
     return (watched.spike_count == rho) & (watched.v >= theta) & (x.shape[0] > rho)
 

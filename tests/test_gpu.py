@@ -1,4 +1,5 @@
-"""CUDA equals CPU, bit for bit, and what only a GPU can show: graphs, streams, launches, more than 2^31 elements.
+"""CUDA equals CPU, bit for bit, and what only a GPU can show: graphs, streams, launches, more than
+2^31 elements.
 
 Skipped without a GPU. Whether the CPU operators are right is the subject of the other files.
 """
@@ -18,23 +19,48 @@ from test_spikingjelly import CASES as SPIKINGJELLY
 import cos_ext
 from cos_ext import functional as F
 
-WHY_NOT = ("torch sees no CUDA device: these tests compare the CUDA operators with the CPU's"
-           if not torch.cuda.is_available() else cos_ext.build_info()["cuda_off"])  # fmt: skip
-pytestmark = [pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)), pytest.mark.usefixtures("one_thread")]
+WHY_NOT = (
+    "torch sees no CUDA device: these tests compare the CUDA operators with the CPU's"
+    if not torch.cuda.is_available()
+    else cos_ext.build_info()["cuda_off"]
+)
+pytestmark = [
+    pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 GPU = "cuda"
 ALL = {"return_v": True, "return_count": True}
 ALL_COS = {**ALL, "return_v_init": True, "return_offset": True}
 SIZES = [1, 2, 3, 7, 8, 31, 33, 127, 128, 129, 4096, 4097]
-STEPS_AND_RHO = [(1, 1), (2, 1), (2, 2), (3, 3), (4, 4), (5, 2), (8, 4), (8, 8), (9, 7), (12, 12), (16, 16), (17, 16),
-                 (18, 17), (20, 20), (32, 8), (33, 1), (33, 20)]  # fmt: skip
+STEPS_AND_RHO = [
+    (1, 1),
+    (2, 1),
+    (2, 2),
+    (3, 3),
+    (4, 4),
+    (5, 2),
+    (8, 4),
+    (8, 8),
+    (9, 7),
+    (12, 12),
+    (16, 16),
+    (17, 16),
+    (18, 17),
+    (20, 20),
+    (32, 8),
+    (33, 1),
+    (33, 20),
+]
 ITERATIONS = (0, 1, 2, None)
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @pytest.fixture(autouse=True)
 def poisoned():
-    """Fresh memory holds NaN or the largest integer, on both devices: what nobody wrote cannot look right."""
+    """Fresh memory holds NaN or the largest integer, on both devices: what nobody wrote cannot look
+    right.
+    """
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -47,7 +73,9 @@ def bare(poisoned):
 
 
 def currents(*shape, dtype=torch.float32):
-    """Random currents on the CPU; every fifth is a multiple of 1/4, so that potentials meet θ = 1 exactly."""
+    """Random currents on the CPU; every fifth is a multiple of 1/4, so that potentials meet θ = 1
+    exactly.
+    """
     x = torch.randn(*shape, dtype=torch.float64) * 1.2 + 0.35
     return torch.where(torch.rand(shape) < 0.2, (4 * x).round() / 4, x).to(dtype)
 
@@ -77,7 +105,9 @@ def move(value):
 def bits(x):
     x = x.cpu().contiguous()
     if x.is_floating_point():
-        x = torch.where(x.isnan(), torch.tensor(torch.nan, dtype=x.dtype), x)  # a NaN's payload is nobody's promise
+        x = torch.where(
+            x.isnan(), torch.tensor(torch.nan, dtype=x.dtype), x
+        )  # a NaN's payload is nobody's promise
         return x.view(INTEGERS[x.element_size()])
     return x
 
@@ -90,12 +120,18 @@ def assert_same_bits(result, expected):
             assert ours is None, name
             continue
         assert ours.device.type == GPU and theirs.device.type == "cpu", name
-        assert (ours.dtype, ours.shape, ours.stride()) == (theirs.dtype, theirs.shape, theirs.stride()), name
+        assert (ours.dtype, ours.shape, ours.stride()) == (
+            theirs.dtype,
+            theirs.shape,
+            theirs.stride(),
+        ), name
         assert torch.equal(bits(ours), bits(theirs)), name
 
 
 def compare(operator, x, theta=1.0, v_init=None, **options):
-    """Runs an operator on both devices; returns the CPU's result. In place, the memory around x is compared too."""
+    """Runs an operator on both devices; returns the CPU's result. In place, the memory around x is
+    compared too.
+    """
     ours, theirs = twin(x), twin(x, "cpu")
     result = operator(ours, move(theta), move(v_init), **options)
     expected = operator(theirs, theta, v_init, **options)
@@ -141,7 +177,9 @@ def test_every_number_of_steps_and_every_rho(dtype):
 
 
 def parameters(dtype):
-    """θ and v_init of every shape, in x_seq's dtype and in the state dtype, for neurons [3, 5, 6, 7]."""
+    """θ and v_init of every shape, in x_seq's dtype and in the state dtype, for neurons [3, 5, 6,
+    7].
+    """
     state = F.state_dtype(dtype)
 
     def positive(*shape, of=state):
@@ -157,10 +195,15 @@ def parameters(dtype):
         "per row": (positive(1, 6, 1), 0.25),
         "per sample": (positive(3, 1, 1, 1), None),
         "per neuron": (positive(3, 5, 6, 7), torch.randn(3, 5, 6, 7).to(state)),
-        "per neuron, x's dtype": (positive(3, 5, 6, 7, of=dtype), torch.randn(3, 5, 6, 7).to(dtype)),
-        "per neuron, permuted": (positive(7, 6, 5, 3).permute(3, 2, 1, 0),
-                                 torch.randn(5, 3, 6, 7).to(state).transpose(0, 1)),
-    }  # fmt: skip
+        "per neuron, x's dtype": (
+            positive(3, 5, 6, 7, of=dtype),
+            torch.randn(3, 5, 6, 7).to(dtype),
+        ),
+        "per neuron, permuted": (
+            positive(7, 6, 5, 3).permute(3, 2, 1, 0),
+            torch.randn(5, 3, 6, 7).to(state).transpose(0, 1),
+        ),
+    }
 
 
 @pytest.mark.parametrize("which", list(parameters(torch.float32)))
@@ -170,7 +213,9 @@ def test_every_layout_and_parameter_shape(layout, which, dtype):
     compare_all(x, *parameters(dtype)[which], rho=5, iterations=(1, None))
 
 
-@pytest.mark.parametrize("neurons", [(5, 1, 1), (3, 2, 2), (8, 4, 4), (1, 3, 5), (64, 1, 3), (6, 8, 8), (130, 2, 1)])
+@pytest.mark.parametrize(
+    "neurons", [(5, 1, 1), (3, 2, 2), (8, 4, 4), (1, 3, 5), (64, 1, 3), (6, 8, 8), (130, 2, 1)]
+)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_channels_of_every_size(neurons, channels_last, dtype):
     # Channels that are smaller than a vector, that fill vectors exactly, and that end inside one.
@@ -187,7 +232,12 @@ def test_every_alignment(pitch, dtype):
     # The start and, through the pitch, every later step lie on all offsets from a 16-byte boundary.
     x = currents(7, pitch, dtype=dtype)
     for offset in range(17):
-        compare_all(with_marked_gaps(twin(x, "cpu")[:, offset : offset + 1000]), 0.8, rho=4, iterations=(None,))
+        compare_all(
+            with_marked_gaps(twin(x, "cpu")[:, offset : offset + 1000]),
+            0.8,
+            rho=4,
+            iterations=(None,),
+        )
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -200,7 +250,9 @@ def test_static_input(memory_format, dtype):
             for iterations in ITERATIONS:
                 compare(F.calibrate_v_init, x, theta, rho=rho, iterations=iterations)
                 static = compare(F.cos_forward, x, theta, rho=rho, iterations=iterations, **ALL_COS)
-                copied = F.cos_forward(x.contiguous().to(GPU), move(theta), rho=rho, iterations=iterations, **ALL_COS)
+                copied = F.cos_forward(
+                    x.contiguous().to(GPU), move(theta), rho=rho, iterations=iterations, **ALL_COS
+                )
                 assert torch.equal(bits(copied.spikes), bits(static.spikes))
 
 
@@ -210,7 +262,13 @@ def test_every_choice_of_results(wanted, inplace, dtype):
     flags = {name: bool(wanted >> i & 1) for i, name in enumerate(ALL_COS)}
     x = currents(9, 3, 129, dtype=dtype)
     compare(F.cos_forward, x, rho=4, iterations=None, inplace=inplace, **flags)
-    compare(F.if_forward, x, inplace=inplace, return_v=flags["return_v"], return_count=flags["return_count"])
+    compare(
+        F.if_forward,
+        x,
+        inplace=inplace,
+        return_v=flags["return_v"],
+        return_count=flags["return_count"],
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -233,39 +291,81 @@ FUSED = ("nothing", "scale", "bias", "residual", "all")
 
 
 @pytest.mark.parametrize("fused", FUSED)
-@pytest.mark.parametrize("shape", [(8, 2, 3, 8, 8), (5, 1, 7, 4, 6), (9, 2, 64, 16, 16), (18, 2, 8, 32, 32)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(8, 2, 3, 8, 8), (5, 1, 7, 4, 6), (9, 2, 64, 16, 16), (18, 2, 8, 32, 32)], ids=str
+)
 def test_fused_input_pooled_spikes_statistics_and_rates(shape, fused, dtype):
     x, other = currents(*shape, dtype=dtype), currents(*shape, dtype=dtype)
-    per_neuron, per_channel = (torch.rand(size).add(0.2).to(dtype) for size in (shape[2:], (shape[2], 1, 1)))
-    last = {name: layouts(tensor)["channels_last"] for name, tensor in (("x", x), ("residual", other))}
-    for x, residual in ((x, other), (last["x"], last["residual"]), (last["x"], other), (x, other[:1].expand(shape)),
-                        (x[:1].expand(shape), other)):  # fmt: skip
-        given = {"nothing": {}, "scale": {"scale": per_channel}, "bias": {"bias": per_neuron}, "residual": {"residual": residual},
-                 "all": {"scale": per_neuron, "bias": per_channel, "residual": residual}}[fused]  # fmt: skip
+    per_neuron, per_channel = (
+        torch.rand(size).add(0.2).to(dtype) for size in (shape[2:], (shape[2], 1, 1))
+    )
+    last = {
+        name: layouts(tensor)["channels_last"] for name, tensor in (("x", x), ("residual", other))
+    }
+    for x, residual in (
+        (x, other),
+        (last["x"], last["residual"]),
+        (last["x"], other),
+        (x, other[:1].expand(shape)),
+        (x[:1].expand(shape), other),
+    ):
+        given = {
+            "nothing": {},
+            "scale": {"scale": per_channel},
+            "bias": {"bias": per_neuron},
+            "residual": {"residual": residual},
+            "all": {"scale": per_neuron, "bias": per_channel, "residual": residual},
+        }[fused]
         there = {name: move(tensor) for name, tensor in given.items()}
-        first = {name: tensor[0] if name == "residual" else tensor for name, tensor in given.items()}
+        first = {
+            name: tensor[0] if name == "residual" else tensor for name, tensor in given.items()
+        }
         for theta, v_init in ((1.0, None), (per_channel, per_neuron)):
-            calls = [(F.if_forward, {**ALL, "v_reset": reset}, x, given, there) for reset in (None, 0.1)]
+            calls = [
+                (F.if_forward, {**ALL, "v_reset": reset}, x, given, there) for reset in (None, 0.1)
+            ]
             calls += [(F.if_forward, {"pool": 2}, x, given, there)]
             for rho in {1, 4, min(8, shape[0]), shape[0]}:
                 for emission in F.EMISSIONS:
-                    options = {"rho": rho, "emission": emission, "iterations": None, "return_statistics": True}
+                    options = {
+                        "rho": rho,
+                        "emission": emission,
+                        "iterations": None,
+                        "return_statistics": True,
+                    }
                     results = {**ALL_COS, "return_v": emission == "calibrated"}
-                    calls += [(F.cos_forward, {**options, **results}, x, given, there), (F.cos_forward, {**options, "pool": 2}, x, given, there)]
+                    calls += [
+                        (F.cos_forward, {**options, **results}, x, given, there),
+                        (F.cos_forward, {**options, "pool": 2}, x, given, there),
+                    ]
             for operator, options, x_seq, here, on_gpu in calls:
-                assert_same_bits(operator(twin(x_seq), move(theta), move(v_init), **options, **on_gpu),
-                                 operator(x_seq, theta, v_init, **options, **here))  # fmt: skip
-            rates = F.rate_forward(move(x[0]), move(theta), move(v_init), rho=5, **{n: move(t) for n, t in first.items()})
-            assert torch.equal(bits(rates), bits(F.rate_forward(x[0], theta, v_init, rho=5, **first)))
+                assert_same_bits(
+                    operator(twin(x_seq), move(theta), move(v_init), **options, **on_gpu),
+                    operator(x_seq, theta, v_init, **options, **here),
+                )
+            rates = F.rate_forward(
+                move(x[0]),
+                move(theta),
+                move(v_init),
+                rho=5,
+                **{n: move(t) for n, t in first.items()},
+            )
+            assert torch.equal(
+                bits(rates), bits(F.rate_forward(x[0], theta, v_init, rho=5, **first))
+            )
 
 
 def test_a_network_that_fuses_is_that_of_the_cpu(shipped_model, test_set):
     images, _ = next(iter(test_set.first(32).batches(32)))
     for options in ({"rho": 4}, {"rho": 0}, {"rho": 4, "emission": "even"}):
         network = cos_ext.convert(shipped_model, timesteps=6, **options).double()
-        on_gpu = cos_ext.convert(copy.deepcopy(shipped_model).cuda(), timesteps=6, **options).double()
+        on_gpu = cos_ext.convert(
+            copy.deepcopy(shipped_model).cuda(), timesteps=6, **options
+        ).double()
         assert on_gpu.options["fuse"] == "bias"
-        assert torch.allclose(on_gpu(images.double().cuda()).cpu(), network(images.double()), atol=1e-9)
+        assert torch.allclose(
+            on_gpu(images.double().cuda()).cpu(), network(images.double()), atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("index", GOLDEN)
@@ -313,8 +413,12 @@ def test_a_graph_replays_with_changed_input(dtype):
     def body():
         work.copy_(x)
         inplace = F.cos_forward(work, theta, rho=4, iterations=None, inplace=True, **ALL_COS)
-        return (inplace, F.cos_forward(x, theta, rho=3, **ALL_COS), F.if_forward(x, theta, 0.25, v_reset=0.0, **ALL),
-                F.calibrate_v_init(x, theta, rho=8, iterations=2))  # fmt: skip
+        return (
+            inplace,
+            F.cos_forward(x, theta, rho=3, **ALL_COS),
+            F.if_forward(x, theta, 0.25, v_reset=0.0, **ALL),
+            F.calibrate_v_init(x, theta, rho=8, iterations=2),
+        )
 
     x.copy_(currents(*shape, dtype=dtype))
     warmed_up(body)
@@ -328,10 +432,14 @@ def test_a_graph_replays_with_changed_input(dtype):
         theta.copy_(thresholds)
         graph.replay()
         torch.cuda.synchronize()
-        expected = (F.cos_forward(inputs.clone(), thresholds, rho=4, iterations=None, inplace=True, **ALL_COS),
-                    F.cos_forward(inputs, thresholds, rho=3, **ALL_COS),
-                    F.if_forward(inputs, thresholds, 0.25, v_reset=0.0, **ALL),
-                    F.calibrate_v_init(inputs, thresholds, rho=8, iterations=2))  # fmt: skip
+        expected = (
+            F.cos_forward(
+                inputs.clone(), thresholds, rho=4, iterations=None, inplace=True, **ALL_COS
+            ),
+            F.cos_forward(inputs, thresholds, rho=3, **ALL_COS),
+            F.if_forward(inputs, thresholds, 0.25, v_reset=0.0, **ALL),
+            F.calibrate_v_init(inputs, thresholds, rho=8, iterations=2),
+        )
         for ours, theirs in zip(results, expected):
             assert_same_bits(ours, theirs)
         seen.append(expected[1].spikes)
@@ -343,11 +451,15 @@ def test_the_current_stream_is_used(inplace, dtype):
     late = currents(8, 3, 1025, dtype=dtype)
     expected = F.cos_forward(late.clone(), 1.0, rho=4, inplace=inplace, **ALL_COS)
     source, x = late.to(GPU), torch.zeros_like(late, device=GPU)
-    F.cos_forward(x.clone(), 1.0, rho=4, inplace=inplace, **ALL_COS)  # loads the module, which may synchronise
+    F.cos_forward(
+        x.clone(), 1.0, rho=4, inplace=inplace, **ALL_COS
+    )  # loads the module, which may synchronise
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        torch.cuda._sleep(200_000_000)  # a tenth of a second: on another stream the kernel would see the zeros
+        torch.cuda._sleep(
+            200_000_000
+        )  # a tenth of a second: on another stream the kernel would see the zeros
         x.copy_(source)
         result = F.cos_forward(x, 1.0, rho=4, inplace=inplace, **ALL_COS)
     side.synchronize()
@@ -400,7 +512,9 @@ CALLS = {
 @pytest.mark.parametrize("name", list(CALLS))
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_one_launch_and_no_allocation_but_the_results(name, layout, per_channel, dtype, bare, monkeypatch):
+def test_one_launch_and_no_allocation_but_the_results(
+    name, layout, per_channel, dtype, bare, monkeypatch
+):
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parent.parent / "bench"), *sys.path])
     from gpu_layer import graph_nodes
 
@@ -421,7 +535,9 @@ def test_one_launch_and_no_allocation_but_the_results(name, layout, per_channel,
 @pytest.mark.parametrize("execution", ["steps", "counts"])
 def test_a_captured_network_is_the_network(execution, bare):
     # In float64, where no convolution decides a spike by its rounding.
-    network = cos_ext.convert(cos_ext.models.resnet20(10, 1, threshold=1.0).double(), timesteps=4, rho=4, emission="even").to(GPU)
+    network = cos_ext.convert(
+        cos_ext.models.resnet20(10, 1, threshold=1.0).double(), timesteps=4, rho=4, emission="even"
+    ).to(GPU)
     network.execution = execution
     captured = network.capture(torch.zeros(6, 1, 28, 28, dtype=torch.float64, device=GPU))
     results = []
@@ -435,7 +551,11 @@ def test_a_captured_network_is_the_network(execution, bare):
         results.append((captured(x), network(x)))
     torch.cuda.synchronize()
     for ours, expected in results:
-        assert ours.shape == (4, 6, 10) and (ours - expected).abs().max() <= 1e-9 and expected.abs().max() > 1e-3
+        assert (
+            ours.shape == (4, 6, 10)
+            and (ours - expected).abs().max() <= 1e-9
+            and expected.abs().max() > 1e-3
+        )
     assert captured(x, clone=False).data_ptr() == captured(x, clone=False).data_ptr()
     with pytest.raises(ValueError, match="as captured, got torch.float64"):
         captured(x[:3])
@@ -448,9 +568,14 @@ def test_a_captured_network_is_the_network(execution, bare):
 
 
 def test_capture_under_autocast_needs_it_without_its_cache(bare):
-    network = cos_ext.convert(cos_ext.models.resnet20(10, 1, threshold=1.0), timesteps=2, rho=2).to(GPU)
+    network = cos_ext.convert(cos_ext.models.resnet20(10, 1, threshold=1.0), timesteps=2, rho=2).to(
+        GPU
+    )
     x = torch.rand(4, 1, 28, 28, device=GPU)
-    with torch.autocast("cuda", dtype=torch.bfloat16), pytest.raises(RuntimeError, match="cache_enabled=False"):
+    with (
+        torch.autocast("cuda", dtype=torch.bfloat16),
+        pytest.raises(RuntimeError, match="cache_enabled=False"),
+    ):
         network.capture(x)
     with torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=False):
         assert network.capture(x)(x).dtype == torch.bfloat16
@@ -459,7 +584,9 @@ def test_capture_under_autocast_needs_it_without_its_cache(bare):
 
 
 def test_a_memory_limit_is_kept(bare):
-    network = cos_ext.convert(cos_ext.models.resnet20(10, 1, threshold=1.0).double(), timesteps=8, rho=4).to(GPU)
+    network = cos_ext.convert(
+        cos_ext.models.resnet20(10, 1, threshold=1.0).double(), timesteps=8, rho=4
+    ).to(GPU)
     x = torch.rand(256, 1, 28, 28, dtype=torch.float64, device=GPU)
     whole, peaks, outputs = network.activation_bytes(x), [], []
     for limit in (None, whole // 8):
@@ -477,7 +604,9 @@ def test_a_memory_limit_is_kept(bare):
     assert (outputs[0] - outputs[1]).abs().max() <= 1e-9
 
 
-@pytest.mark.skipif(WHY_NOT is None and torch.cuda.device_count() < 2, reason="there is one GPU only")
+@pytest.mark.skipif(
+    WHY_NOT is None and torch.cuda.device_count() < 2, reason="there is one GPU only"
+)
 def test_another_device_than_the_current_one():
     x = currents(8, 3, 129)
     expected = F.cos_forward(x, 1.0, rho=4, **ALL_COS)
@@ -489,7 +618,8 @@ def test_another_device_than_the_current_one():
 
 
 BIG = {
-    # 2^31 is passed by the offset of a step, by the index of a neuron, and by the index inside a channel.
+    # 2^31 is passed by the offset of a step, by the index of a neuron, and by the index inside a
+    # channel.
     "time": ((2, 2**30 + 3), None),
     "neurons": ((1, 2**31 + 5), None),
     "channels": ((1, 2, 2**30 + 3), (2, 1)),
@@ -520,7 +650,10 @@ def test_more_than_2_31_elements(name, half, bare):
     for start in (0, 2**29 - 500, edge - 1000, last - 1000):
         stretch = slice(start, start + 1000)
         small = F.cos_forward(
-            x[..., stretch].cpu(), theta if theta_shape is None else theta.cpu(), return_count=True, **options
+            x[..., stretch].cpu(),
+            theta if theta_shape is None else theta.cpu(),
+            return_count=True,
+            **options,
         )
         assert torch.equal(bits(result.spikes[..., stretch]), bits(small.spikes))
         assert torch.equal(result.spike_count[..., stretch].cpu(), small.spike_count)
@@ -528,19 +661,35 @@ def test_more_than_2_31_elements(name, half, bare):
     spikes = result.spikes
     del result
     F.cos_forward(x, theta, inplace=True, **options)
-    assert all(torch.equal(a, b) for a, b in zip(x.view(-1).split(2**28), spikes.view(-1).split(2**28)))
+    assert all(
+        torch.equal(a, b) for a, b in zip(x.view(-1).split(2**28), spikes.view(-1).split(2**28))
+    )
     del x, spikes
     torch.cuda.empty_cache()
 
 
 @pytest.mark.parametrize("kind", DTYPES, ids=lambda kind: str(kind).removeprefix("torch."))
 def test_short_run_for_compute_sanitizer(kind, bare):
-    # bench/gpu_run.sh runs this under memcheck and racecheck: few launches, and nearly none but ours.
+    # bench/gpu_run.sh runs this under memcheck and racecheck: few launches, and nearly none but
+    # ours.
     for size in (1, 33, 129, 4097):
         compare(F.if_forward, currents(5, size, dtype=kind), **ALL)
         for rho in (3, 18):
-            compare(F.cos_forward, currents(19, size, dtype=kind), rho=rho, iterations=None, inplace=True, **ALL_COS)
+            compare(
+                F.cos_forward,
+                currents(19, size, dtype=kind),
+                rho=rho,
+                iterations=None,
+                inplace=True,
+                **ALL_COS,
+            )
     theta = (torch.rand(5, 1, 1) + 0.5).to(F.state_dtype(kind))
     for x in layouts(currents(6, 3, 5, 6, 7, dtype=kind)).values():
         compare(F.cos_forward, x, theta, theta / 2, rho=4, iterations=None, **ALL_COS)
-    compare(F.cos_forward, currents(3, 5, 6, 7, dtype=kind).expand(6, -1, -1, -1, -1), theta, rho=4, **ALL_COS)
+    compare(
+        F.cos_forward,
+        currents(3, 5, 6, 7, dtype=kind).expand(6, -1, -1, -1, -1),
+        theta,
+        rho=4,
+        **ALL_COS,
+    )

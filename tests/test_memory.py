@@ -1,4 +1,6 @@
-"""Memory: estimates, limits and parts of the batch, peaks against the ANN's, captured forwards. Values: test_network.py."""
+"""Memory: estimates, limits and parts of the batch, peaks against the ANN's, captured forwards.
+Values: test_network.py.
+"""
 
 import copy
 import gc
@@ -15,8 +17,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import cos_ext
-from cos_ext import SpikingNetwork, convert, evaluate, memory, models
-from cos_ext.capture import CapturedForward
+from cos_ext import SpikingNetwork, convert, evaluate, models
+from cos_ext.network import memory
+from cos_ext.network.capture import CapturedForward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,12 +58,15 @@ def test_the_estimate_is_what_a_chain_allocates():
     network = convert(Chain(), timesteps=4, rho=2)
     for batch in (1, 3, 10):
         x = images(batch, 1, 8, 8)
-        # By hand: the first spikes, and the second currents, which become spikes in place, over T = 4 steps.
+        # By hand: the first spikes, and the second currents, which become spikes in place, over T =
+        # 4 steps.
         first, second, out = (4 * batch * 64 * 3 * 4, 4 * batch * 64 * 5 * 4, 4 * batch * 7 * 4)
         assert network.activation_bytes(x) == max(first + second, second + out)
         assert memory.need(network, (x,), batch) == (first + second, second, out)
         assert network.activation_bytes(x.to("meta")) == first + second
-        assert network.activation_bytes(x.double()) == first + second + batch * 64 * 4  # converted at the entrance
+        assert (
+            network.activation_bytes(x.double()) == first + second + batch * 64 * 4
+        )  # converted at the entrance
     network.double()
     assert network.activation_bytes(x.double()) == 2 * (first + second)
     network.timesteps = 8
@@ -73,7 +79,9 @@ def test_the_estimate_is_what_a_chain_allocates():
 def test_a_dry_run_leaves_no_trace():
     network = convert(Chain(), timesteps=4, rho=2)
     x, seen = images(5, 1, 8, 8), []
-    hook = network.module.get_submodule("two").register_forward_hook(lambda m, i, o: seen.append(o.clone()))
+    hook = network.module.get_submodule("two").register_forward_hook(
+        lambda m, i, o: seen.append(o.clone())
+    )
     before = {key: value.clone() for key, value in network.state_dict().items()}
     node = network.nodes()["act1"]
     node.count_spikes = True
@@ -93,14 +101,22 @@ def shipped(shipped_model):
 
 @pytest.mark.parametrize("setting", ["calibrated", "even", "counts"])
 def test_parts_of_the_batch_give_the_results_of_the_whole(setting, shipped_model, test_set):
-    network = convert(copy.deepcopy(shipped_model).double(), timesteps=6, rho=4,
-                      emission="calibrated" if setting == "calibrated" else "even")  # fmt: skip
+    network = convert(
+        copy.deepcopy(shipped_model).double(),
+        timesteps=6,
+        rho=4,
+        emission="calibrated" if setting == "calibrated" else "even",
+    )
     network.execution = "counts" if setting == "counts" else "steps"
     x = next(iter(test_set.first(5).batches(5)))[0].double()
     network.memory_limit = None
     whole = network(x)
     one = memory.need(network, (x,), 1)
-    for limit in (one.peak + 5 * one.output, 3 * one.peak + 5 * one.output, network.activation_bytes(x)):
+    for limit in (
+        one.peak + 5 * one.output,
+        3 * one.peak + 5 * one.output,
+        network.activation_bytes(x),
+    ):
         network.memory_limit = limit
         sizes, out = parts_of(network, x)
         assert sum(sizes) == 5 and max(sizes) - min(sizes) <= 1
@@ -130,13 +146,19 @@ def test_the_default_keeps_activations_below_16_mib_on_a_cpu(shipped, test_set):
     assert network.memory_limit == "auto"
     sizes, out = parts_of(network, x)
     assert sizes == [32] * 3
-    assert memory.need(network, (x,), 32).largest <= memory.AUTO_BYTES < memory.need(network, (x,), 42).largest
+    assert (
+        memory.need(network, (x,), 32).largest
+        <= memory.AUTO_BYTES
+        < memory.need(network, (x,), 42).largest
+    )
     network.memory_limit = None
     assert torch.equal(network(x), out)
     network.memory_limit = "auto"
     assert memory.parts(network, (x[:40],)) == 1
     seen = []
-    hook = network.module.get_submodule("stem.0").register_forward_hook(lambda m, i, o: seen.append(len(o)))
+    hook = network.module.get_submodule("stem.0").register_forward_hook(
+        lambda m, i, o: seen.append(len(o))
+    )
     network(x)
     assert seen == [96]  # hooks see what they always saw
     network.memory_limit = 2**24
@@ -151,7 +173,9 @@ def test_counted_spikes_and_statistics_do_not_depend_on_parts(shipped, test_set)
     for limit in (None, 4 * 2**20):
         network.memory_limit = limit
         result = evaluate(network, batches, progress=False)
-        found.append((result.accuracy, result.spike_rate, str(network.statistics(batches, progress=False))))
+        found.append(
+            (result.accuracy, result.spike_rate, str(network.statistics(batches, progress=False)))
+        )
     assert len(parts_of(network, images(6))[0]) > 1
     assert found[0] == found[1]
 
@@ -186,12 +210,16 @@ class Untraceable(nn.Module):
 def small():
     torch.manual_seed(0)
     example = 3 * torch.randn(20, 6, dtype=torch.float64)
-    return {"traced": convert(TwoInputs().double(), timesteps=3, rho=2),
-            "walked": convert(Untraceable().double(), timesteps=3, rho=2, example_input=example)}  # fmt: skip
+    return {
+        "traced": convert(TwoInputs().double(), timesteps=3, rho=2),
+        "walked": convert(Untraceable().double(), timesteps=3, rho=2, example_input=example),
+    }
 
 
 @settings(max_examples=20, deadline=None)
-@given(batch=st.integers(1, 40), share=st.floats(0.0, 1.2), kind=st.sampled_from(["traced", "walked"]))
+@given(
+    batch=st.integers(1, 40), share=st.floats(0.0, 1.2), kind=st.sampled_from(["traced", "walked"])
+)
 def test_any_limit_is_kept_or_refused(batch, share, kind, small):
     network = small[kind]
     sizes = (6, 3) if kind == "traced" else (6,)
@@ -202,7 +230,10 @@ def test_any_limit_is_kept_or_refused(batch, share, kind, small):
     one = memory.need(network, inputs, 1)
     least = one.peak + (one.output * batch if batch > 1 else 0)
     if limit < min(least, full):
-        with pytest.raises(ValueError, match=f"memory_limit must be at least {min(least, full)} bytes .* got {limit}"):
+        with pytest.raises(
+            ValueError,
+            match=f"memory_limit must be at least {min(least, full)} bytes .* got {limit}",
+        ):
             network(*inputs)
         return
     sizes, out = parts_of(network, *inputs)
@@ -219,7 +250,7 @@ import gc, json, sys
 from pathlib import Path
 import torch
 from cos_ext import convert, data, models
-from cos_ext.__main__ import DEMO_CHECKPOINT
+from cos_ext.cli import DEMO_CHECKPOINT
 
 def resident(what):  # bytes by the kernel's count: VmRSS now, VmHWM at most since the peak was forgotten
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -246,7 +277,9 @@ print(json.dumps(used))
 
 
 def test_the_limit_is_kept_in_fact():
-    """By the kernel's count of resident pages, which an estimate cannot flatter; in a process of its own."""
+    """By the kernel's count of resident pages, which an estimate cannot flatter; in a process of
+    its own.
+    """
     done = subprocess.run([sys.executable, "-c", RESIDENT], capture_output=True, text=True)
     if done.returncode and "does not let" in done.stderr:
         pytest.skip(done.stderr)
@@ -256,7 +289,9 @@ def test_the_limit_is_kept_in_fact():
     assert limited < 0.7 * whole
 
 
-@pytest.mark.parametrize(("architecture", "shape"), [("resnet20", (1, 28, 28)), ("vgg16", (3, 32, 32))])
+@pytest.mark.parametrize(
+    ("architecture", "shape"), [("resnet20", (1, 28, 28)), ("vgg16", (3, 32, 32))]
+)
 @pytest.mark.parametrize("activation", ["qcfs", "relu"])
 def test_the_peak_is_at_most_that_of_the_ann_on_a_t_times_batch(architecture, shape, activation):
     """Both by the same count of live tensors; the ANN's is a plain run of it, with data."""
@@ -321,7 +356,9 @@ def test_bad_limits(value, error):
 
 def test_bad_inputs_of_the_estimate():
     network = convert(TwoInputs(), timesteps=2)
-    with pytest.raises(TypeError, match="inputs must be a tensor or a tuple of tensors, got an empty tuple"):
+    with pytest.raises(
+        TypeError, match="inputs must be a tensor or a tuple of tensors, got an empty tuple"
+    ):
         network.activation_bytes()
     with pytest.raises(TypeError, match="inputs must be .* got list"):
         network.activation_bytes([1.0])
@@ -338,7 +375,9 @@ def test_compile_has_no_breaks_for_both_architectures():
         network = convert(model, timesteps=2, rho=2)
         network.memory_limit = None
         x = images(2)
-        assert torch.equal(torch.compile(network, fullgraph=True, backend="aot_eager")(x), network(x))
+        assert torch.equal(
+            torch.compile(network, fullgraph=True, backend="aot_eager")(x), network(x)
+        )
 
 
 def test_a_limit_works_around_a_compiled_network():
@@ -361,7 +400,9 @@ def test_capture_needs_cuda():
 
 
 def test_what_a_captured_forward_checks():
-    """All but the graph itself, which a run into the same output stands for (the graph: test_gpu.py)."""
+    """All but the graph itself, which a run into the same output stands for (the graph:
+    test_gpu.py).
+    """
     network = convert(Chain(), timesteps=2, rho=2)
     own = images(3, 1, 8, 8)
     out = network(own).clone()
@@ -372,9 +413,17 @@ def test_what_a_captured_forward_checks():
     assert torch.equal(first, expected) and captured(x, clone=False) is out
     captured(images(3, 1, 8, 8))
     assert torch.equal(first, expected)
-    for wrong, error, message in (((x, x), TypeError, "takes 1 inputs, got 2"), (([1],), TypeError, "input 0 must be a tensor, got list"),
-                                  ((x[:2],), ValueError, r"\(3, 1, 8, 8\) on cpu, as captured, got torch.float32 \(2, 1, 8, 8\)"),
-                                  ((x.double(),), ValueError, "got torch.float64"), ((x.to("meta"),), ValueError, "on meta")):  # fmt: skip
+    for wrong, error, message in (
+        ((x, x), TypeError, "takes 1 inputs, got 2"),
+        (([1],), TypeError, "input 0 must be a tensor, got list"),
+        (
+            (x[:2],),
+            ValueError,
+            r"\(3, 1, 8, 8\) on cpu, as captured, got torch.float32 \(2, 1, 8, 8\)",
+        ),
+        ((x.double(),), ValueError, "got torch.float64"),
+        ((x.to("meta"),), ValueError, "on meta"),
+    ):
         with pytest.raises(error, match=message):
             captured(*wrong)
     network.load_state_dict(convert(Chain(), timesteps=2, rho=2).state_dict())  # in place: seen
@@ -384,7 +433,9 @@ def test_what_a_captured_forward_checks():
         "layer": lambda n: n.set_layer("act1", iterations=0),
         "limit": lambda n: setattr(n, "memory_limit", None),
         "dtype": lambda n: n.double(),
-        "weight": lambda n: setattr(n.module.one, "weight", nn.Parameter(torch.zeros(3, 1, 3, 3), requires_grad=False)),
+        "weight": lambda n: setattr(
+            n.module.one, "weight", nn.Parameter(torch.zeros(3, 1, 3, 3), requires_grad=False)
+        ),
         "potential": lambda n: setattr(n.nodes()["act1"], "v_init", torch.tensor(0.1)),
     }
     for name, change in changes.items():

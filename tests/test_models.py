@@ -1,4 +1,6 @@
-"""cos_ext.models: architectures, and weights from good, foreign and damaged files. No training and no conversion."""
+"""cos_ext.models: architectures, and weights from good, foreign and damaged files. No training and
+no conversion.
+"""
 
 import os
 import pickle
@@ -24,7 +26,9 @@ def activations(model):
 def test_small_images(name):
     for channels, side, classes in [(1, 28, 10), (3, 32, 100)]:
         model = models.build(name, classes, channels, stem="cifar", levels=4, threshold=2.0)
-        with torch.no_grad():  # in training mode, so that BatchNorm keeps the untrained signal alive
+        with (
+            torch.no_grad()
+        ):  # in training mode, so that BatchNorm keeps the untrained signal alive
             out = model(torch.rand(2, channels, side, side))
         assert out.shape == (2, classes) and out.isfinite().all()
         assert not torch.equal(out[0], out[1])
@@ -74,12 +78,19 @@ def test_activation_of_ones_own(name):
 
     with torch.device("meta"):
         model = models.build(name, 10, activation=activation)
-    assert [module for module in model.modules() if isinstance(module, nn.ReLU)] and not activations(model)
+    assert [
+        module for module in model.modules() if isinstance(module, nn.ReLU)
+    ] and not activations(model)
     assert len(made) == len({id(module) for module in made}) == SMALL[name]
 
 
 def count(model, kinds=(nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
-    return sum(p.numel() for module in model.modules() if isinstance(module, kinds) for p in module.parameters())
+    return sum(
+        p.numel()
+        for module in model.modules()
+        if isinstance(module, kinds)
+        for p in module.parameters()
+    )
 
 
 def test_resnet20_has_270_thousand_parameters():
@@ -90,15 +101,23 @@ def test_resnet20_has_270_thousand_parameters():
     norms = 2 * (7 * 16 + 6 * 32 + 6 * 64)
     assert count(model) == convolutions + shortcuts + norms + 64 * 10 + 10 == 272_474
     assert sum(p.numel() for p in model.parameters()) == 272_474 + 19
-    assert sum(isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) for module in model.modules()) == 19
+    assert (
+        sum(
+            isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
+            for module in model.modules()
+        )
+        == 19
+    )
 
 
-@pytest.mark.parametrize("name, parameters", [("resnet18", 11_689_512), ("resnet34", 21_797_672),
-                                              ("vgg16", 138_365_992)])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, parameters", [("resnet18", 11_689_512), ("resnet34", 21_797_672), ("vgg16", 138_365_992)]
+)
 def test_imagenet_parameters_are_the_published_count(name, parameters):
     with torch.device("meta"):
         model = models.build(name, 1000, stem="imagenet")
-    # The published VGG-16 with BatchNorm has a bias in each of its 13 convolutions, which BatchNorm makes redundant.
+    # The published VGG-16 with BatchNorm has a bias in each of its 13 convolutions, which BatchNorm
+    # makes redundant.
     biases = sum(module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d))
     assert count(model) == parameters - (biases if name == "vgg16" else 0)
 
@@ -116,7 +135,10 @@ def test_resnet_is_residual():
 def test_vgg_dropout():
     with torch.device("meta"):
         model = models.vgg16(10, dropout=0.25)
-    assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0.25, 0.25]
+    assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [
+        0.25,
+        0.25,
+    ]
 
 
 @pytest.mark.parametrize("name", ["resnet50", "ResNet20", ""])
@@ -215,11 +237,16 @@ def test_everything_that_does_not_fit_is_listed(tmp_path, net, other, save):
     assert "a.bias" not in said
 
 
-@pytest.mark.parametrize("change", [
-    lambda state: state.pop("a.bias"), lambda state: state.update(extra=torch.zeros(1)),
-    lambda state: state.update({"a.bias": torch.zeros(1)}),  # would broadcast
-    lambda state: state.update({"act.threshold": torch.ones(1)}),
-], ids=["missing", "unexpected", "shape", "0-dim"])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("a.bias"),
+        lambda state: state.update(extra=torch.zeros(1)),
+        lambda state: state.update({"a.bias": torch.zeros(1)}),  # would broadcast
+        lambda state: state.update({"act.threshold": torch.ones(1)}),
+    ],
+    ids=["missing", "unexpected", "shape", "0-dim"],
+)
 def test_one_misfit_is_enough(tmp_path, net, other, change):
     state = other.state_dict()
     change(state)
@@ -266,11 +293,17 @@ class Attack:
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_pickle_that_runs_code_is_refused(tmp_path, net, other, zipped):
     path, witness = tmp_path / "weights.pt", tmp_path / "executed"
-    torch.save({**other.state_dict(), "b.bias": Attack(str(witness))}, path, _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {**other.state_dict(), "b.bias": Attack(str(witness))},
+        path,
+        _use_new_zipfile_serialization=zipped,
+    )
     assert zipfile.is_zipfile(path) == zipped
     assert_refused(net, path)
     assert not witness.exists()
-    torch.load(path, weights_only=False)  # the file does act where nothing refuses it, so this test can fail
+    torch.load(
+        path, weights_only=False
+    )  # the file does act where nothing refuses it, so this test can fail
     assert witness.exists()
 
 
@@ -283,13 +316,24 @@ def test_plain_pickle_is_refused(tmp_path, net):
 
 def test_files_that_are_no_state_dict(tmp_path, net, other):
     path = tmp_path / "weights"
-    wrapped, mixed = {"model": other.state_dict(), "epoch": 3}, {1: torch.zeros(1), "a": torch.zeros(1)}
+    wrapped, mixed = (
+        {"model": other.state_dict(), "epoch": 3},
+        {1: torch.zeros(1), "a": torch.zeros(1)},
+    )
     for content in ([1, 2], wrapped, mixed, torch.zeros(3), None):
         torch.save(content, path)
         assert_refused(net, path)
     torch.save(other, path)  # a pickled module
     assert_refused(net, path)
-    for raw in (b"", b"P", b"PK", b"PK\3\4" + bytes(100), b"<html>404</html>", b'{"epoch": 3}', b"\xff" * 64):
+    for raw in (
+        b"",
+        b"P",
+        b"PK",
+        b"PK\3\4" + bytes(100),
+        b"<html>404</html>",
+        b'{"epoch": 3}',
+        b"\xff" * 64,
+    ):
         path.write_bytes(raw)
         assert_refused(net, path)
     with zipfile.ZipFile(path, "w") as archive:

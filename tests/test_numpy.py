@@ -1,4 +1,6 @@
-"""cos_ext._core: what it takes and refuses, and that it serves NumPy without torch. Its arithmetic: test_properties.py."""
+"""cos_ext._core: what it takes and refuses, and that it serves NumPy without torch. Its arithmetic:
+test_properties.py.
+"""
 
 import subprocess
 import sys
@@ -23,7 +25,9 @@ spec.loader.exec_module(core)
 import numpy as np
 print(core.cos_forward(np.ones((4, 3), np.float32), 2.0, rho=4)[2].tolist(), core.build_facts()["cpu_capability"])
 """
-    out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    ).stdout
     assert out.split("]")[0] == "[2, 2, 2"
 
 
@@ -36,7 +40,12 @@ print(core.cos_forward(np.ones((4, 3), np.float32), 2.0, rho=4)[2].tolist(), cor
         ((X[::-1], 1.0), {}, ValueError, "non-negative strides"),
         ((X, 0.0), {}, ValueError, "v_threshold must be positive"),
         ((X, float("nan")), {}, ValueError, "v_threshold must not be NaN"),
-        ((X.astype(np.float16), 7e4), {}, ValueError, "v_threshold must be positive and finite in x_seq's dtype"),
+        (
+            (X.astype(np.float16), 7e4),
+            {},
+            ValueError,
+            "v_threshold must be positive and finite in x_seq's dtype",
+        ),
         ((X, 1e-46), {}, ValueError, "v_threshold must be positive"),
         ((X, 1.0, float("nan")), {}, ValueError, "v_init must not be NaN"),
         ((X, np.array([1.0, 1, 1, 0, 1])), {}, ValueError, "v_threshold must be positive"),
@@ -60,10 +69,17 @@ def test_any_strides_and_broadcast_parameters():
     expected = _core.cos_forward(X, np.broadcast_to(theta, (3, 5)).copy(), rho=4, iterations=None)
     wide = np.zeros((6, 3, 11), np.float32)
     wide[:, :, ::2][:, :, :5] = X
-    for x in (X, np.asfortranarray(X), X.transpose(2, 0, 1).copy().transpose(1, 2, 0), wide[:, :, ::2][:, :, :5]):
+    for x in (
+        X,
+        np.asfortranarray(X),
+        X.transpose(2, 0, 1).copy().transpose(1, 2, 0),
+        wide[:, :, ::2][:, :, :5],
+    ):
         for ours, reference in zip(_core.cos_forward(x, theta, rho=4, iterations=None), expected):
             assert np.array_equal(ours, reference)
     static = np.broadcast_to(X[0], (6, 3, 5))
-    for ours, reference in zip(_core.cos_forward(static, 1.0, rho=4), _core.cos_forward(static.copy(), 1.0, rho=4)):
+    for ours, reference in zip(
+        _core.cos_forward(static, 1.0, rho=4), _core.cos_forward(static.copy(), 1.0, rho=4)
+    ):
         assert np.array_equal(ours, reference)
     assert _core.if_forward(np.zeros((3, 0), np.float32), 1.0)[0].shape == (3, 0)

@@ -1,4 +1,6 @@
-"""offset_spike_report against computations in plain torch from full tensors; real images, files, figure, command."""
+"""offset_spike_report against computations in plain torch from full tensors; real images, files,
+figure, command.
+"""
 
 import copy
 import csv
@@ -10,15 +12,23 @@ import torch
 from torch import nn
 
 from cos_ext import QCFS, convert, reference
-from cos_ext.__main__ import main
-from cos_ext.offsets import OFFSETS, CountError, LayerOffsets, OffsetSpikeReport, offset_spike_report
+from cos_ext.analysis.offsets import (
+    OFFSETS,
+    CountError,
+    LayerOffsets,
+    OffsetSpikeReport,
+    offset_spike_report,
+)
+from cos_ext.cli import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STAGES = {"before": 0, "1 iteration": 1, "2 iterations": 2, "3 iterations": 3, "exact": None}
 
 
 class Small(nn.Module):
-    """A static layer, one that feeds a max pooling and another reader, one that works in place, one after a Linear."""
+    """A static layer, one that feeds a max pooling and another reader, one that works in place, one
+    after a Linear.
+    """
 
     def __init__(self, activation=lambda: QCFS(4, 0.5), pooled=True):
         super().__init__()
@@ -58,7 +68,9 @@ def histogram(psi):
 
 
 def seen_in(ann, network, images):
-    """Currents and spikes of the network's nodes [S, B, ...], inputs and outputs of the ANN's activations, by site."""
+    """Currents and spikes of the network's nodes [S, B, ...], inputs and outputs of the ANN's
+    activations, by site.
+    """
     steps = max(network.timesteps, network.rho)
     seen, hooks = {}, []
     for site, node in network.nodes().items():
@@ -66,7 +78,9 @@ def seen_in(ann, network, images):
 
         def before(m, args, site=site, static=static):
             x = args[0].clone()
-            seen["x", site] = x.expand(steps, *x.shape) if static else x.unflatten(0, (steps, len(images)))
+            seen["x", site] = (
+                x.expand(steps, *x.shape) if static else x.unflatten(0, (steps, len(images)))
+            )
 
         def after(m, args, out, site=site):
             seen["spikes", site] = out.clone().unflatten(0, (steps, len(images)))
@@ -76,10 +90,14 @@ def seen_in(ann, network, images):
     for site in SITES:
         activation = ann.get_submodule(site)
         hooks.append(
-            activation.register_forward_pre_hook(lambda m, args, site=site: seen.update({("z", site): args[0].clone()}))
+            activation.register_forward_pre_hook(
+                lambda m, args, site=site: seen.update({("z", site): args[0].clone()})
+            )
         )
         hooks.append(
-            activation.register_forward_hook(lambda m, args, out, site=site: seen.update({("a", site): out.clone()}))
+            activation.register_forward_hook(
+                lambda m, args, out, site=site: seen.update({("a", site): out.clone()})
+            )
         )
     with torch.no_grad():
         network(images)
@@ -104,33 +122,52 @@ def check(layer, seen, theta, rho, z, a):
     desired = ((x.sum(0) + theta / 2) / theta).floor().clamp(0, rho)
     for stage, iterations in STAGES.items():
         start = reference.calibrate_v_init(x, theta, rho=rho, iterations=iterations).v_init
-        assert layer.histograms[stage] == histogram(desired - counted(x, theta, start)), (layer.site, stage)
+        assert layer.histograms[stage] == histogram(desired - counted(x, theta, start)), (
+            layer.site,
+            stage,
+        )
         assert sum(layer.histograms[stage]) == layer.neurons == x[0].numel()
     # The input of act1 is the same at every step, which makes no offset spikes.
     assert (layer.histograms["before"][4] < layer.neurons) == (layer.site != "act1")
     count = counted(z.expand(rho, *z.shape), theta, theta / 2)
     wanted = (z * rho / theta + 0.5).floor().clamp(0, rho)
     assert layer.isolated.equal_share == (count == wanted).double().mean().item()
-    assert layer.isolated.mean_error == pytest.approx(((count - wanted).abs() / rho).mean().item(), abs=1e-12)
+    assert layer.isolated.mean_error == pytest.approx(
+        ((count - wanted).abs() / rho).mean().item(), abs=1e-12
+    )
     count = (seen["spikes", layer.site][:rho] / theta).round().sum(0)
     wanted = (a * rho / theta + 0.5 + 1e-9).floor()
     assert layer.accumulated.equal_share == (count == wanted).double().mean().item()
-    assert layer.accumulated.mean_error == pytest.approx((count / rho - a / theta).abs().mean().item(), rel=1e-12)
+    assert layer.accumulated.mean_error == pytest.approx(
+        (count / rho - a / theta).abs().mean().item(), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize(
     "timesteps, rho, iterations, activation",
-    [(6, 4, 1, lambda: QCFS(4, 0.5)), (3, 6, None, lambda: QCFS(4, 0.5)), (5, 0, 1, lambda: QCFS(8, 0.5)),
-     (3, 9, 0, lambda: nn.ReLU(inplace=True))],
-)  # fmt: skip
-def test_everything_equals_a_plain_computation_from_full_tensors(timesteps, rho, iterations, activation, images):
+    [
+        (6, 4, 1, lambda: QCFS(4, 0.5)),
+        (3, 6, None, lambda: QCFS(4, 0.5)),
+        (5, 0, 1, lambda: QCFS(8, 0.5)),
+        (3, 9, 0, lambda: nn.ReLU(inplace=True)),
+    ],
+)
+def test_everything_equals_a_plain_computation_from_full_tensors(
+    timesteps, rho, iterations, activation, images
+):
     ann = small(activation=activation, pooled=False)
     thresholds = dict.fromkeys(SITES, 0.6) if isinstance(ann.act1, nn.ReLU) else None
-    network = convert(ann, timesteps=timesteps, rho=rho, iterations=iterations, thresholds=thresholds)
+    network = convert(
+        ann, timesteps=timesteps, rho=rho, iterations=iterations, thresholds=thresholds
+    )
     report = report_of(ann, network, [images])
     seen, steps = seen_in(ann, network, images), rho or timesteps
     assert (report.rho, report.samples, report.stages) == (steps, 40, tuple(STAGES))
-    assert (report.network_timesteps, report.network_rho, report.network_iterations) == (timesteps, rho, iterations)
+    assert (report.network_timesteps, report.network_rho, report.network_iterations) == (
+        timesteps,
+        rho,
+        iterations,
+    )
     assert [layer.site for layer in report.layers] == list(SITES)
     for layer in report.layers:
         theta = network.nodes()[layer.site].v_threshold
@@ -143,14 +180,20 @@ def test_everything_equals_a_plain_computation_from_full_tensors(timesteps, rho,
 
 
 def test_offset_spikes_known_by_hand_are_in_their_columns():
-    """θ = 1, 20 steps. Neurons A and B fire at t = 1, 3, 5, ... and 2, 4, 6, ..., C once, at t = 17.
+    """θ = 1, 20 steps. Neurons A and B fire at t = 1, 3, 5, ... and 2, 4, 6, ..., C once, at t =
+    17.
 
-    The currents 10 (A - B) add up to 0, yet each 10 fires: 10 spikes too many. 8 C asks for 8, and 4 steps remain.
+    The currents 10 (A - B) add up to 0, yet each 10 fires: 10 spikes too many. 8 C asks for 8, and
+    4 steps remain.
     """
-    ann = nn.Sequential(nn.Identity(), QCFS(20, 1.0), nn.Linear(3, 2, bias=False), QCFS(20, 1.0), nn.Linear(2, 1))
+    ann = nn.Sequential(
+        nn.Identity(), QCFS(20, 1.0), nn.Linear(3, 2, bias=False), QCFS(20, 1.0), nn.Linear(2, 1)
+    )
     ann[2].weight.data = torch.tensor([[10.0, -10, 0], [0, 0, 8]])
     network = convert(ann.double(), timesteps=20, rho=20)
-    report = report_of(ann, network, [torch.tensor([[0.5, 0.49, 0.03]], dtype=torch.float64)], iterations=7)
+    report = report_of(
+        ann, network, [torch.tensor([[0.5, 0.49, 0.03]], dtype=torch.float64)], iterations=7
+    )
     assert report.layers[1].histograms == {
         "before": (1, 0, 0, 0, 0, 0, 0, 0, 1),
         "1 iteration": (1, 0, 0, 0, 0, 0, 0, 1, 0),
@@ -165,7 +208,11 @@ def test_offset_spikes_known_by_hand_are_in_their_columns():
 
 def test_thresholds_per_channel_and_a_potential_other_than_half(images):
     ann = small(activation=nn.ReLU, pooled=False)
-    thresholds = {"act1": torch.rand(6, 1, 1).double() + 0.3, "act2": torch.rand(6, 1, 1).double() + 0.3, "act3": 0.4}
+    thresholds = {
+        "act1": torch.rand(6, 1, 1).double() + 0.3,
+        "act2": torch.rand(6, 1, 1).double() + 0.3,
+        "act3": 0.4,
+    }
     network = convert(ann, timesteps=5, rho=5, thresholds=thresholds)
     report, seen = report_of(ann, network, [images]), seen_in(ann, network, images)
     for layer in report.layers:
@@ -183,34 +230,54 @@ def test_halves_round_up_whatever_the_rounding_of_the_activation(rho):
         ann = nn.Sequential(nn.Identity(), QCFS(2 * rho, theta), nn.Linear(len(levels), 1))
         network = convert(ann, timesteps=1, rho=rho)
         report = report_of(ann, network, [((levels + 0.1) * theta / (2 * rho))[None]])
-        assert report.layers[0].accumulated.equal_share == report.layers[0].isolated.equal_share == 1
-        assert report.layers[0].accumulated.mean_error == pytest.approx(rho / (2 * rho + 1) / (2 * rho), rel=1e-4)
+        assert (
+            report.layers[0].accumulated.equal_share == report.layers[0].isolated.equal_share == 1
+        )
+        assert report.layers[0].accumulated.mean_error == pytest.approx(
+            rho / (2 * rho + 1) / (2 * rho), rel=1e-4
+        )
 
 
 @pytest.mark.parametrize("extra_reader", [True, False])
 def test_max_pooling_moved_before_the_neurons_is_applied_to_the_ann_too(extra_reader, images):
     ann = small()
     if not extra_reader:
-        ann = nn.Sequential(ann.first, ann.act1, nn.MaxPool2d(2), ann.second, ann.act2, nn.MaxPool2d(3, 2, 1),
-                            nn.Flatten(), nn.Linear(24, 3).double())  # fmt: skip
+        ann = nn.Sequential(
+            ann.first,
+            ann.act1,
+            nn.MaxPool2d(2),
+            ann.second,
+            ann.act2,
+            nn.MaxPool2d(3, 2, 1),
+            nn.Flatten(),
+            nn.Linear(24, 3).double(),
+        )
     network = convert(ann, timesteps=4, rho=4, iterations=None, max_pool="before")
     report = report_of(ann, network, [images])
     assert [layer.site for layer in report.layers] == list(network.nodes())
     if extra_reader:
         assert [layer.site for layer in report.layers] == ["act1", "act2", "act2_pool", "act3"]
         assert report.layers[2].neurons * 4 == report.layers[1].neurons
-    # Exact, with rho = T = L: each layer has the ANN's counts, and pooled ones the largest of each window.
+    # Exact, with rho = T = L: each layer has the ANN's counts, and pooled ones the largest of each
+    # window.
     for layer in report.layers:
-        assert layer.accumulated == CountError(pytest.approx(0, abs=1e-12), 1.0) and layer.note == ""
+        assert (
+            layer.accumulated == CountError(pytest.approx(0, abs=1e-12), 1.0) and layer.note == ""
+        )
 
 
 def test_neurons_without_a_site_in_the_ann_are_left_out_with_a_note(images, monkeypatch):
     ann = small()
     network = convert(ann, timesteps=4, rho=4, max_pool="before")
-    monkeypatch.setattr("cos_ext.offsets._counterparts", lambda network, sites: {site: (site, None) for site in sites})
+    monkeypatch.setattr(
+        "cos_ext.analysis.offsets._counterparts",
+        lambda network, sites: {site: (site, None) for site in sites},
+    )
     report = report_of(ann, network, [images])
     assert report.layers[2].isolated is None and report.layers[2].accumulated is None
-    assert "no activation of the ANN" in report.layers[2].note and "act2_pool: no activation" in str(report)
+    assert "no activation of the ANN" in report.layers[
+        2
+    ].note and "act2_pool: no activation" in str(report)
     assert sum(report.layers[2].histograms["exact"]) == report.layers[2].neurons == 40 * 6 * 9
 
 
@@ -262,16 +329,27 @@ def test_json_and_csv_hold_the_report(report, tmp_path):
     content = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert content == report.to_dict()
     again = tuple(
-        LayerOffsets(layer["site"], layer["neurons"], {s: tuple(h) for s, h in layer["histograms"].items()},
-                     CountError(**layer["isolated"]), CountError(**layer["accumulated"]), layer["note"])
+        LayerOffsets(
+            layer["site"],
+            layer["neurons"],
+            {s: tuple(h) for s, h in layer["histograms"].items()},
+            CountError(**layer["isolated"]),
+            CountError(**layer["accumulated"]),
+            layer["note"],
+        )
         for layer in content["layers"]
-    )  # fmt: skip
+    )
     names = ("samples", "rho", "network_timesteps", "network_rho", "network_iterations")
-    assert OffsetSpikeReport(again, tuple(content["stages"]), *(content[name] for name in names)) == report
+    assert (
+        OffsetSpikeReport(again, tuple(content["stages"]), *(content[name] for name in names))
+        == report
+    )
     report.to_csv(tmp_path / "r.csv")
     with open(tmp_path / "r.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["site"], row["stage"]) for row in rows] == [(l.site, s) for l in report.layers for s in report.stages]
+    assert [(row["site"], row["stage"]) for row in rows] == [
+        (l.site, s) for l in report.layers for s in report.stages
+    ]
     columns = list(rows[0])[3 : 3 + len(OFFSETS)]
     assert columns == [
         "psi_-4_or_less",
@@ -281,7 +359,10 @@ def test_json_and_csv_hold_the_report(report, tmp_path):
     for row in rows:
         layer = next(layer for layer in report.layers if layer.site == row["site"])
         assert tuple(int(row[column]) for column in columns) == layer.histograms[row["stage"]]
-        shares = tuple(float(row[name]) for name in ("share_0", "share_1", "share_2", "share_3", "share_beyond"))
+        shares = tuple(
+            float(row[name])
+            for name in ("share_0", "share_1", "share_2", "share_3", "share_beyond")
+        )
         assert shares == layer.shares(row["stage"]) and sum(shares) == pytest.approx(1)
         assert float(row["accumulated_mean_error"]) == layer.accumulated.mean_error
 
@@ -289,13 +370,17 @@ def test_json_and_csv_hold_the_report(report, tmp_path):
 def test_it_prints_every_layer_and_stage_and_the_total(report):
     lines = str(report).splitlines()
     for layer in (*report.layers, report.total):
-        first = next(index for index, line in enumerate(lines) if line.split()[:1] == layer.site.split()[:1])
+        first = next(
+            index for index, line in enumerate(lines) if line.split()[:1] == layer.site.split()[:1]
+        )
         for line, stage in zip(lines[first:], report.stages):
             assert stage in line and f"{layer.shares(stage)[0]:.2%}" in line.replace(">", "")
     assert "1 iteration)" in lines[1] and "over 5 steps, 40 samples" in lines[0]
     total = report.total
     assert total.neurons == sum(layer.neurons for layer in report.layers)
-    mean = sum(layer.neurons * layer.accumulated.mean_error for layer in report.layers) / total.neurons
+    mean = (
+        sum(layer.neurons * layer.accumulated.mean_error for layer in report.layers) / total.neurons
+    )
     assert total.accumulated.mean_error == pytest.approx(mean)
 
 
@@ -316,7 +401,9 @@ def test_plot(report, tmp_path):
         for index, layer in enumerate(report.layers):
             # Containers hold ±1, ±2, ±3 and beyond; the bars of a layer stand on each other.
             bars = [container[index] for container in axes.containers]
-            assert [bar.get_height() / 100 for bar in bars] == pytest.approx(layer.shares(stage)[1:])
+            assert [bar.get_height() / 100 for bar in bars] == pytest.approx(
+                layer.shares(stage)[1:]
+            )
             top = bars[-1].get_y() + bars[-1].get_height()
             assert top / 100 == pytest.approx(1 - layer.shares(stage)[0])
     from matplotlib import pyplot
@@ -337,7 +424,10 @@ def test_errors_name_the_argument(images):
     other.act4 = QCFS(4)
     other.last = nn.Sequential(other.last, QCFS(4))
     wider = small()
-    wider.first, wider.second = nn.Conv2d(2, 8, 3, padding=1).double(), nn.Conv2d(8, 6, 3, padding=1).double()
+    wider.first, wider.second = (
+        nn.Conv2d(2, 8, 3, padding=1).double(),
+        nn.Conv2d(8, 6, 3, padding=1).double(),
+    )
     for arguments, error, message in (
         ((3, network, [images]), TypeError, "ann must be an nn.Module, got int"),
         ((network, network, [images]), TypeError, "ann must be the model .* got a SpikingNetwork"),
@@ -347,20 +437,35 @@ def test_errors_name_the_argument(images):
         ((ann, network, ["x"]), TypeError, "batches must yield tensors"),
         ((ann, network, []), ValueError, "batches must yield at least one sample"),
         ((ann, network, [images[:0]]), ValueError, "batches must yield at least one sample"),
-        ((other, network, [images]), ValueError, r"ann must be the model .*'act3'\]; it has .*'last.1'"),
+        (
+            (other, network, [images]),
+            ValueError,
+            r"ann must be the model .*'act3'\]; it has .*'last.1'",
+        ),
         (
             (wider, network, [images]),
             ValueError,
             r"ann must be the model .* 'act1' is \(40, 8, 6, 6\), .* \(40, 6, 6, 6\)",
         ),
-        ((small().float(), network, [images]), ValueError, "ann must have the network's dtype torch.float64"),
+        (
+            (small().float(), network, [images]),
+            ValueError,
+            "ann must have the network's dtype torch.float64",
+        ),
     ):
         with pytest.raises(error, match=message):
             report_of(*arguments)
-    for iterations, error in ((-1, ValueError), (1.0, TypeError), (True, TypeError), (None, TypeError)):
+    for iterations, error in (
+        (-1, ValueError),
+        (1.0, TypeError),
+        (True, TypeError),
+        (None, TypeError),
+    ):
         with pytest.raises(error, match="iterations must be"):
             report_of(ann, network, [images], iterations=iterations)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks for module in network.modules()
+    )
     network.rho = 0
     network.nodes()["act2"].configure(v_reset=0.0)
     with pytest.raises(ValueError, match=r"network must have soft reset .* \['act2'\]"):
@@ -369,16 +474,34 @@ def test_errors_name_the_argument(images):
 
 def test_the_demo_prints_and_writes_the_report(capsys, tmp_path):
     path = tmp_path / "report.json"
-    arguments = ["demo", "--report", "--samples", "6", "--timesteps", "4", "--quiet", "--json", str(path)]
+    arguments = [
+        "demo",
+        "--report",
+        "--samples",
+        "6",
+        "--timesteps",
+        "4",
+        "--quiet",
+        "--json",
+        str(path),
+    ]
     assert main(arguments) == 0
     out = capsys.readouterr().out
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["stages"] == list(STAGES) and len(content["layers"]) == 19
     assert (content["samples"], content["rho"], content["network_iterations"]) == (6, 4, 1)
-    assert "stages.2.2.act2" in out and "all layers" in out and "accumulated" in out and "ANN accuracy" not in out
+    assert (
+        "stages.2.2.act2" in out
+        and "all layers" in out
+        and "accumulated" in out
+        and "ANN accuracy" not in out
+    )
     assert main([*arguments, "--iterations", "1", "--exact"]) == 0
     content = json.loads(path.read_text(encoding="utf-8"))
-    assert (content["stages"], content["network_iterations"]) == (["before", "1 iteration", "exact"], None)
+    assert (content["stages"], content["network_iterations"]) == (
+        ["before", "1 iteration", "exact"],
+        None,
+    )
     assert main([*arguments, "--iterations", "-1"]) == 2
     assert "iterations must be >= 0" in capsys.readouterr().err
 
@@ -386,12 +509,30 @@ def test_the_demo_prints_and_writes_the_report(capsys, tmp_path):
 def test_the_demo_draws_the_report(capsys, tmp_path):
     pytest.importorskip("matplotlib", reason="needs the extra `plots`")
     path = tmp_path / "report.png"
-    assert main(["demo", "--report", "--samples", "2", "--timesteps", "4", "--quiet", "--plot", str(path)]) == 0
+    assert (
+        main(
+            [
+                "demo",
+                "--report",
+                "--samples",
+                "2",
+                "--timesteps",
+                "4",
+                "--quiet",
+                "--plot",
+                str(path),
+            ]
+        )
+        == 0
+    )
     assert path.read_bytes()[:4] == b"\x89PNG"
 
 
 def test_the_demo_without_matplotlib_fails_before_the_work(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert main(["demo", "--report", "--samples", "2", "--quiet", "--plot", str(tmp_path / "x.png")]) == 2
+    assert (
+        main(["demo", "--report", "--samples", "2", "--quiet", "--plot", str(tmp_path / "x.png")])
+        == 2
+    )
     captured = capsys.readouterr()
     assert "plots]" in captured.err and "stages" not in captured.out

@@ -1,4 +1,5 @@
-"""The operators against the reference loop: every dtype, layout, option and path, spikes EQUAL; opcheck and torch.compile.
+"""The operators against the reference loop: every dtype, layout, option and path, spikes EQUAL;
+opcheck and torch.compile.
 
 Properties of the mathematics are in test_properties.py, bad input in test_errors.py.
 """
@@ -40,10 +41,14 @@ def test_every_size_equals_the_reference(size, steps, rho, dtype, device):
     x = currents(steps, size, dtype=dtype, device=device)
     assert_same(F.if_forward(x, 0.9, **ALL), R.if_forward(x, 0.9))
     for iterations in (0, 1, 2, None):
-        assert_same(F.cos_forward(x, 0.9, rho=rho, iterations=iterations, **ALL_COS),
-                    R.cos_forward(x, 0.9, rho=rho, iterations=iterations))  # fmt: skip
-        assert_same(F.calibrate_v_init(x, 0.9, rho=rho, iterations=iterations),
-                    R.calibrate_v_init(x, 0.9, rho=rho, iterations=iterations))  # fmt: skip
+        assert_same(
+            F.cos_forward(x, 0.9, rho=rho, iterations=iterations, **ALL_COS),
+            R.cos_forward(x, 0.9, rho=rho, iterations=iterations),
+        )
+        assert_same(
+            F.calibrate_v_init(x, 0.9, rho=rho, iterations=iterations),
+            R.calibrate_v_init(x, 0.9, rho=rho, iterations=iterations),
+        )
 
 
 @pytest.mark.parametrize("emission", ["even", "front"])
@@ -56,36 +61,56 @@ def test_planned_emission_equals_the_formula(steps, rho, emission, dtype, device
         result = F.cos_forward(x, 0.9, rho=rho, emission=emission, **wanted)
         expected = R.cos_forward(x, 0.9, rho=rho, emission=emission)
         for name, ours, theirs in zip(result._fields, result, expected):
-            assert ours is theirs is None if name in ("v", "statistics") else torch.equal(ours, theirs), name
-        # Exact: the desired count over rho steps, whatever the order, and only the first rho inputs matter.
+            assert (
+                ours is theirs is None if name in ("v", "statistics") else torch.equal(ours, theirs)
+            ), name
+        # Exact: the desired count over rho steps, whatever the order, and only the first rho inputs
+        # matter.
         exact = F.cos_forward(x, 0.9, rho=rho, iterations=0, return_offset=True)
         before = F.calibrate_v_init(x, 0.9, rho=rho, iterations=0)
-        assert torch.equal((result.spikes[:rho] > 0).sum(0).int(), before.spike_count + exact.offset_spikes)
+        assert torch.equal(
+            (result.spikes[:rho] > 0).sum(0).int(), before.spike_count + exact.offset_spikes
+        )
         later = x.clone()
         later[rho:] = 7.0
-        assert torch.equal(F.cos_forward(later, 0.9, rho=rho, emission=emission).spikes, result.spikes)
+        assert torch.equal(
+            F.cos_forward(later, 0.9, rho=rho, emission=emission).spikes, result.spikes
+        )
         inplace = F.cos_forward(x.clone(), 0.9, rho=rho, emission=emission, inplace=True)
         assert torch.equal(inplace.spikes, result.spikes)
     layout = layouts(currents(9, 3, 5, 6, 7, dtype=dtype, device=device))
     theta = (torch.rand(5, 1, 1) + 0.5).to(device, dtype)
     for x in layout.values():
-        assert torch.equal(F.cos_forward(x, theta, rho=4, emission=emission).spikes,
-                           R.cos_forward(x, theta, rho=4, emission=emission).spikes)  # fmt: skip
+        assert torch.equal(
+            F.cos_forward(x, theta, rho=4, emission=emission).spikes,
+            R.cos_forward(x, theta, rho=4, emission=emission).spikes,
+        )
 
 
 def parameters(dtype, device):
-    """θ and v_init of every shape, in x_seq's dtype and in the state dtype, for neurons [3, 5, 6, 7]."""
+    """θ and v_init of every shape, in x_seq's dtype and in the state dtype, for neurons [3, 5, 6,
+    7].
+    """
     state = F.state_dtype(dtype)
     theta = (torch.rand(5, 1, 1) + 0.5).to(device)
     return {
         "scalars": (0.8, 0.1),
-        "0-dim": (torch.tensor(0.8, dtype=state, device=device), torch.tensor(-0.2, dtype=dtype, device=device)),
+        "0-dim": (
+            torch.tensor(0.8, dtype=state, device=device),
+            torch.tensor(-0.2, dtype=dtype, device=device),
+        ),
         "per channel": (theta.to(dtype), None),
         "per channel, both": (theta.to(state), (theta / 3).to(state)),
         "per column": ((torch.rand(7) + 0.5).to(device, state), None),
         "per row": ((torch.rand(1, 6, 1) + 0.5).to(device, dtype), 0.25),
-        "per neuron": ((torch.rand(3, 5, 6, 7) + 0.5).to(device, state), torch.randn(3, 5, 6, 7).to(device, dtype)),
-        "per neuron, permuted": ((torch.rand(7, 6, 5, 3) + 0.5).to(device, state).permute(3, 2, 1, 0), None),
+        "per neuron": (
+            (torch.rand(3, 5, 6, 7) + 0.5).to(device, state),
+            torch.randn(3, 5, 6, 7).to(device, dtype),
+        ),
+        "per neuron, permuted": (
+            (torch.rand(7, 6, 5, 3) + 0.5).to(device, state).permute(3, 2, 1, 0),
+            None,
+        ),
         "negative start": (1.3, -0.7),
     }
 
@@ -99,13 +124,18 @@ def test_every_layout_and_parameter_shape(layout, which, dtype, device):
     assert spikes.stride() == torch.empty_like(x).stride()
     for v_reset in (None, 0.0, 0.3):
         assert_same(
-            F.if_forward(x, theta, v_init, v_reset=v_reset, **ALL), R.if_forward(x, theta, v_init, v_reset=v_reset)
+            F.if_forward(x, theta, v_init, v_reset=v_reset, **ALL),
+            R.if_forward(x, theta, v_init, v_reset=v_reset),
         )
     for iterations in (1, None):
         expected = R.cos_forward(x, theta, v_init, rho=5, iterations=iterations)
-        assert_same(F.cos_forward(x, theta, v_init, rho=5, iterations=iterations, **ALL_COS), expected)
+        assert_same(
+            F.cos_forward(x, theta, v_init, rho=5, iterations=iterations, **ALL_COS), expected
+        )
         target = layouts(x.contiguous())[layout]
-        result = F.cos_forward(target, theta, v_init, rho=5, iterations=iterations, inplace=True, **ALL_COS)
+        result = F.cos_forward(
+            target, theta, v_init, rho=5, iterations=iterations, inplace=True, **ALL_COS
+        )
         assert result.spikes is target
         assert_same(result, expected)
 
@@ -119,8 +149,14 @@ def test_static_input_equals_its_copies(memory_format, dtype, device):
     assert_same(F.if_forward(static, theta, **ALL), F.if_forward(copied, theta, **ALL))
     for rho, iterations in ((1, 1), (4, 2), (9, None)):
         options = {"rho": rho, "iterations": iterations, **ALL_COS}
-        assert_same(F.cos_forward(static, theta, **options), F.cos_forward(copied, theta, **options))
-        assert F.cos_forward(static, theta, **options).spikes[0].is_contiguous(memory_format=memory_format)
+        assert_same(
+            F.cos_forward(static, theta, **options), F.cos_forward(copied, theta, **options)
+        )
+        assert (
+            F.cos_forward(static, theta, **options)
+            .spikes[0]
+            .is_contiguous(memory_format=memory_format)
+        )
 
 
 def test_neurons_that_share_memory_are_read_correctly(dtype, device):
@@ -133,7 +169,9 @@ def test_results_that_were_not_asked_for_are_none(inplace):
     assert F.if_forward(currents(4, 5), 1.0, inplace=inplace)[1:] == (None, None)
     assert F.cos_forward(currents(4, 5), 1.0, rho=2, inplace=inplace)[1:] == (None,) * 5
     for name in ("v", "count", "v_init", "offset", "statistics"):
-        result = F.cos_forward(currents(4, 5), 1.0, rho=2, inplace=inplace, **{f"return_{name}": True})
+        result = F.cos_forward(
+            currents(4, 5), 1.0, rho=2, inplace=inplace, **{f"return_{name}": True}
+        )
         given = [field for field in result._fields[1:] if getattr(result, field) is not None]
         assert given == [{"count": "spike_count", "offset": "offset_spikes"}.get(name, name)]
 
@@ -172,11 +210,17 @@ def test_every_float16_and_bfloat16_value_is_read_exactly(device):
         assert torch.equal(torch.nan_to_num(v, 7.5), torch.nan_to_num(expected, 7.5))
 
 
-@pytest.mark.parametrize("theta", [1e-7, 3e-6, 6.1e-5, 0.1, 0.3333, 1.0, 2.0005, 511.7, 65504.0, 65519.0])
+@pytest.mark.parametrize(
+    "theta", [1e-7, 3e-6, 6.1e-5, 0.1, 0.3333, 1.0, 2.0005, 511.7, 65504.0, 65519.0]
+)
 def test_thresholds_are_rounded_to_the_storage_dtype_as_torch_does(theta, device):
     for dtype in (torch.float16, torch.bfloat16):
-        spikes = F.if_forward(torch.full((1, 3), 1e5, dtype=torch.bfloat16).to(dtype).to(device), theta).spikes
-        assert torch.equal(spikes.cpu(), torch.full((1, 3), torch.tensor(theta).to(dtype).item(), dtype=dtype))
+        spikes = F.if_forward(
+            torch.full((1, 3), 1e5, dtype=torch.bfloat16).to(dtype).to(device), theta
+        ).spikes
+        assert torch.equal(
+            spikes.cpu(), torch.full((1, 3), torch.tensor(theta).to(dtype).item(), dtype=dtype)
+        )
 
 
 def test_thread_count_and_batch_size_change_nothing():
@@ -216,7 +260,9 @@ torch.save({"capability": build_info()["cpu_capability"], "out": out}, sys.argv[
 """
     results = []
     for wanted in (capability, None):
-        environment = {key: value for key, value in os.environ.items() if key != "COS_EXT_CPU_CAPABILITY"}
+        environment = {
+            key: value for key, value in os.environ.items() if key != "COS_EXT_CPU_CAPABILITY"
+        }
         if wanted:
             environment["COS_EXT_CPU_CAPABILITY"] = wanted
         path = tmp_path / f"{wanted}.pt"
@@ -229,9 +275,30 @@ torch.save({"capability": build_info()["cpu_capability"], "out": out}, sys.argv[
 
 SAMPLES = {
     "if_forward": lambda x: (x, None, 1.0, None, None, None, True, True),
-    "if_forward_": lambda x: (x, x.new_tensor([[0.7], [1.2]]), 0.0, x.new_zeros(3), None, 0.0, False, True),
+    "if_forward_": lambda x: (
+        x,
+        x.new_tensor([[0.7], [1.2]]),
+        0.0,
+        x.new_zeros(3),
+        None,
+        0.0,
+        False,
+        True,
+    ),
     "cos_forward": lambda x: (x, None, 1.0, None, 0.4, 3, 1, True, True, True, True),
-    "cos_forward_": lambda x: (x, x.new_tensor([[0.7], [1.2]]), 0.0, None, None, 4, -1, True, False, True, False),
+    "cos_forward_": lambda x: (
+        x,
+        x.new_tensor([[0.7], [1.2]]),
+        0.0,
+        None,
+        None,
+        4,
+        -1,
+        True,
+        False,
+        True,
+        False,
+    ),
     "cos_forward_even": lambda x: (x, None, 1.0, None, 0.4, 3, 1, False, True, True, True, 1),
     "calibrate_v_init": lambda x: (x, None, 1.0, None, None, 2, 2),
 }
@@ -254,10 +321,20 @@ def test_fakes_have_the_layout_of_the_results(device):
         real = F.cos_forward(x, 1.0, rho=2, **ALL_COS)[:5]
         meta = torch.empty_strided(x.shape, x.stride(), device="meta")
         fake = F.cos_forward(meta, 1.0, rho=2, **ALL_COS)[:5]
-        assert [(r.shape, r.stride(), r.dtype) for r in real] == [(f.shape, f.stride(), f.dtype) for f in fake]
-        real, fake = (F.cos_forward(x[..., :4, :4], 1.0, rho=2, pool=2, return_statistics=True) for x in (x, meta))
-        assert real.spikes.shape == fake.spikes.shape and real.spikes.stride() == fake.spikes.stride()
-        assert real.statistics.shape == fake.statistics.shape and real.statistics.dtype == fake.statistics.dtype
+        assert [(r.shape, r.stride(), r.dtype) for r in real] == [
+            (f.shape, f.stride(), f.dtype) for f in fake
+        ]
+        real, fake = (
+            F.cos_forward(x[..., :4, :4], 1.0, rho=2, pool=2, return_statistics=True)
+            for x in (x, meta)
+        )
+        assert (
+            real.spikes.shape == fake.spikes.shape and real.spikes.stride() == fake.spikes.stride()
+        )
+        assert (
+            real.statistics.shape == fake.statistics.shape
+            and real.statistics.dtype == fake.statistics.dtype
+        )
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -291,7 +368,9 @@ def test_compiles_for_other_float_arguments(device):
     )
     x = currents(6, 5, device=device)
     for theta, start, reset in ((1.0, 0.5, 0.0), (0.5, 0.25, 0.125), (0.75, 0.0, 0.25)):
-        assert torch.equal(compiled(x, theta, start, reset), F.if_forward(x, theta, start, v_reset=reset).spikes)
+        assert torch.equal(
+            compiled(x, theta, start, reset), F.if_forward(x, theta, start, v_reset=reset).spikes
+        )
 
 
 def test_exports(device):
@@ -319,10 +398,13 @@ def test_in_place_is_noticed_by_autograd():
 
 
 def test_large_offsets_use_64_bit_indices():
-    # 2^31 elements apart in memory, though only a few are read: the storage is virtual until it is touched.
+    # 2^31 elements apart in memory, though only a few are read: the storage is virtual until it is
+    # touched.
     x = torch.empty(2 * (2**31 + 64), dtype=torch.float16).as_strided((2, 64), (2**31 + 64, 1))
     x.copy_(currents(2, 64))
-    assert torch.equal(F.cos_forward(x, 1.0, rho=2).spikes, R.cos_forward(x.contiguous(), 1.0, rho=2).spikes)
+    assert torch.equal(
+        F.cos_forward(x, 1.0, rho=2).spikes, R.cos_forward(x.contiguous(), 1.0, rho=2).spikes
+    )
     expected = R.cos_forward(x.contiguous(), 1.0, rho=1).spikes
     assert torch.equal(F.cos_forward(x, 1.0, rho=1, inplace=True).spikes, expected)
 

@@ -14,8 +14,7 @@ import torch
 from conftest import bench_script
 from torch import nn
 
-from cos_ext import train
-
+from cos_ext.training import train
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,10 @@ def folder(tmp_path, test_set):
     """The first 40 test images, as Fashion-MNIST's four files."""
     images, labels = test_set.images[:40, 0].numpy(), test_set.labels[:40].to(torch.uint8).numpy()
     for stem in ("train", "t10k"):
-        for name, array in ((f"{stem}-images-idx3-ubyte", images), (f"{stem}-labels-idx1-ubyte", labels)):
+        for name, array in (
+            (f"{stem}-images-idx3-ubyte", images),
+            (f"{stem}-labels-idx1-ubyte", labels),
+        ):
             header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
             (tmp_path / f"{name}.gz").write_bytes(gzip.compress(header + array.tobytes()))
     return tmp_path
@@ -37,7 +39,12 @@ def folder(tmp_path, test_set):
 def test_the_documented_commands(script, folder, capsys, one_thread):
     weights, results = folder / "resnet20.safetensors", folder / "results.json"
     common = ["--net", "resnet20", "--data", str(folder), "--quiet"]
-    assert script.main(["train", *common, "--epochs", "1", "--batch-size", "20", "--output", str(weights)]) == 0
+    assert (
+        script.main(
+            ["train", *common, "--epochs", "1", "--batch-size", "20", "--output", str(weights)]
+        )
+        == 0
+    )
     options = ["--samples", "2", "--calibration-images", "8", "--json", str(results)]
     assert script.main(["convert", *common, "--weights", str(weights), *options]) == 0
     record = json.loads(results.read_text())
@@ -53,11 +60,18 @@ def test_every_max_pool_policy(script, test_set, one_thread):
     model, history = script.train_net("vgg", few, few, config, batch_size=4, progress=False)
     assert len(history) == 1
     record = script.study(
-        model, ("before", "spike", "avg"), few.batches(4), few.batches(4),
-        {"max": {"method": "max"}}, [(0, 1), (4, 1)], timesteps=4,
-    )  # fmt: skip
+        model,
+        ("before", "spike", "avg"),
+        few.batches(4),
+        few.batches(4),
+        {"max": {"method": "max"}},
+        [(0, 1), (4, 1)],
+        timesteps=4,
+    )
     found = [(row["max_pool"], row["rho"], row["latency"][-1]) for row in record["rows"]]
-    assert found == [(policy, rho, rho + 4) for policy in ("before", "spike", "avg") for rho in (0, 4)]
+    assert found == [
+        (policy, rho, rho + 4) for policy in ("before", "spike", "avg") for rho in (0, 4)
+    ]
     assert script.tables(record).count('max_pool="') == 3
 
 

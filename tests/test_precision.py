@@ -1,4 +1,6 @@
-"""Low precision and layout: spikes and thresholds in half types, autocast, inputs of other dtypes, channels_last without copies."""
+"""Low precision and layout: spikes and thresholds in half types, autocast, inputs of other dtypes,
+channels_last without copies.
+"""
 
 import copy
 
@@ -30,9 +32,13 @@ def currents_and_spikes(network, x):
     hooks = []
     for site, node in network.nodes().items():
         hooks.append(
-            node.register_forward_pre_hook(lambda m, i, site=site: seen.__setitem__(site, [m._currents(*i)[0].clone()]))
+            node.register_forward_pre_hook(
+                lambda m, i, site=site: seen.__setitem__(site, [m._currents(*i)[0].clone()])
+            )
         )
-        hooks.append(node.register_forward_hook(lambda m, i, o, site=site: seen[site].append(o.clone())))
+        hooks.append(
+            node.register_forward_hook(lambda m, i, o, site=site: seen[site].append(o.clone()))
+        )
     with network._by_steps():  # nothing fused
         out = network(x)
     for hook in hooks:
@@ -43,7 +49,9 @@ def currents_and_spikes(network, x):
 
 @pytest.mark.parametrize("how", ["to", "autocast"])
 @pytest.mark.parametrize("dtype", HALVES, ids=["bfloat16", "float16"])
-def test_spikes_are_those_of_a_float32_simulation_of_the_same_currents(dtype, how, shipped, test_set):
+def test_spikes_are_those_of_a_float32_simulation_of_the_same_currents(
+    dtype, how, shipped, test_set
+):
     network, x = copy.deepcopy(shipped), images(test_set, 2)
     if how == "to":
         network.to(dtype)
@@ -56,8 +64,14 @@ def test_spikes_are_those_of_a_float32_simulation_of_the_same_currents(dtype, ho
         node = network.nodes()[site]
         # The oracle: a plain loop in float32, with the threshold that the spikes carry.
         theta = node.v_threshold.to(dtype).float()
-        steps = current.float().expand(8, *current.shape) if node.static_input else current.float().unflatten(0, (8, 2))
-        expected = R.cos_forward(steps, theta, node.v_init.float(), rho=4, iterations=1).spikes.flatten(0, 1)
+        steps = (
+            current.float().expand(8, *current.shape)
+            if node.static_input
+            else current.float().unflatten(0, (8, 2))
+        )
+        expected = R.cos_forward(
+            steps, theta, node.v_init.float(), rho=4, iterations=1
+        ).spikes.flatten(0, 1)
         assert current.dtype == spikes.dtype == dtype, site
         assert torch.equal(spikes.float(), expected), site
         assert set(spikes.unique().tolist()) <= {0.0, theta.item()}
@@ -65,7 +79,9 @@ def test_spikes_are_those_of_a_float32_simulation_of_the_same_currents(dtype, ho
 
 @pytest.mark.parametrize("dtype", HALVES, ids=["bfloat16", "float16"])
 def test_a_reset_takes_off_what_was_sent(dtype):
-    """Else the residuals differ from what the next layer got, by half a unit in the last place of θ at every spike."""
+    """Else the residuals differ from what the next layer got, by half a unit in the last place of θ
+    at every spike.
+    """
     theta, current = 1.0 + 2.0**-9 + 2.0**-12, 0.75  # the threshold is not a number in either type
     for step_mode in ("m", "s"):
         node = cos_ext.IFNode(theta, step_mode=step_mode)
@@ -79,9 +95,13 @@ def test_a_reset_takes_off_what_was_sent(dtype):
 
 def test_thresholds_keep_their_precision_where_there_is_more():
     node = cos_ext.IFNode(torch.tensor(1.001953125 + 2.0**-20, dtype=torch.float64))
-    assert torch.equal(node(torch.full((3, 1), 0.6, dtype=torch.float64)).unique()[-1], node.v_threshold)
+    assert torch.equal(
+        node(torch.full((3, 1), 0.6, dtype=torch.float64)).unique()[-1], node.v_threshold
+    )
     assert node(torch.full((3, 1), 0.6)).max() == node.v_threshold.float()
-    with pytest.raises(ValueError, match="v_threshold must be positive and finite in torch.float16"):
+    with pytest.raises(
+        ValueError, match="v_threshold must be positive and finite in torch.float16"
+    ):
         cos_ext.IFNode(1e5)(torch.ones(2, 1, dtype=torch.float16))
 
 
@@ -109,7 +129,11 @@ def test_floating_inputs_are_converted_at_the_entrance(shipped, test_set):
 
         def __init__(self):
             super().__init__()
-            self.one, self.act, self.two = nn.Linear(3, 4).double(), cos_ext.QCFS(4, 1.0), nn.Linear(4, 2)
+            self.one, self.act, self.two = (
+                nn.Linear(3, 4).double(),
+                cos_ext.QCFS(4, 1.0),
+                nn.Linear(4, 2),
+            )
 
         def forward(self, x):
             return self.two(self.act(self.one(x).float()))
@@ -124,7 +148,11 @@ def test_floating_inputs_are_converted_at_the_entrance(shipped, test_set):
 
         def __init__(self):
             super().__init__()
-            self.table, self.act, self.two = nn.Embedding(5, 4), cos_ext.QCFS(4, 1.0), nn.Linear(4, 2)
+            self.table, self.act, self.two = (
+                nn.Embedding(5, 4),
+                cos_ext.QCFS(4, 1.0),
+                nn.Linear(4, 2),
+            )
 
         def forward(self, x):
             return self.two(self.act(self.table(x)))
@@ -159,8 +187,17 @@ def is_channels_last(tensor):
     return tensor.dim() != 4 or tensor.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("settings", [{"rho": 4}, {"rho": 0}, {"rho": 4, "calibration": "srp"}, {"rho": 2, "emission": "even"},
-                                      {"rho": 2, "emission": "even", "execution": "counts"}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rho": 4},
+        {"rho": 0},
+        {"rho": 4, "calibration": "srp"},
+        {"rho": 2, "emission": "even"},
+        {"rho": 2, "emission": "even", "execution": "counts"},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("architecture", ["resnet20", "vgg16"])
 def test_channels_last_is_kept_without_copies(architecture, settings):
     network = convert(models.build(architecture, 10, 3, threshold=1.0), timesteps=4, **settings)
@@ -172,7 +209,9 @@ def test_channels_last_is_kept_without_copies(architecture, settings):
 
     def look(module, args, out):
         wrong.extend(
-            type(module).__name__ for t in (*args, out) if isinstance(t, torch.Tensor) and not is_channels_last(t)
+            type(module).__name__
+            for t in (*args, out)
+            if isinstance(t, torch.Tensor) and not is_channels_last(t)
         )
 
     with Copies(size=3 * 16 * 7 * 7) as copies:
@@ -183,7 +222,8 @@ def test_channels_last_is_kept_without_copies(architecture, settings):
         module.register_forward_hook(look)
     again = network(x)
     assert wrong == [] and torch.equal(again, out)
-    # Sums in another order may decide a spike at its threshold otherwise; a wrong layout decides most.
+    # Sums in another order may decide a spike at its threshold otherwise; a wrong layout decides
+    # most.
     assert (out - expected).abs().mean() <= 0.05 * expected.abs().mean()
 
 
@@ -202,7 +242,14 @@ class Pooled(nn.Module):
 @pytest.mark.parametrize("execution", ["steps", "counts"])
 @pytest.mark.parametrize("rho", [3, 4])
 def test_pooling_and_static_tensors_keep_channels_last(rho, execution):
-    network = convert(Pooled().double(), timesteps=4, rho=rho, max_pool="before", emission="even", execution=execution)
+    network = convert(
+        Pooled().double(),
+        timesteps=4,
+        rho=rho,
+        max_pool="before",
+        emission="even",
+        execution=execution,
+    )
     assert "time_broadcast_0" in dict(network.module.named_modules())
     x = torch.randn(5, 3, 8, 8, dtype=torch.float64)
     expected = network(x)
@@ -210,7 +257,9 @@ def test_pooling_and_static_tensors_keep_channels_last(rho, execution):
     x, wrong = x.to(memory_format=torch.channels_last), []
     for module in network.module.modules():
         module.register_forward_hook(
-            lambda m, i, o: wrong.extend(type(m).__name__ for t in (*i, o) if not is_channels_last(t))
+            lambda m, i, o: wrong.extend(
+                type(m).__name__ for t in (*i, o) if not is_channels_last(t)
+            )
         )
     with Copies(size=5 * 4 * 4 * 4) as copies:
         out = network(x)
@@ -223,7 +272,7 @@ def test_pooling_and_static_tensors_keep_channels_last(rho, execution):
 @pytest.mark.parametrize("shape", [(4, 6, 3, 5, 7), (2, 3, 8, 4, 4), (3, 1, 2, 6, 6)])
 def test_max_pooling_before_the_neurons_in_both_layouts(shape):
     for pool in (nn.MaxPool2d(2), nn.MaxPool2d(3, 1, 1), nn.AdaptiveMaxPool2d((2, 3))):
-        before = cos_ext.pooling.MaxPoolBefore(pool)
+        before = cos_ext.network.pooling.MaxPoolBefore(pool)
         before.timesteps, before.rho = shape[0], 2
         x = torch.randn(shape).flatten(0, 1)
         given = x.to(memory_format=torch.channels_last)
@@ -231,8 +280,15 @@ def test_max_pooling_before_the_neurons_in_both_layouts(shape):
         assert is_channels_last(out) and torch.equal(out, before(x))
         # By hand: at each window the position whose first two currents have the largest sum.
         sums = x.unflatten(0, shape[:2])[:2].sum(0)
-        _, where = torch.nn.functional.max_pool2d(sums, pool.kernel_size, pool.stride, pool.padding, return_indices=True) \
-            if isinstance(pool, nn.MaxPool2d) else torch.nn.functional.adaptive_max_pool2d(sums, pool.output_size, return_indices=True)  # fmt: skip
+        _, where = (
+            torch.nn.functional.max_pool2d(
+                sums, pool.kernel_size, pool.stride, pool.padding, return_indices=True
+            )
+            if isinstance(pool, nn.MaxPool2d)
+            else torch.nn.functional.adaptive_max_pool2d(
+                sums, pool.output_size, return_indices=True
+            )
+        )
         for step, currents in enumerate(x.unflatten(0, shape[:2])):
             flat = currents.flatten(2).gather(2, where.flatten(2)).view(where.shape)
             assert torch.equal(out.unflatten(0, shape[:2])[step], flat)

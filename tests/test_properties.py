@@ -1,4 +1,6 @@
-"""Properties of the arithmetic, with hypothesis, against the float64 oracle. Layouts and devices are in test_operators.py."""
+"""Properties of the arithmetic, with hypothesis, against the float64 oracle. Layouts and devices
+are in test_operators.py.
+"""
 
 from fractions import Fraction
 
@@ -32,7 +34,9 @@ def populations(draw, dtype=np.float64, max_steps=12):
 
 
 def calibrated(x, theta, rho, iterations, v_init=None):
-    spikes, v, count, shifted, psi = _core.cos_forward(x, theta, v_init, rho=rho, iterations=iterations)
+    spikes, v, count, shifted, psi = _core.cos_forward(
+        x, theta, v_init, rho=rho, iterations=iterations
+    )
     return spikes > 0, shifted, psi
 
 
@@ -90,7 +94,8 @@ def test_constant_input_gives_the_qcfs_level(levels, theta, seed):
 
 @given(populations(dtype=np.float32), st.integers(-40, 40))
 def test_offset_spikes_have_the_exact_floor_at_multiples_of_the_threshold(case, multiple):
-    # r is k·θ rounded to float32, above or below the real multiple; a rounded quotient would lose the difference.
+    # r is k·θ rounded to float32, above or below the real multiple; a rounded quotient would lose
+    # the difference.
     _, theta, _ = case
     rho = 60
     target = np.float32(np.float64(multiple) * np.float64(np.float32(theta)))
@@ -112,7 +117,15 @@ def test_nan_and_infinity_after_a_spike(dtype, value, fired, psi):
     spikes, _, _, shifted, offset = _core.cos_forward(x, 1.0, 0.0, rho=4, iterations=0)
     assert (spikes > 0)[:, 0].astype(int).tolist() == fired
     assert offset[0] == psi
-    exact = F.cos_forward(torch.from_numpy(x), 1.0, 0.0, rho=4, iterations=None, return_v_init=True, return_offset=True)
+    exact = F.cos_forward(
+        torch.from_numpy(x),
+        1.0,
+        0.0,
+        rho=4,
+        iterations=None,
+        return_v_init=True,
+        return_offset=True,
+    )
     assert exact.offset_spikes.item() == psi
     assert torch.isfinite(exact.v_init).all()
 

@@ -1,4 +1,6 @@
-"""The QCFS activation: values, gradients, module behaviour. No spiking neurons: test_properties.py compares those."""
+"""The QCFS activation: values, gradients, module behaviour. No spiking neurons: test_properties.py
+compares those.
+"""
 
 import copy
 
@@ -21,10 +23,16 @@ levels_ = st.integers(1, 64)
 
 @st.composite
 def currents(draw, most=40):
-    """L, θ and a vector z: ordinary values, the ends of the range, the steps' edges and their neighbours."""
+    """L, θ and a vector z: ordinary values, the ends of the range, the steps' edges and their
+    neighbours.
+    """
     levels, theta = draw(levels_), draw(positive)
-    share = st.one_of(st.floats(-0.5, 1.5), st.floats(-1e6, 1e6), st.sampled_from([0.0, -0.0, 1.0]),
-                      st.integers(-1, 2 * levels + 1).map(lambda edge: edge / (2 * levels)))  # fmt: skip
+    share = st.one_of(
+        st.floats(-0.5, 1.5),
+        st.floats(-1e6, 1e6),
+        st.sampled_from([0.0, -0.0, 1.0]),
+        st.integers(-1, 2 * levels + 1).map(lambda edge: edge / (2 * levels)),
+    )
     z = np.array(draw(st.lists(share, min_size=1, max_size=most))) * theta
     z = np.concatenate([z, np.nextafter(z, np.inf), np.nextafter(z, -np.inf), [0.0, theta]])
     return levels, theta, np.where(np.abs(z) < 1e-300, 0.0, z)  # z / θ must not underflow to zero
@@ -37,8 +45,11 @@ def formula(z, theta, levels):
 def composite(z, theta, levels):
     """QCFS as the paper's authors compose it of torch operations, floor being straight-through."""
     ratio = z / theta
-    # torch.clamp, with the gradient 1 at both ends that it had when the authors wrote (torch 2.14 changed it).
-    clipped = torch.where((ratio >= 0) & (ratio <= 1), ratio, ratio.detach().clamp(0, 1)) * levels + 0.5
+    # torch.clamp, with the gradient 1 at both ends that it had when the authors wrote (torch 2.14
+    # changed it).
+    clipped = (
+        torch.where((ratio >= 0) & (ratio <= 1), ratio, ratio.detach().clamp(0, 1)) * levels + 0.5
+    )
     floored = clipped + (torch.floor(clipped) - clipped).detach()
     return floored / levels * theta
 
@@ -50,7 +61,7 @@ def test_forward_is_the_formula(case):
     out = QCFS(levels, theta)(torch.from_numpy(z)).detach().numpy()
     assert np.array_equal(out, formula(z, theta, levels))
     counts = out * levels / theta
-    assert np.abs(counts - np.round(counts)).max() < 1e-9 and 0 <= out.min() and out.max() <= theta
+    assert np.abs(counts - np.round(counts)).max() < 1e-9 and out.min() >= 0 and out.max() <= theta
 
 
 @settings(max_examples=100, deadline=None)
@@ -62,7 +73,9 @@ def test_forward_in_float32(case):
     assert out.dtype == torch.float32
     expected = formula(z.astype(np.float64), theta, levels)
     edge = z.astype(np.float64) * levels / theta + 0.5
-    settled = np.abs(edge - np.round(edge)) > 1e-5 * np.maximum(1, np.abs(edge))  # elsewhere rounding decides the step
+    settled = np.abs(edge - np.round(edge)) > 1e-5 * np.maximum(
+        1, np.abs(edge)
+    )  # elsewhere rounding decides the step
     assert np.allclose(out.detach().numpy()[settled], expected[settled], rtol=1e-6, atol=0)
 
 
@@ -89,9 +102,12 @@ def test_gradients_are_those_of_the_composite(case, seed):
     upstream = torch.from_numpy(np.random.default_rng(seed).normal(size=z.shape))
     z, theta = torch.from_numpy(z), torch.tensor(theta, dtype=torch.float64)
     _, grad_z, grad_theta = gradients(module_of(levels), z, theta, upstream)
-    out, expected_z, expected_theta = gradients(lambda *both: composite(*both, levels), z, theta, upstream)
+    out, expected_z, expected_theta = gradients(
+        lambda *both: composite(*both, levels), z, theta, upstream
+    )
     assert torch.allclose(grad_z, expected_z, rtol=1e-12, atol=1e-12)
-    # Where the two forms of the formula round a step's edge differently, they are a step apart, and so are da/dθ.
+    # Where the two forms of the formula round a step's edge differently, they are a step apart, and
+    # so are da/dθ.
     same = torch.isclose(out, QCFS(levels, float(theta))(z), rtol=1e-9, atol=0)
     slack = (upstream.abs() * ~same).sum() / levels
     assert abs(grad_theta - expected_theta) <= slack + 1e-9 * (1 + upstream.abs().sum())
@@ -109,7 +125,12 @@ def test_gradients_at_the_ends(levels):
         upstream = torch.zeros_like(z)
         upstream[position] = 2.0
         _, _, grad_theta = gradients(module_of(levels), z, theta, upstream)
-        assert torch.isclose(grad_theta, 2 * (out[position] - grad_z[position] * value) / theta, rtol=1e-12, atol=1e-15)
+        assert torch.isclose(
+            grad_theta,
+            2 * (out[position] - grad_z[position] * value) / theta,
+            rtol=1e-12,
+            atol=1e-15,
+        )
         expected = gradients(lambda *both: composite(*both, levels), z, theta, upstream)[2]
         assert torch.isclose(grad_theta, expected, rtol=1e-12, atol=1e-15)
 
@@ -133,7 +154,9 @@ def test_shape_and_dtype(dtype, shape):
     out = module(z)
     assert out.shape == shape and out.dtype == dtype
     # Powers of two: every step is exact in every dtype, so all dtypes must give the same numbers.
-    assert np.array_equal(out.detach().double().numpy(), formula(z.detach().double().numpy(), 2.0, 8))
+    assert np.array_equal(
+        out.detach().double().numpy(), formula(z.detach().double().numpy(), 2.0, 8)
+    )
     out.sum().backward()
     assert z.grad.dtype == dtype and z.grad.shape == shape
     assert module.threshold.grad.dtype == torch.float32 and module.threshold.grad.shape == ()
@@ -157,8 +180,10 @@ def test_extreme_inputs():
     assert out[:4].tolist() == [2, 0, 2, 0] and out[4].isnan()
 
 
-@pytest.mark.parametrize("levels, error", [(0, ValueError), (-3, ValueError), (4.0, TypeError), (True, TypeError),
-                                           ("4", TypeError)])  # fmt: skip
+@pytest.mark.parametrize(
+    "levels, error",
+    [(0, ValueError), (-3, ValueError), (4.0, TypeError), (True, TypeError), ("4", TypeError)],
+)
 def test_bad_levels(levels, error):
     with pytest.raises(error, match="levels"):
         QCFS(levels)
@@ -203,7 +228,8 @@ def test_threshold_learns():
 
 
 def test_trains_under_torch_compile():
-    # aot_eager: the graph is captured, fullgraph and with its backward, and run by PyTorch; no C++ compiler is needed.
+    # aot_eager: the graph is captured, fullgraph and with its backward, and run by PyTorch; no C++
+    # compiler is needed.
     torch._dynamo.reset()
     plain = nn.Sequential(nn.Linear(6, 5), QCFS(4, 2.0), nn.Linear(5, 3), QCFS(2, 1.0))
     twin = copy.deepcopy(plain)

@@ -1,4 +1,6 @@
-"""bench/reproduce.py: its rows are what the settings say, and the images that light is fitted on are evaluated by no row."""
+"""bench/reproduce.py: its rows are what the settings say, and the images that light is fitted on
+are evaluated by no row.
+"""
 
 import json
 
@@ -21,20 +23,48 @@ def script():
 
 def table(printed):
     """Rows by (calibration, rho), cells as printed."""
-    lines = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("| ")]
+    lines = [
+        line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("| ")
+    ]
     assert lines[0][:2] == ["calibration", "rho"]
-    return {(cells[0], cells[1]): cells[2:] for cells in lines[1:] if not cells[0].startswith("---")}
+    return {
+        (cells[0], cells[1]): cells[2:] for cells in lines[1:] if not cells[0].startswith("---")
+    }
 
 
-def test_the_rows_are_evaluations_of_the_shipped_network(script, shipped_model, test_set, capsys, tmp_path):
+def test_the_rows_are_evaluations_of_the_shipped_network(
+    script, shipped_model, test_set, capsys, tmp_path
+):
     path = tmp_path / "rows.json"
-    argv = ["--samples", "16", "--fit-samples", "4", "--timesteps", "1", "3", "--rho", "2", "4", "--quiet"]
+    argv = [
+        "--samples",
+        "16",
+        "--fit-samples",
+        "4",
+        "--timesteps",
+        "1",
+        "3",
+        "--rho",
+        "2",
+        "4",
+        "--quiet",
+    ]
     assert script.main([*argv, "--json", str(path)]) == 0
     printed = capsys.readouterr().out
-    assert "16 images on cpu" in printed and "the last 4 of the test images, on which no row is evaluated" in printed
+    assert (
+        "16 images on cpu" in printed
+        and "the last 4 of the test images, on which no row is evaluated" in printed
+    )
     rows, batches = table(printed), test_set.first(16).batches(16)
-    names = ["COS, 0 iterations", "COS, 1 iteration", "COS, 2 iterations", "COS, exact", "COS, emission even",
-             "parallel = COS, emission front", "SRP"]  # fmt: skip
+    names = [
+        "COS, 0 iterations",
+        "COS, 1 iteration",
+        "COS, 2 iterations",
+        "COS, exact",
+        "COS, emission even",
+        "parallel = COS, emission front",
+        "SRP",
+    ]
     once = [("ANN", "-"), ("none", "-"), ("light, fitted for T", "-"), ("parallel, rho = T", "T")]
     assert list(rows) == once + [(name, rho) for rho in ("2", "4") for name in names]
 
@@ -46,13 +76,19 @@ def test_the_rows_are_evaluations_of_the_shipped_network(script, shipped_model, 
         result = evaluate(network, batches, progress=False)
         return [f"{100 * result.accuracy[t - 1]:.2f} ({result.latency[t - 1]})" for t in times]
 
-    right = (shipped_model(test_set.normalise(test_set.images[:16])).argmax(1) == test_set.labels[:16]).double().mean()
+    right = (
+        (shipped_model(test_set.normalise(test_set.images[:16])).argmax(1) == test_set.labels[:16])
+        .double()
+        .mean()
+    )
     assert rows["ANN", "-"] == [f"{100 * right:.2f}"] * 2
     assert rows["none", "-"] == shown()
-    assert rows["light, fitted for T", "-"] == shown((1,), calibration="light") + shown((3,), calibration="light")
-    assert rows["parallel, rho = T", "T"] == [shown((t,), calibration="parallel", rho=t)[0] for t in (1, 3)] and rows[
-        "parallel, rho = T", "T"
-    ][1].endswith("(6)")
+    assert rows["light, fitted for T", "-"] == shown((1,), calibration="light") + shown(
+        (3,), calibration="light"
+    )
+    assert rows["parallel, rho = T", "T"] == [
+        shown((t,), calibration="parallel", rho=t)[0] for t in (1, 3)
+    ] and rows["parallel, rho = T", "T"][1].endswith("(6)")
     assert rows["COS, exact", "4"] == shown(rho=4, iterations=None)
     assert rows["COS, emission even", "2"] == shown(rho=2, emission="even")
     assert rows["parallel = COS, emission front", "4"] == shown(rho=4, emission="front")
@@ -88,7 +124,9 @@ def numbers(images):
 @pytest.mark.parametrize("training", [0, 40])
 def test_light_is_fitted_on_training_images_where_there_are_some(script, tmp_path, training):
     write_cifar100(tmp_path, 20, training)
-    args = script._parser().parse_args(["--dataset", "cifar100", "--data", str(tmp_path), "--fit-samples", "5"])
+    args = script._parser().parse_args(
+        ["--dataset", "cifar100", "--data", str(tmp_path), "--fit-samples", "5"]
+    )
     fit, evaluated, origin = script.split(args, data.load("cifar100", tmp_path))
     fit, evaluated = (numbers(script._batches(images, 4)) for images in (fit, evaluated))
     assert len(set(fit)) == 5 and not set(fit) & set(evaluated)
@@ -96,7 +134,11 @@ def test_light_is_fitted_on_training_images_where_there_are_some(script, tmp_pat
         assert evaluated == list(range(20)) and min(fit) >= 50 and origin == "5 training images"
         assert fit != sorted(fit)  # not the first few
     else:
-        assert evaluated == list(range(15)) and fit == list(range(15, 20)) and "no training images" in origin
+        assert (
+            evaluated == list(range(15))
+            and fit == list(range(15, 20))
+            and "no training images" in origin
+        )
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -113,24 +155,47 @@ def test_image_folders(script, tmp_path, training):
         ["--dataset", "folder", "--data", str(tmp_path), "--fit-samples", "4", "--size", "8"]
     )
     fit, evaluated, origin = script.split(args, data.load("folder", tmp_path, size=8))
-    shades = [{round((255 * (x[0, 0, 0] * 0.229 + 0.485)).item()) for x, _ in images} for images in (fit, evaluated)]
+    shades = [
+        {round((255 * (x[0, 0, 0] * 0.229 + 0.485)).item()) for x, _ in images}
+        for images in (fit, evaluated)
+    ]
     assert len(shades[0]) == 4 and not shades[0] & shades[1]
     assert len(shades[1]) == (12 if training else 8) and (min(shades[0]) >= 100) == training
     assert ("training images" in origin) and ("random 4 of the test images" in origin) != training
     x, labels = next(iter(script._batches(evaluated, 3)))
-    assert x.shape == (3, 3, 8, 8) and len(set(labels.tolist())) > 1  # shuffled: folders are sorted by class
+    assert (
+        x.shape == (3, 3, 8, 8) and len(set(labels.tolist())) > 1
+    )  # shuffled: folders are sorted by class
 
 
 def test_a_checkpoint_of_the_authors_runs_on_data_of_ones_own(script, capsys, tmp_path):
     write_cifar100(tmp_path, 6, 6)
-    torch.save(dict(make_state("resnet20", classes=100, dtype=torch.float32)), tmp_path / "theirs.pth")
-    argv = ["--dataset", "cifar100", "--data", str(tmp_path), "--checkpoint", str(tmp_path / "theirs.pth"), "--timesteps", "1",
-            "--fit-samples", "2", "--rho", "1", "--quiet"]  # fmt: skip
+    torch.save(
+        dict(make_state("resnet20", classes=100, dtype=torch.float32)), tmp_path / "theirs.pth"
+    )
+    argv = [
+        "--dataset",
+        "cifar100",
+        "--data",
+        str(tmp_path),
+        "--checkpoint",
+        str(tmp_path / "theirs.pth"),
+        "--timesteps",
+        "1",
+        "--fit-samples",
+        "2",
+        "--rho",
+        "1",
+        "--quiet",
+    ]
     assert script.main(argv) == 2
     assert "--arch is needed: there is no JSON beside" in capsys.readouterr().err
     assert script.main([*argv, "--arch", "resnet20", "--levels", "4"]) == 0
     printed = capsys.readouterr().out
-    assert "resnet20, L = 4, cifar100: 6 images on cpu. Light is fitted on 2 training images." in printed
+    assert (
+        "resnet20, L = 4, cifar100: 6 images on cpu. Light is fitted on 2 training images."
+        in printed
+    )
     assert len(table(printed)) == 4 + 7
     model = cos_ext.models.load_qcfs_checkpoint(tmp_path / "theirs.pth", "resnet20", levels=4)
     images = data.load("cifar100", tmp_path)

@@ -1,6 +1,8 @@
-"""SRP, light and parallel conversion against the same in plain torch, and calibration= through networks and files.
+"""SRP, light and parallel conversion against the same in plain torch, and calibration= through
+networks and files.
 
-The oracles here are loops over time of their own: nothing of cos_ext.reference or of the kernels is in them.
+The oracles here are loops over time of their own: nothing of cos_ext.reference or of the kernels is
+in them.
 """
 
 import copy
@@ -25,12 +27,16 @@ RIVALS = ("srp", "parallel", "light", "none")
 
 
 def currents(*shape, dtype=torch.float32):
-    """Multiples of 1/16 within (-1, 2): exact in every dtype, and so are their sums and those with θ, 3/4 and the like."""
+    """Multiples of 1/16 within (-1, 2): exact in every dtype, and so are their sums and those with
+    θ, 3/4 and the like.
+    """
     return torch.randint(-15, 32, shape).to(dtype) / 16
 
 
 def run(x, theta, v):
-    """IF with soft reset, step by step: spikes as booleans [T, ...] and the potential at the end."""
+    """IF with soft reset, step by step: spikes as booleans [T, ...] and the potential at the
+    end.
+    """
     fired = []
     for now in x:
         m = v + now
@@ -47,7 +53,9 @@ def plain_srp(x, theta, v, tau):
 
 def plain_parallel(x, theta, v, rho):
     mean = x[:rho].double().mean(0)
-    within = [(rho * mean + v.double()) / t >= theta.double() for t in range(1, rho + 1)]  # the paper's, divided by t
+    within = [
+        (rho * mean + v.double()) / t >= theta.double() for t in range(1, rho + 1)
+    ]  # the paper's, divided by t
     return torch.stack([within[t % rho] for t in range(len(x))])
 
 
@@ -55,27 +63,40 @@ def plain_parallel(x, theta, v, rho):
 
 
 @pytest.mark.parametrize("tau", [1, 3, 6])
-@pytest.mark.parametrize("theta", [0.75, torch.tensor([0.5, 0.75, 1.5]).view(3, 1, 1)], ids=["scalar", "per_channel"])
+@pytest.mark.parametrize(
+    "theta", [0.75, torch.tensor([0.5, 0.75, 1.5]).view(3, 1, 1)], ids=["scalar", "per_channel"]
+)
 def test_srp_is_the_plain_loop(dtype, tau, theta):
     x = currents(6, 2, 3, 4, 5, dtype=dtype)
     wide = torch.as_tensor(theta).expand(2, 3, 4, 5)
     threshold = theta.to(dtype) if isinstance(theta, torch.Tensor) else theta
-    for v_init, start in ((None, wide / 2), (0.25, torch.full_like(wide, 0.25)), ((wide / 4).to(dtype), wide / 4)):
+    for v_init, start in (
+        (None, wide / 2),
+        (0.25, torch.full_like(wide, 0.25)),
+        ((wide / 4).to(dtype), wide / 4),
+    ):
         expected = plain_srp(x, wide, start, tau)
         result = F.srp_forward(x, threshold, v_init, tau=tau, return_count=True)
         assert torch.equal(result.spikes, torch.where(expected, wide, 0.0).to(dtype))
-        assert torch.equal(result.spike_count, expected.sum(0, dtype=torch.int32)) and result.v is None
+        assert (
+            torch.equal(result.spike_count, expected.sum(0, dtype=torch.int32)) and result.v is None
+        )
         own = x.clone()
         assert F.srp_forward(own, threshold, v_init, tau=tau, inplace=True).spikes is own
         assert torch.equal(own, result.spikes)
-    muted = (expected.any(0) != run(x.double(), wide.double(), start.double())[0].any(0)).float().mean()
+    muted = (
+        (expected.any(0) != run(x.double(), wide.double(), start.double())[0].any(0)).float().mean()
+    )
     assert 0.02 < muted < 0.9  # the data mute some, and not all
 
 
 @pytest.mark.parametrize("rho", [1, 3, 4, 8])
-@pytest.mark.parametrize("theta", [0.75, torch.tensor([0.5, 0.75, 1.5]).view(3, 1, 1)], ids=["scalar", "per_channel"])
+@pytest.mark.parametrize(
+    "theta", [0.75, torch.tensor([0.5, 0.75, 1.5]).view(3, 1, 1)], ids=["scalar", "per_channel"]
+)
 def test_parallel_is_the_plain_formula(dtype, rho, theta):
-    # θ = 1/2, 3/4, 3/2 and rho <= 8: quotients by t and by rho are rounded, and never across a threshold that is not met.
+    # θ = 1/2, 3/4, 3/2 and rho <= 8: quotients by t and by rho are rounded, and never across a
+    # threshold that is not met.
     x = currents(8, 2, 3, 4, 5, dtype=dtype) + 1 / 64
     wide = torch.as_tensor(theta).expand(2, 3, 4, 5)
     threshold = theta.to(dtype) if isinstance(theta, torch.Tensor) else theta
@@ -83,7 +104,9 @@ def test_parallel_is_the_plain_formula(dtype, rho, theta):
         expected = plain_parallel(x, wide, start, rho)
         result = F.parallel_forward(x, threshold, v_init, rho=rho, return_count=True)
         assert torch.equal(result.spikes, torch.where(expected, wide, 0.0).to(dtype))
-        assert torch.equal(result.spike_count, expected.sum(0, dtype=torch.int32)) and result.v is None
+        assert (
+            torch.equal(result.spike_count, expected.sum(0, dtype=torch.int32)) and result.v is None
+        )
         own = x.clone()
         assert F.parallel_forward(own, threshold, v_init, rho=rho, inplace=True).spikes is own
         assert torch.equal(own, result.spikes)
@@ -94,22 +117,35 @@ def test_layouts_and_static_input(name):
     x = layouts(currents(4, 2, 3, 2, 5))[name]
     theta = torch.tensor(0.75)
     assert torch.equal(F.srp_forward(x, 0.75, tau=3).spikes != 0, plain_srp(x, theta, theta / 2, 3))
-    assert torch.equal(F.parallel_forward(x, 0.75, rho=3).spikes, F.parallel_forward(x.clone(), 0.75, rho=3).spikes)
+    assert torch.equal(
+        F.parallel_forward(x, 0.75, rho=3).spikes, F.parallel_forward(x.clone(), 0.75, rho=3).spikes
+    )
     static = x[0].expand(5, *x.shape[1:])
-    assert torch.equal(F.srp_forward(static, 0.75, tau=2).spikes != 0, plain_srp(static, theta, theta / 2, 2))
-    assert torch.equal(F.parallel_forward(static, 0.75, rho=4).spikes != 0, plain_parallel(static, theta, theta / 2, 4))
+    assert torch.equal(
+        F.srp_forward(static, 0.75, tau=2).spikes != 0, plain_srp(static, theta, theta / 2, 2)
+    )
+    assert torch.equal(
+        F.parallel_forward(static, 0.75, rho=4).spikes != 0,
+        plain_parallel(static, theta, theta / 2, 4),
+    )
 
 
-@given(st.lists(st.integers(-40, 60), min_size=1, max_size=9), st.integers(1, 9), st.integers(1, 30))
+@given(
+    st.lists(st.integers(-40, 60), min_size=1, max_size=9), st.integers(1, 9), st.integers(1, 30)
+)
 @settings(max_examples=200, deadline=None)
 def test_srp_mutes_exactly_those_without_a_residual_above_zero(values, tau, theta):
     tau = min(tau, len(values))
-    x, theta = torch.tensor(values, dtype=torch.float64).unsqueeze(1), torch.tensor(float(theta), dtype=torch.float64)
+    x, theta = (
+        torch.tensor(values, dtype=torch.float64).unsqueeze(1),
+        torch.tensor(float(theta), dtype=torch.float64),
+    )
     fired, _ = run(x, theta, theta / 2)
     _, residual = run(x[:tau], theta, theta / 2)
     spikes = F.srp_forward(x, theta.item(), tau=tau).spikes
     assert torch.equal(spikes, fired * theta if residual.item() > 0 else torch.zeros_like(x))
-    # The theorem behind it: an ANN activation of zero whose neuron has fired leaves a residual below zero.
+    # The theorem behind it: an ANN activation of zero whose neuron has fired leaves a residual
+    # below zero.
     if x[:tau].sum() + theta / 2 < theta and fired[:tau].any():
         assert residual.item() < 0 and not spikes.any()
 
@@ -170,7 +206,10 @@ def test_nodes_are_the_functions(static):
             if not inplace or static:
                 assert torch.equal(own, x)
             node.rho = 0  # nothing to watch: plain IF, but for the bias
-            assert torch.equal(node(x.clone()), expected["light" if calibration == "light" else "none"].flatten(0, 1))
+            assert torch.equal(
+                node(x.clone()),
+                expected["light" if calibration == "light" else "none"].flatten(0, 1),
+            )
             node.rho = 4
     half = IFNode(theta, timesteps=6, calibration="light", static_input=static)
     half.bias = torch.tensor([0.25, -0.5, 1.0]).view(3, 1, 1)
@@ -220,7 +259,9 @@ def images_of(test_set, count, start=0):
 
 
 def plain_network(network, x, emitted):
-    """The network's layers, each replaced by `emitted(site, theta, v_init, x_seq)` in plain torch; [T, B, classes]."""
+    """The network's layers, each replaced by `emitted(site, theta, v_init, x_seq)` in plain torch;
+    [T, B, classes].
+    """
     plain = copy.deepcopy(network)
     plain.calibration = "none"
     steps = plain._steps
@@ -256,7 +297,9 @@ def test_the_shipped_network_under_srp_is_a_plain_simulation(shipped_model, test
 
 
 def test_the_shipped_network_under_parallel_conversion_is_plain_counts(shipped_model, test_set):
-    network = convert(in_double(shipped_model), timesteps=8, rho=8, calibration="parallel", fuse=False)
+    network = convert(
+        in_double(shipped_model), timesteps=8, rho=8, calibration="parallel", fuse=False
+    )
     x = images_of(test_set, 3).double()
 
     def sorted_train(site, theta, v, x_seq):
@@ -264,7 +307,9 @@ def test_the_shipped_network_under_parallel_conversion_is_plain_counts(shipped_m
         return torch.stack([torch.where(t <= count, theta, 0.0) for t in range(1, 9)])
 
     assert (network(x) - plain_network(network, x, sorted_train)).abs().max() <= 1e-9
-    assert (network.rate(x) - in_double(shipped_model)(x)).abs().max() <= 1e-9  # rho = T = L: without loss
+    assert (
+        network.rate(x) - in_double(shipped_model)(x)
+    ).abs().max() <= 1e-9  # rho = T = L: without loss
     steps = network(x)
     network.calibration, network.emission = "cos", "front"
     assert torch.equal(network(x), steps)
@@ -283,14 +328,18 @@ def test_none_is_the_converted_network_and_rho_plays_no_part(shipped_model, test
 
 
 def plain_light(network, ann, x):
-    """The biases of the light pipeline: layer after layer, each measured with the layers before it corrected."""
+    """The biases of the light pipeline: layer after layer, each measured with the layers before it
+    corrected.
+    """
     desired, biases = {}, {}
 
     def note(site, a):
         desired[site] = a.mean((0, 2, 3))
 
-    hooks = [ann.get_submodule(site).register_forward_hook(lambda m, i, a, site=site: note(site, a))
-             for site in network.nodes()]  # fmt: skip
+    hooks = [
+        ann.get_submodule(site).register_forward_hook(lambda m, i, a, site=site: note(site, a))
+        for site in network.nodes()
+    ]
     ann(x)
     for hook in hooks:
         hook.remove()
@@ -322,7 +371,9 @@ def test_light_fits_the_biases_of_a_plain_computation(shipped_model, test_set):
         assert node.bias.shape == (len(expected[site]), 1, 1)
         assert (node.bias.flatten() - expected[site]).abs().max() <= 1e-9, site
         assert torch.equal(fitted[site], node.bias)
-    assert all(torch.equal(network.state_dict()[key], value) for key, value in before.items())  # nothing else changed
+    assert all(
+        torch.equal(network.state_dict()[key], value) for key, value in before.items()
+    )  # nothing else changed
     biases = {site: node.bias for site, node in network.nodes().items()}
 
     def corrected(site, theta, v, x_seq):
@@ -333,7 +384,9 @@ def test_light_fits_the_biases_of_a_plain_computation(shipped_model, test_set):
         network, model, iter([x]), progress=False
     )  # an earlier fit does not matter; a batch is as good as two
     assert all((again[site] - fitted[site]).abs().max() <= 1e-9 for site in fitted)
-    assert network.watch_steps == 0 and not any(node._forward_hooks for node in network.nodes().values())
+    assert network.watch_steps == 0 and not any(
+        node._forward_hooks for node in network.nodes().values()
+    )
 
 
 def test_light_helps_on_images_that_it_was_not_fitted_on(shipped_model, test_set):
@@ -347,13 +400,33 @@ def test_light_helps_on_images_that_it_was_not_fitted_on(shipped_model, test_set
 
 def test_light_where_a_max_pooling_was_moved_before_the_neurons():
     torch.manual_seed(3)
-    ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-                        nn.Linear(5 * 4, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()  # fmt: skip
-    network = convert(ann, timesteps=3, thresholds={"1": 1.0, "3": 1.0, "7": 0.5}, max_pool="before")
+    ann = (
+        nn.Sequential(
+            nn.Conv2d(1, 4, 3),
+            nn.ReLU(),
+            nn.Conv2d(4, 5, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(5 * 4, 6),
+            nn.ReLU(),
+            nn.Linear(6, 3),
+        )
+        .double()
+        .eval()
+    )
+    network = convert(
+        ann, timesteps=3, thresholds={"1": 1.0, "3": 1.0, "7": 0.5}, max_pool="before"
+    )
     x = torch.randn(10, 1, 8, 8, dtype=torch.float64)
     fitted = fit_light(network, ann, [x], progress=False)
-    assert {site: tuple(bias.shape) for site, bias in fitted.items()} == {"1": (4, 1, 1), "3": (5, 1, 1), "7": (6,)}
-    # The last layer, with what reaches it: the mean of the ANN's activation, less that of plain IF neurons without a bias.
+    assert {site: tuple(bias.shape) for site, bias in fitted.items()} == {
+        "1": (4, 1, 1),
+        "3": (5, 1, 1),
+        "7": (6,),
+    }
+    # The last layer, with what reaches it: the mean of the ANN's activation, less that of plain IF
+    # neurons without a bias.
     reached = []
     network.nodes()["7"].register_forward_pre_hook(lambda m, args: reached.append(args[0].clone()))
     network(x)
@@ -362,11 +435,15 @@ def test_light_where_a_max_pooling_was_moved_before_the_neurons():
     assert (fitted["7"] - (ann[:8](x).mean(0) - spikes.mean((0, 1)))).abs().max() <= 1e-12
     # And the pooled layer is held against the pooled activation.
     currents_of = []
-    network.nodes()["3"].register_forward_pre_hook(lambda m, args: currents_of.append(args[0].clone()))
+    network.nodes()["3"].register_forward_pre_hook(
+        lambda m, args: currents_of.append(args[0].clone())
+    )
     network(x)
     one = torch.ones((), dtype=torch.float64)
     spikes = run(currents_of[0].unflatten(0, (3, 10)), one, one / 2)[0].double()
-    assert (fitted["3"].flatten() - (ann[:5](x).mean((0, 2, 3)) - spikes.mean((0, 1, 3, 4)))).abs().max() <= 1e-12
+    assert (
+        fitted["3"].flatten() - (ann[:5](x).mean((0, 2, 3)) - spikes.mean((0, 1, 3, 4)))
+    ).abs().max() <= 1e-12
 
 
 def small(seed=0):
@@ -397,15 +474,21 @@ def test_fit_light_errors_leave_the_network_as_it_was():
         fit_light(network, ann, x)
     with pytest.raises(ValueError, match="activations at"):
         fit_light(network, nn.Sequential(nn.Linear(2, 2), nn.ReLU()), [x])
-    with pytest.raises(ValueError, match="ann must have the network's dtype torch.float32, it has torch.float64"):
+    with pytest.raises(
+        ValueError, match="ann must have the network's dtype torch.float32, it has torch.float64"
+    ):
         fit_light(network, copy.deepcopy(ann).double(), [x.double()])
     for empty in ([], [x[:0]]):
         with pytest.raises(ValueError, match="at least one sample"):
             fit_light(network, ann, empty, progress=False)
     with pytest.raises(ValueError, match="must give finite activations, those at '1'"):
         fit_light(network, ann, [torch.full_like(x, torch.inf)], progress=False)
-    other = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4))
-    with pytest.raises(ValueError, match="ann must be the model that the network was converted from.*'1'"):
+    other = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4)
+    )
+    with pytest.raises(
+        ValueError, match="ann must be the model that the network was converted from.*'1'"
+    ):
         fit_light(network, other.eval(), [x], progress=False)
     assert state_of(network) == before == ("cos", {"1": None, "3": None})
     fit_light(network, ann, [x], progress=False)
@@ -421,7 +504,11 @@ def test_fit_light_errors_leave_the_network_as_it_was():
 
 def test_light_without_a_fit_says_so():
     network = convert(
-        small(), timesteps=2, thresholds=THRESHOLDS, calibration="light", example_input=torch.randn(3, 1, 8, 8)
+        small(),
+        timesteps=2,
+        thresholds=THRESHOLDS,
+        calibration="light",
+        example_input=torch.randn(3, 1, 8, 8),
     )
     with pytest.raises(RuntimeError, match="call cos_ext.fit_light first"):
         network(torch.randn(1, 1, 8, 8))
@@ -440,7 +527,9 @@ def test_settings_make_a_round_trip_through_a_file(calibration, tmp_path):
     again = cos_ext.load_network(tmp_path / "network", small(seed=9))
     assert torch.equal(again(x), expected)
     assert (again.calibration, again.nodes()["3"].calibration, again.rho) == (calibration, "srp", 2)
-    assert all(torch.equal(node.bias, network.nodes()[site].bias) for site, node in again.nodes().items())
+    assert all(
+        torch.equal(node.bias, network.nodes()[site].bias) for site, node in again.nodes().items()
+    )
     again.set_layer("3")
     assert again.nodes()["3"].calibration == calibration
     with pytest.raises(ValueError, match="of its own"):
@@ -484,14 +573,18 @@ def test_calibration_of_a_network_can_be_changed_and_is_checked():
 
 @pytest.mark.parametrize("calibration", RIVALS)
 def test_latency_and_independence_of_the_batch(calibration, shipped_model, test_set):
-    model = in_double(shipped_model)  # float64: convolutions may sum in another order for another batch size
+    model = in_double(
+        shipped_model
+    )  # float64: convolutions may sum in another order for another batch size
     network = convert(model, timesteps=2, rho=3, calibration=calibration)
     x = images_of(test_set, 6).double()
     if calibration == "light":
         fit_light(network, model, [images_of(test_set, 2, start=50).double()], progress=False)
     whole = network(x)
     for parts in (1, 4):
-        assert (torch.cat([network(part) for part in x.split(parts)], 1) - whole).abs().max() <= 1e-9
+        assert (
+            torch.cat([network(part) for part in x.split(parts)], 1) - whole
+        ).abs().max() <= 1e-9
     result = evaluate(network, [(x, test_set.labels[:6])], progress=False)
     assert result.latency == ([1, 2] if calibration in ("none", "light") else [4, 5])
 
@@ -507,16 +600,22 @@ def test_the_offset_report_takes_every_calibration(calibration):
     assert report.to_dict()["network_calibration"] == calibration
     if calibration != "none":
         assert f'calibration "{calibration}"' in str(report)
-    if calibration == "light":  # ψ is taken on the corrected currents: with them, exact calibration leaves nothing
+    if (
+        calibration == "light"
+    ):  # ψ is taken on the corrected currents: with them, exact calibration leaves nothing
         assert all(layer.histograms["exact"][4] == layer.neurons for layer in report.layers)
         node, seen = network.nodes()["3"], []
-        node.register_forward_pre_hook(lambda m, a: seen.append((a[0] + node.bias).unflatten(0, (2, 4))))
+        node.register_forward_pre_hook(
+            lambda m, a: seen.append((a[0] + node.bias).unflatten(0, (2, 4)))
+        )
         network(x)
         theta = node.v_threshold
         wanted = ((seen[0].sum(0) + theta / 2) / theta).floor().clamp(0, 2)
         psi = (wanted - run(seen[0], theta, theta / 2)[0].sum(0)).flatten()
-        assert report.layers[1].shares("before")[0] == pytest.approx((psi == 0).double().mean().item())
-        assert 0 < report.layers[1].shares("before")[1]
+        assert report.layers[1].shares("before")[0] == pytest.approx(
+            (psi == 0).double().mean().item()
+        )
+        assert report.layers[1].shares("before")[1] > 0
 
 
 @pytest.mark.parametrize("calibration", ["srp", "parallel", "light"])
@@ -530,14 +629,23 @@ def test_rival_networks_compile_whole(calibration):
 
 
 def test_light_on_a_network_of_every_shape():
-    """Linear layers, a site that is called twice, and layers that keep a calibration of their own."""
+    """Linear layers, a site that is called twice, and layers that keep a calibration of their
+    own.
+    """
     ann = zoo.prepared("rivals", lambda: zoo.ResNet(zoo.BasicBlock))
     x = torch.randn(3, 3, 32, 32)
     network = convert(
-        ann, timesteps=2, rho=2, thresholds=dict.fromkeys(cos_ext.calibrate_thresholds(ann, [x], progress=False), 1.0)
+        ann,
+        timesteps=2,
+        rho=2,
+        thresholds=dict.fromkeys(cos_ext.calibrate_thresholds(ann, [x], progress=False), 1.0),
     )
     first = next(iter(network.nodes()))
     network.set_layer(first, calibration="srp")
     fitted = fit_light(network, ann, [x], progress=False)
-    assert first not in fitted and network.nodes()[first].bias is None and len(fitted) == len(network.nodes()) - 1
+    assert (
+        first not in fitted
+        and network.nodes()[first].bias is None
+        and len(fitted) == len(network.nodes()) - 1
+    )
     assert network(x).shape[0] == 2 and network.watch_steps == 2

@@ -1,6 +1,8 @@
-"""IFNode against SpikingJelly's, recorded by record_spikingjelly.py: EQUAL spikes and potentials, in every step mode.
+"""IFNode against SpikingJelly's, recorded by record_spikingjelly.py: EQUAL spikes and potentials,
+in every step mode.
 
-SpikingJelly starts at v = 0 and emits 0 or 1; IFNode emits 0 or θ. spikingjelly itself is not needed here.
+SpikingJelly starts at v = 0 and emits 0 or 1; IFNode emits 0 or θ. spikingjelly itself is not
+needed here.
 """
 
 from __future__ import annotations
@@ -33,16 +35,29 @@ class Case(NamedTuple):
 
 
 def _load() -> list[Case]:
-    with np.load(Path(__file__).parent / "data" / "spikingjelly_if.npz", allow_pickle=False) as record:
+    with np.load(
+        Path(__file__).parent / "data" / "spikingjelly_if.npz", allow_pickle=False
+    ) as record:
         cases = zip(record["v_threshold"].tolist(), record["v_reset"].tolist(), record["input"])
-        return [Case(torch.from_numpy(record[f"x_{i}"]), threshold, None if math.isnan(v_reset) else v_reset,
-                     torch.from_numpy(record[f"spikes_{n}"]).bool(), torch.from_numpy(record[f"v_{n}"]))
-                for n, (threshold, v_reset, i) in enumerate(cases)]  # fmt: skip
+        return [
+            Case(
+                torch.from_numpy(record[f"x_{i}"]),
+                threshold,
+                None if math.isnan(v_reset) else v_reset,
+                torch.from_numpy(record[f"spikes_{n}"]).bool(),
+                torch.from_numpy(record[f"v_{n}"]),
+            )
+            for n, (threshold, v_reset, i) in enumerate(cases)
+        ]
 
 
 CASES = _load()
 each_case = pytest.mark.parametrize(
-    "case", [pytest.param(c, id=f"{'x'.join(map(str, c.x.shape))}-{c.v_threshold}-{c.v_reset}") for c in CASES]
+    "case",
+    [
+        pytest.param(c, id=f"{'x'.join(map(str, c.x.shape))}-{c.v_threshold}-{c.v_reset}")
+        for c in CASES
+    ],
 )
 
 
@@ -71,14 +86,17 @@ def test_single_step(case):
 @each_case
 def test_functional_potential(case):
     # A node in step_mode "m" keeps no potential; the function that it calls returns it.
-    result = functional.if_forward(case.x, case.v_threshold, 0.0, v_reset=case.v_reset, return_v=True)
+    result = functional.if_forward(
+        case.x, case.v_threshold, 0.0, v_reset=case.v_reset, return_v=True
+    )
     case.check_emitted(result.spikes)
     assert torch.equal(result.v, case.v)
 
 
 @each_case
 def test_multi_step_starts_anew_at_each_call(case):
-    # Unlike SpikingJelly's, whose multi-step node goes on from the potential of the last call until reset().
+    # Unlike SpikingJelly's, whose multi-step node goes on from the potential of the last call until
+    # reset().
     node = case.node()
     node(case.x)
     case.check_emitted(node(case.x))
@@ -118,12 +136,15 @@ def test_the_record_is_worth_comparing_with():
     assert {c.v_reset for c in CASES} == {None, 0.0}
     for case in CASES:
         theta = torch.tensor(case.v_threshold)
-        # v = 0 before the first step, so these arrive exactly on the threshold, and one ulp below it.
+        # v = 0 before the first step, so these arrive exactly on the threshold, and one ulp below
+        # it.
         first, fired = case.x[0], case.spikes[0]
         on, below = first == theta, first == torch.nextafter(theta, torch.tensor(0.0))
         assert on.any() and fired[on].all()
         assert below.any() and not fired[below].any()
         if case.v_reset is None:
-            assert (case.v >= theta).any()  # a residual over the threshold: one spike a step takes only θ away
+            assert (
+                case.v >= theta
+            ).any()  # a residual over the threshold: one spike a step takes only θ away
         else:
             assert (case.v < theta).all()

@@ -1,4 +1,6 @@
-"""Statistics that the kernels sum while they simulate, against full tensors; and their collection over a network."""
+"""Statistics that the kernels sum while they simulate, against full tensors; and their collection
+over a network.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from conftest import layouts
 
 import cos_ext
 from cos_ext import functional as F
-from cos_ext.statistics import read_statistics
+from cos_ext.analysis.statistics import read_statistics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,7 +32,9 @@ def by_hand(x, theta, v_init, rho, emitted):
     total = (emitted != 0).sum(0)
     return {
         "neurons": psi.numel(),
-        "offset_histogram": tuple(torch.bincount((psi + rho).flatten(), minlength=2 * rho + 1).tolist()),
+        "offset_histogram": tuple(
+            torch.bincount((psi + rho).flatten(), minlength=2 * rho + 1).tolist()
+        ),
         "spikes": int(total.sum()),
         "silent_share": (total == 0).double().mean().item(),
         "saturated_share": (total == len(x)).double().mean().item(),
@@ -42,7 +46,9 @@ def by_hand(x, theta, v_init, rho, emitted):
 
 def close(found, expected):
     for name, value in expected.items():
-        assert getattr(found, name) == (pytest.approx(value, abs=2e-6) if isinstance(value, float) else value), name
+        assert getattr(found, name) == (
+            pytest.approx(value, abs=2e-6) if isinstance(value, float) else value
+        ), name
 
 
 @pytest.mark.parametrize("emission", F.EMISSIONS)
@@ -50,39 +56,59 @@ def close(found, expected):
 def test_sums_are_those_of_full_tensors(device, dtype, rho, emission):
     # On a grid, so that float64 has the same sums exactly.
     x = (torch.randint(-40, 90, (7, 2, 5, 9, 4), device=device) / 32).to(dtype)
-    theta, v_init = torch.tensor([0.5, 1, 1.5, 2, 1.25], dtype=dtype, device=device)[:, None, None], 0.25
+    theta, v_init = (
+        torch.tensor([0.5, 1, 1.5, 2, 1.25], dtype=dtype, device=device)[:, None, None],
+        0.25,
+    )
     for laid in (*layouts(x).values(), x[:1].expand_as(x)):
-        result = F.cos_forward(laid, theta, v_init, rho=rho, emission=emission, return_statistics=True)
+        result = F.cos_forward(
+            laid, theta, v_init, rho=rho, emission=emission, return_statistics=True
+        )
         found = read_statistics(result.statistics, rho=rho, timesteps=7)
         close(found, by_hand(laid, theta, v_init, rho, result.spikes))
         assert found.spike_rate == pytest.approx(found.spikes / x.numel())
 
 
 def test_the_split_adds_up_neuron_by_neuron():
-    """Clipping, quantisation and unevenness make up what separates the neuron's rate from a rectifier's."""
+    """Clipping, quantisation and unevenness make up what separates the neuron's rate from a
+    rectifier's.
+    """
     x = torch.randn(6, 1, dtype=torch.float64) * torch.rand(300, 1, 1, dtype=torch.float64) * 3
     for one in x:
-        split = read_statistics(F.cos_forward(one, 1.0, rho=6, iterations=0, return_statistics=True).statistics, rho=6, timesteps=6)
+        split = read_statistics(
+            F.cos_forward(one, 1.0, rho=6, iterations=0, return_statistics=True).statistics,
+            rho=6,
+            timesteps=6,
+        )
         u, count = one.sum().item(), F.if_forward(one, 1.0, return_count=True).spike_count.item()
         psi = next(i for i, n in enumerate(split.offset_histogram) if n) - 6
         error = max(u, 0.0) - count
         rounded = min(max(u, 0.0), 6.0) - (count + psi)
         assert error == pytest.approx(6 * split.clipping + rounded + psi, abs=1e-6)
-        assert abs(rounded) == pytest.approx(6 * split.quantisation, abs=1e-6) and abs(psi) == pytest.approx(6 * split.unevenness)
+        assert abs(rounded) == pytest.approx(6 * split.quantisation, abs=1e-6) and abs(
+            psi
+        ) == pytest.approx(6 * split.unevenness)
 
 
 def test_infinite_and_missing_currents_do_not_spoil_the_sums(dtype):
     x = torch.ones(3, 4, dtype=dtype)
     x[:, 0], x[:, 1], x[:, 2] = float("nan"), float("inf"), -float("inf")
-    found = read_statistics(F.cos_forward(x, 1.0, rho=3, return_statistics=True).statistics, rho=3, timesteps=3)
-    assert found.neurons == 4 and found.clipping == pytest.approx(2**30 / (3 * 4))  # as far as a sum counts
+    found = read_statistics(
+        F.cos_forward(x, 1.0, rho=3, return_statistics=True).statistics, rho=3, timesteps=3
+    )
+    assert found.neurons == 4 and found.clipping == pytest.approx(
+        2**30 / (3 * 4)
+    )  # as far as a sum counts
     assert found.quantisation == 0 and found.saturated_share == 0.5 and found.silent_share == 0.5
 
 
 def test_sums_do_not_depend_on_the_split():
     x = torch.randn(5, 24, 3, 8, 8)
     whole = F.cos_forward(x, 1.0, rho=4, return_statistics=True).statistics
-    parts = [F.cos_forward(part, 1.0, rho=4, return_statistics=True).statistics for part in x.split([1, 3, 13, 7], 1)]
+    parts = [
+        F.cos_forward(part, 1.0, rho=4, return_statistics=True).statistics
+        for part in x.split([1, 3, 13, 7], 1)
+    ]
     assert torch.equal(whole, sum(parts))
 
 
@@ -92,15 +118,22 @@ def test_a_network_collects_what_its_layers_do(shipped_model, test_set):
     collected = network.statistics(images.batches(7), progress=False)
     assert collected.samples == 24 and list(collected.layers) == list(network.nodes())
     assert network.statistics(images.batches(24), progress=False) == collected
-    report = cos_ext.offset_spike_report(shipped_model, network, images.batches(24), iterations=0, progress=False)
+    report = cos_ext.offset_spike_report(
+        shipped_model, network, images.batches(24), iterations=0, progress=False
+    )
     for layer in report.layers:
         found = collected.layers[layer.site]
         assert found.neurons == layer.neurons
         assert found.offset_histogram[4] == layer.histograms["before"][4] and found.rho == 4
     evaluation = cos_ext.evaluate(network, images.batches(24), progress=False)
-    spikes, steps = (sum(f(s) for s in collected.layers.values()) for f in (lambda s: s.spikes, lambda s: s.neurons * s.timesteps))
+    spikes, steps = (
+        sum(f(s) for s in collected.layers.values())
+        for f in (lambda s: s.spikes, lambda s: s.neurons * s.timesteps)
+    )
     assert evaluation.spike_rate == pytest.approx(spikes / steps)
-    assert not any(node.keep_statistics or node.statistics is not None for node in network.nodes().values())
+    assert not any(
+        node.keep_statistics or node.statistics is not None for node in network.nodes().values()
+    )
 
 
 def test_a_network_without_calibration_is_watched_over_all_steps(shipped_model, test_set):
@@ -116,7 +149,9 @@ def test_a_network_without_calibration_is_watched_over_all_steps(shipped_model, 
 def test_output_and_errors(shipped_model, test_set, tmp_path):
     network = cos_ext.convert(shipped_model, timesteps=2, rho=2)
     collected = network.statistics(test_set.first(3).batches(3), progress=False)
-    assert "unevenness" in str(collected) and all(site in str(collected) for site in network.nodes())
+    assert "unevenness" in str(collected) and all(
+        site in str(collected) for site in network.nodes()
+    )
     collected.to_json(tmp_path / "s.json")
     read = json.loads((tmp_path / "s.json").read_text())
     assert read["samples"] == 3 and set(read["layers"]) == set(network.nodes())

@@ -1,4 +1,6 @@
-"""cos_ext.train: the loop, its settings, resumption, checkpoints, on toy data. No architectures and no data files."""
+"""cos_ext.train: the loop, its settings, resumption, checkpoints, on toy data. No architectures and
+no data files.
+"""
 
 import copy
 import json
@@ -14,7 +16,14 @@ from torch import nn
 
 from cos_ext import QCFS, models
 from cos_ext.data import ImageSet
-from cos_ext.train import SCHEDULES, TrainConfig, accuracy, fit, parameter_groups, save_checkpoint
+from cos_ext.training.train import (
+    SCHEDULES,
+    TrainConfig,
+    accuracy,
+    fit,
+    parameter_groups,
+    save_checkpoint,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,8 +45,14 @@ def images():
 def network(seed=0, dropout=0.2, width=8):
     """Convolution, BatchNorm, QCFS, and dropout, so that torch's random state matters."""
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(1, width, 3, stride=2), nn.BatchNorm2d(width), QCFS(4, 2.0), nn.Flatten(),
-                         nn.Dropout(dropout), nn.Linear(9 * width, 4))  # fmt: skip
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, stride=2),
+        nn.BatchNorm2d(width),
+        QCFS(4, 2.0),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(9 * width, 4),
+    )
 
 
 def shuffled(images, batch_size=16, own_generator=True):
@@ -109,7 +124,9 @@ def test_first_record_is_what_the_model_did(images):
     record = train(model, images, replace(CONFIG, epochs=1, learning_rate=1e-9), batches=batches)[0]
     inputs, labels = next(iter(batches))
     outputs = before.train()(inputs)
-    assert record["loss"] == pytest.approx(nn.functional.cross_entropy(outputs, labels).item(), rel=1e-6)
+    assert record["loss"] == pytest.approx(
+        nn.functional.cross_entropy(outputs, labels).item(), rel=1e-6
+    )
     assert record["train_accuracy"] == (outputs.argmax(1) == labels).float().mean().item()
 
 
@@ -148,23 +165,36 @@ def test_learning_rate_and_momentum_follow_the_schedule(images, monkeypatch, sch
         return step(self, *arguments, **options)
 
     monkeypatch.setattr(torch.optim.SGD, "step", recorded)
-    train(network(), images, TrainConfig(epochs=10, learning_rate=0.1, momentum=momentum, schedule=schedule))
+    train(
+        network(),
+        images,
+        TrainConfig(epochs=10, learning_rate=0.1, momentum=momentum, schedule=schedule),
+    )
     assert len(rates) == 40 and rates[-1] < 0.001
     assert set(nesterov) == {momentum > 0}
     if schedule == "cosine":
-        assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 40)) for step in range(40)])
+        assert rates == pytest.approx(
+            [0.05 * (1 + math.cos(math.pi * step / 40)) for step in range(40)]
+        )
         assert set(momenta) == {momentum}
     else:
         assert rates.index(max(rates)) == 9 and max(rates) == pytest.approx(0.1) and rates[0] < 0.01
         swing = 0.05 if momentum else 0.0
-        assert min(momenta) == pytest.approx(momentum - swing) and max(momenta) == pytest.approx(momentum + swing)
+        assert min(momenta) == pytest.approx(momentum - swing) and max(momenta) == pytest.approx(
+            momentum + swing
+        )
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 6])
 def test_very_short_runs(images, schedule, steps):
     batches = images.first(2 * steps).batches(2)
-    history = train(network(), images, TrainConfig(epochs=1, learning_rate=0.01, schedule=schedule), batches=batches)
+    history = train(
+        network(),
+        images,
+        TrainConfig(epochs=1, learning_rate=0.01, schedule=schedule),
+        batches=batches,
+    )
     assert len(history) == 1
 
 
@@ -172,7 +202,9 @@ def test_very_short_runs(images, schedule, steps):
 def test_low_precision(images, precision):
     model = network(dropout=0.0)
     dtypes = set()
-    model[2].register_forward_hook(lambda module, inputs, output: dtypes.add((module.training, output.dtype)))
+    model[2].register_forward_hook(
+        lambda module, inputs, output: dtypes.add((module.training, output.dtype))
+    )
     config = TrainConfig(epochs=8, learning_rate=0.05, precision=precision)
     history = train(model, images, config, batches=images.batches(16))
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
@@ -191,8 +223,11 @@ def test_non_finite_loss(images, tmp_path, bias, loss):
 
 def test_divergence_is_noticed(images):
     with pytest.raises(FloatingPointError, match="learning_rate"):
-        train(nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 4)), images,
-              TrainConfig(epochs=50, learning_rate=1e6))  # fmt: skip
+        train(
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 4)),
+            images,
+            TrainConfig(epochs=50, learning_rate=1e6),
+        )
 
 
 def test_no_batches(images):
@@ -200,7 +235,12 @@ def test_no_batches(images):
     before = snapshot(model)
     for schedule in SCHEDULES:
         with pytest.raises(ValueError, match="at least one batch"):
-            train(model, images, TrainConfig(epochs=1, schedule=schedule), batches=images.batches(65, drop_last=True))
+            train(
+                model,
+                images,
+                TrainConfig(epochs=1, schedule=schedule),
+                batches=images.batches(65, drop_last=True),
+            )
     assert_same(model, before)
 
 
@@ -225,12 +265,27 @@ def test_progress_goes_to_stderr(images, capfd):
 # ---------------------------------------------------------------- settings
 
 
-@pytest.mark.parametrize("setting, value", [
-    ("epochs", 0), ("epochs", -1), ("schedule", "linear"), ("precision", "float64"), ("precision", "bf16"),
-    ("learning_rate", 0.0), ("learning_rate", -0.1), ("learning_rate", math.nan), ("learning_rate", math.inf),
-    ("momentum", -0.1), ("momentum", 1.0), ("momentum", math.nan), ("weight_decay", -1e-4), ("weight_decay", math.nan),
-    ("label_smoothing", -0.1), ("label_smoothing", 1.1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "setting, value",
+    [
+        ("epochs", 0),
+        ("epochs", -1),
+        ("schedule", "linear"),
+        ("precision", "float64"),
+        ("precision", "bf16"),
+        ("learning_rate", 0.0),
+        ("learning_rate", -0.1),
+        ("learning_rate", math.nan),
+        ("learning_rate", math.inf),
+        ("momentum", -0.1),
+        ("momentum", 1.0),
+        ("momentum", math.nan),
+        ("weight_decay", -1e-4),
+        ("weight_decay", math.nan),
+        ("label_smoothing", -0.1),
+        ("label_smoothing", 1.1),
+    ],
+)
 def test_bad_settings(setting, value):
     with pytest.raises(ValueError, match=rf"{setting} must.*got {value!r}"):
         TrainConfig(**{setting: value})
@@ -243,13 +298,21 @@ def test_settings_are_frozen():
 
 def test_parameter_groups():
     model = nn.Sequential(network(), QCFS(3))
-    model[1].threshold = nn.Parameter(torch.ones(5, 1, 1))  # per channel: a threshold is one whatever its shape
+    model[1].threshold = nn.Parameter(
+        torch.ones(5, 1, 1)
+    )  # per channel: a threshold is one whatever its shape
     decayed, plain = parameter_groups(model, 0.125)
     assert decayed["weight_decay"] == 0.125 and plain["weight_decay"] == 0.0
     names = {id(p): name for name, p in model.named_parameters()}
     assert [names[id(p)] for p in decayed["params"]] == ["0.0.weight", "0.5.weight"]
-    assert sorted(names[id(p)] for p in plain["params"]) == ["0.0.bias", "0.1.bias", "0.1.weight", "0.2.threshold",
-                                                             "0.5.bias", "1.threshold"]  # fmt: skip
+    assert sorted(names[id(p)] for p in plain["params"]) == [
+        "0.0.bias",
+        "0.1.bias",
+        "0.1.weight",
+        "0.2.threshold",
+        "0.5.bias",
+        "1.threshold",
+    ]
 
 
 def test_fit_decays_weights_only(images):
@@ -262,8 +325,15 @@ def test_fit_decays_weights_only(images):
         p.data.fill_(1.0)
     train(model, images, replace(CONFIG, weight_decay=0.01))
     moved = {name: bool((p != 1).all()) for name, p in model.named_parameters()}
-    assert moved == {"0.weight": True, "0.bias": False, "1.weight": False, "1.bias": False, "2.threshold": False,
-                     "5.weight": True, "5.bias": False}  # fmt: skip
+    assert moved == {
+        "0.weight": True,
+        "0.bias": False,
+        "1.weight": False,
+        "1.bias": False,
+        "2.threshold": False,
+        "5.weight": True,
+        "5.bias": False,
+    }
 
 
 # ---------------------------------------------------------------- resumption
@@ -272,9 +342,12 @@ def test_fit_decays_weights_only(images):
 @pytest.mark.parametrize("own_generator", [True, False])
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_resuming_equals_never_stopping(images, tmp_path, monkeypatch, schedule, precision, own_generator):
+def test_resuming_equals_never_stopping(
+    images, tmp_path, monkeypatch, schedule, precision, own_generator
+):
     config = replace(CONFIG, schedule=schedule, precision=precision)
-    # With float16 the loss scale doubles at every step, so that it overflows, and skips steps, after the first epoch.
+    # With float16 the loss scale doubles at every step, so that it overflows, and skips steps,
+    # after the first epoch.
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, growth_interval=1))
 
     def batches():
@@ -297,7 +370,9 @@ def test_resuming_equals_never_stopping(images, tmp_path, monkeypatch, schedule,
     assert not all(torch.equal(p, q) for p, q in zip(killed.parameters(), whole.parameters()))
 
     finished = network(seed=55)  # nothing is left to do
-    assert train(finished, images, config, batches=batches(), state_path=path, resume=True) == history
+    assert (
+        train(finished, images, config, batches=batches(), state_path=path, resume=True) == history
+    )
     assert_same(finished, snapshot(whole))
     assert [file.name for file in path.parent.iterdir()] == ["run.state"]
 
@@ -308,7 +383,13 @@ def test_resuming_equals_never_stopping_on_cuda(images, tmp_path):
     whole, killed, resumed = network(), network(), network(seed=123)
     train(whole, images, device="cuda")
     with pytest.raises(Killed):
-        train(killed, images, batches=Killing(shuffled(images), 2, 2), state_path=tmp_path / "run", device="cuda")
+        train(
+            killed,
+            images,
+            batches=Killing(shuffled(images), 2, 2),
+            state_path=tmp_path / "run",
+            device="cuda",
+        )
     train(resumed, images, state_path=tmp_path / "run", resume=True, device="cuda")
     assert_same(resumed, snapshot(whole))
 
@@ -334,7 +415,9 @@ def half_way(images, tmp_path):
     """The state file of a run that was killed in its second epoch."""
     path = tmp_path / "run.state"
     with pytest.raises(Killed):
-        train(network(), images, batches=Killing(shuffled(images), epoch=2, index=1), state_path=path)
+        train(
+            network(), images, batches=Killing(shuffled(images), epoch=2, index=1), state_path=path
+        )
     return path
 
 
@@ -348,14 +431,33 @@ def assert_refused(images, path, match, model=None, config=CONFIG, batches=None)
     assert path.read_bytes() == raw
 
 
-@pytest.mark.parametrize("setting, value", [
-    ("epochs", 3), ("learning_rate", 0.06), ("momentum", 0.8), ("weight_decay", 0.0), ("label_smoothing", 0.1),
-    ("schedule", "onecycle"), ("precision", "bfloat16"), ("seed", 8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "setting, value",
+    [
+        ("epochs", 3),
+        ("learning_rate", 0.06),
+        ("momentum", 0.8),
+        ("weight_decay", 0.0),
+        ("label_smoothing", 0.1),
+        ("schedule", "onecycle"),
+        ("precision", "bfloat16"),
+        ("seed", 8),
+    ],
+)
 def test_resuming_with_other_settings(images, half_way, setting, value):
-    assert set(asdict(CONFIG)) == {"epochs", "learning_rate", "momentum", "weight_decay", "label_smoothing", "schedule",
-                                   "precision", "seed"}  # fmt: skip
-    assert_refused(images, half_way, rf"\['{setting}'\] differ", config=replace(CONFIG, **{setting: value}))
+    assert set(asdict(CONFIG)) == {
+        "epochs",
+        "learning_rate",
+        "momentum",
+        "weight_decay",
+        "label_smoothing",
+        "schedule",
+        "precision",
+        "seed",
+    }
+    assert_refused(
+        images, half_way, rf"\['{setting}'\] differ", config=replace(CONFIG, **{setting: value})
+    )
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -382,8 +484,10 @@ def test_truncated_or_corrupt_state(images, half_way):
     assert_refused(images, half_way, "truncated")
 
 
-@pytest.mark.parametrize("missing", ["model", "optimizer", "scheduler", "scaler", "torch_rng", "data_rng", "config",
-                                     "history"])  # fmt: skip
+@pytest.mark.parametrize(
+    "missing",
+    ["model", "optimizer", "scheduler", "scaler", "torch_rng", "data_rng", "config", "history"],
+)
 def test_state_that_lacks_something(images, half_way, missing):
     state = torch.load(half_way, weights_only=True)
     del state[missing]
@@ -441,7 +545,10 @@ def test_checkpoint_round_trip(tmp_path):
     model, other = network(seed=1), network(seed=2)
     path = tmp_path / "new folder" / "net.v1.safetensors"
     save_checkpoint(model, path, {"architecture": "toy", "history": [{"loss": 0.5}]})
-    assert sorted(file.name for file in path.parent.iterdir()) == ["net.v1.json", "net.v1.safetensors"]
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "net.v1.json",
+        "net.v1.safetensors",
+    ]
     assert models.load_weights(other, path) == {"format": "pt"}
     assert_same(other, snapshot(model))
     record = json.loads((path.parent / "net.v1.json").read_text())
@@ -449,7 +556,10 @@ def test_checkpoint_round_trip(tmp_path):
     assert record["versions"]["torch"] == torch.__version__
     save_checkpoint(other, path, {"architecture": "again"})  # overwrites
     assert json.loads((path.parent / "net.v1.json").read_text())["architecture"] == "again"
-    assert sorted(file.name for file in path.parent.iterdir()) == ["net.v1.json", "net.v1.safetensors"]
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "net.v1.json",
+        "net.v1.safetensors",
+    ]
 
 
 def test_checkpoint_of_channels_last_weights(tmp_path):

@@ -1,6 +1,8 @@
-"""convert() on networks as people write them (zoo.py): without loss where it converts, with reasons where it does not.
+"""convert() on networks as people write them (zoo.py): without loss where it converts, with reasons
+where it does not.
 
-The reference is this file's own: every rectifier of the source model quantised, by replacing torch's functions while it runs.
+The reference is this file's own: every rectifier of the source model quantised, by replacing
+torch's functions while it runs.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ from torch.overrides import TorchFunctionMode
 
 import cos_ext
 from cos_ext import ConversionError, convert
-from cos_ext.graph import trace
+from cos_ext.conversion.tracing import trace
 
 LEVELS = 5
 
 
 class Quantised(TorchFunctionMode):
-    """Every rectifier that is called, by module, function or method, becomes the quantised one of the next threshold."""
+    """Every rectifier that is called, by module, function or method, becomes the quantised one of
+    the next threshold.
+    """
 
     def __init__(self, thresholds):
         self.thresholds = iter(thresholds)
@@ -38,11 +42,17 @@ class Quantised(TorchFunctionMode):
 
 
 def thresholds_of(model, inputs):
-    """A threshold for every call site, some per channel, that about a tenth of the inputs exceed; also the order of calls."""
+    """A threshold for every call site, some per channel, that about a tenth of the inputs exceed;
+    also the order of calls.
+    """
     traced = trace(model)
     found = {}
-    handles = [module.register_forward_pre_hook(lambda m, args, site=site: found.__setitem__(site, args[0].detach().clone()))
-               for site, module in traced.sites.items()]  # fmt: skip
+    handles = [
+        module.register_forward_pre_hook(
+            lambda m, args, site=site: found.__setitem__(site, args[0].detach().clone())
+        )
+        for site, module in traced.sites.items()
+    ]
     traced.module(*(x.clone() for x in inputs))
     for handle in handles:
         handle.remove()
@@ -61,8 +71,12 @@ def unchanged(model):
     modules = [(name, id(module), module.training) for name, module in model.named_modules()]
     yield
     after = model.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
-    assert modules == [(name, id(module), module.training) for name, module in model.named_modules()]
+    assert before.keys() == after.keys() and all(
+        torch.equal(before[key], after[key]) for key in before
+    )
+    assert modules == [
+        (name, id(module), module.training) for name, module in model.named_modules()
+    ]
 
 
 @pytest.mark.parametrize("fold", [True, False], ids=["folded", "unfolded"])
@@ -75,18 +89,33 @@ def test_the_network_is_the_quantised_ann(name, fold):
         thresholds = thresholds_of(model, inputs)
     max_pool = "before" if any(isinstance(m, nn.MaxPool2d) for m in model.modules()) else "error"
     with unchanged(model):
-        network = convert(model, timesteps=LEVELS, rho=LEVELS, iterations=None, thresholds=thresholds, max_pool=max_pool,
-                          fold_batchnorm=fold, example_input=inputs)  # fmt: skip
+        network = convert(
+            model,
+            timesteps=LEVELS,
+            rho=LEVELS,
+            iterations=None,
+            thresholds=thresholds,
+            max_pool=max_pool,
+            fold_batchnorm=fold,
+            example_input=inputs,
+        )
     fresh = tuple(x.double() for x in zoo.inputs_of(shapes, batch=7))
     with torch.no_grad(), Quantised(thresholds.values()) as mode:
         expected = copy.deepcopy(model)(*fresh)
-    assert next(mode.thresholds, None) is None, "the model has fewer activations than sites were found"
+    assert next(mode.thresholds, None) is None, (
+        "the model has fewer activations than sites were found"
+    )
     torch.testing.assert_close(network.rate(*fresh), expected, rtol=1e-7, atol=1e-7)
     assert len(network.nodes()) >= len(thresholds) and (expected != 0).any()
     norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
     folded = [entry for entry in network.report.entries if entry.status == "folded"]
     assert fold or not folded
-    assert not norms or not fold or folded or name in ("densenet", "reused blocks", "tokens", "untraceable")
+    assert (
+        not norms
+        or not fold
+        or folded
+        or name in ("densenet", "reused blocks", "tokens", "untraceable")
+    )
     # With other settings it runs too, and prefixes are prefixes.
     network.timesteps, network.rho, network.iterations = 3, 2, 1
     three = network(*fresh)
@@ -101,9 +130,15 @@ def test_every_module_and_call_is_reported(name):
     inputs = zoo.inputs_of(shapes)
     with torch.no_grad():
         thresholds = thresholds_of(model, inputs)
-    network = convert(model, timesteps=4, thresholds=thresholds, max_pool="spike", example_input=inputs)
+    network = convert(
+        model, timesteps=4, thresholds=thresholds, max_pool="spike", example_input=inputs
+    )
     sites = [entry.site for entry in network.report.entries]
-    leaves = [path for path, module in model.named_modules() if not any(True for _ in module.children()) and path]
+    leaves = [
+        path
+        for path, module in model.named_modules()
+        if not any(True for _ in module.children()) and path
+    ]
     assert set(leaves) <= set(sites)
     assert [e.site for e in network.report.entries if e.status == "converted"] == list(thresholds)
     assert not network.report.unsupported()
@@ -117,7 +152,14 @@ def test_refusals(name):
     model = zoo.prepared(name, make)
     inputs = torch.randn(2, 3, 8, 8)
     with unchanged(model), pytest.raises(ConversionError, match=message):
-        convert(model, timesteps=4, thresholds={"relu": 1.0}, example_input=None if name != "hidden function" and name != "data-dependent control flow" else inputs)  # fmt: skip
+        convert(
+            model,
+            timesteps=4,
+            thresholds={"relu": 1.0},
+            example_input=None
+            if name != "hidden function" and name != "data-dependent control flow"
+            else inputs,
+        )
 
 
 def test_static_layers_may_be_anything():
@@ -129,11 +171,20 @@ def test_static_layers_may_be_anything():
 
         def forward(self, x):
             x = self.pool(self.gelu(self.norm(x)) * x.sigmoid())
-            return self.head(self.relu(self.conv(x)).mean((2, 3)) + x.view(x.size(0), -1).amax(1, keepdim=True))
+            return self.head(
+                self.relu(self.conv(x)).mean((2, 3)) + x.view(x.size(0), -1).amax(1, keepdim=True)
+            )
 
     torch.manual_seed(0)
     model, x = Net().double().eval(), torch.randn(3, 3, 8, 8).double()
-    network = convert(model, timesteps=LEVELS, rho=LEVELS, iterations=None, thresholds={"relu": 0.8}, example_input=x)
+    network = convert(
+        model,
+        timesteps=LEVELS,
+        rho=LEVELS,
+        iterations=None,
+        thresholds={"relu": 0.8},
+        example_input=x,
+    )
     with torch.no_grad(), Quantised([0.8]):
         expected = model(x)
     torch.testing.assert_close(network.rate(x), expected, rtol=1e-7, atol=1e-7)
@@ -141,26 +192,59 @@ def test_static_layers_may_be_anything():
 
 
 @pytest.mark.parametrize("policy", ["avg", "spike", "before"])
-@pytest.mark.parametrize("make", [
-    lambda: nn.MaxPool2d(2), lambda: nn.MaxPool2d(3, 2, 1), lambda: nn.MaxPool2d(2, ceil_mode=True), lambda: nn.AdaptiveMaxPool2d(3),
-], ids=["2", "3, stride 2, padded", "ceil", "adaptive"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.MaxPool2d(2),
+        lambda: nn.MaxPool2d(3, 2, 1),
+        lambda: nn.MaxPool2d(2, ceil_mode=True),
+        lambda: nn.AdaptiveMaxPool2d(3),
+    ],
+    ids=["2", "3, stride 2, padded", "ceil", "adaptive"],
+)
 def test_max_pool_policies(make, policy):
     torch.manual_seed(1)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), make(), nn.Conv2d(8, 4, 2),
-                          nn.ReLU(), nn.Flatten(), nn.LazyLinear(5)).double().eval()  # fmt: skip
+    model = (
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(),
+            make(),
+            nn.Conv2d(8, 4, 2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.LazyLinear(5),
+        )
+        .double()
+        .eval()
+    )
     x = torch.randn(4, 3, 7, 7).double()
     model(x)
     thresholds = {"1": 0.9, "3": 0.6, "6": 0.5}
-    with pytest.raises(ConversionError, match=r'4 \(.*MaxPool2d\).*choose max_pool="before".*"avg" or "spike"'):
+    with pytest.raises(
+        ConversionError, match=r'4 \(.*MaxPool2d\).*choose max_pool="before".*"avg" or "spike"'
+    ):
         convert(model, timesteps=4, thresholds=thresholds)
     network = convert(
-        model, timesteps=LEVELS, rho=LEVELS, iterations=None, thresholds=thresholds, max_pool=policy, example_input=x
+        model,
+        timesteps=LEVELS,
+        rho=LEVELS,
+        iterations=None,
+        thresholds=thresholds,
+        max_pool=policy,
+        example_input=x,
     )
     reference = copy.deepcopy(model)
     if policy == "avg":
         old = reference[4]
-        reference[4] = (nn.AdaptiveAvgPool2d(3) if isinstance(old, nn.AdaptiveMaxPool2d) else nn.AvgPool2d(
-            old.kernel_size, old.stride, old.padding, old.ceil_mode, count_include_pad=False))  # fmt: skip
+        reference[4] = (
+            nn.AdaptiveAvgPool2d(3)
+            if isinstance(old, nn.AdaptiveMaxPool2d)
+            else nn.AvgPool2d(
+                old.kernel_size, old.stride, old.padding, old.ceil_mode, count_include_pad=False
+            )
+        )
     with torch.no_grad(), Quantised(thresholds.values()):
         expected = reference(x)
     status = {entry.site: entry.status for entry in network.report.entries}["4"]
@@ -168,7 +252,9 @@ def test_max_pool_policies(make, policy):
     if policy == "spike":
         # Step by step: the pooled spikes are the maximum of the spikes.
         seen = {}
-        network.module.get_submodule("4").register_forward_hook(lambda m, i, o: seen.update(i=i[0].clone(), o=o))
+        network.module.get_submodule("4").register_forward_hook(
+            lambda m, i, o: seen.update(i=i[0].clone(), o=o)
+        )
         assert network(x).isfinite().all() and torch.equal(seen["o"], make()(seen["i"]))
         assert set(seen["o"].unique().tolist()) <= {0.0, 0.6}
     else:
@@ -176,7 +262,7 @@ def test_max_pool_policies(make, policy):
 
 
 def test_pooling_before_neurons_without_calibration_takes_the_maximum_of_each_step():
-    pool = cos_ext.pooling.MaxPoolBefore(nn.MaxPool1d(2))
+    pool = cos_ext.network.pooling.MaxPoolBefore(nn.MaxPool1d(2))
     pool.timesteps = 3
     x = torch.randn(6, 2, 8)
     assert torch.equal(pool(x), nn.MaxPool1d(2)(x))
@@ -187,21 +273,38 @@ def test_pooling_before_neurons_without_calibration_takes_the_maximum_of_each_st
     assert torch.equal(pool(x), expected)
 
 
-@pytest.mark.parametrize("layer, norm, shape", [
-    (nn.Conv1d(3, 4, 3, padding=1), nn.BatchNorm1d(4), (3, 9)), (nn.Conv2d(3, 6, 3, groups=3), nn.BatchNorm2d(6), (3, 8, 8)),
-    (nn.Conv3d(3, 4, 2, bias=False), nn.BatchNorm3d(4, affine=False), (3, 4, 4, 4)),
-    (nn.ConvTranspose2d(3, 4, 3, 2), nn.BatchNorm2d(4), (3, 5, 5)), (nn.Linear(12, 4), nn.BatchNorm1d(4), (12,)),
-    (nn.Conv2d(3, 4, 3, padding=2, padding_mode="circular", dilation=2), nn.BatchNorm2d(4, eps=1e-3), (3, 8, 8)),
-], ids=lambda value: type(value).__name__)  # fmt: skip
+@pytest.mark.parametrize(
+    "layer, norm, shape",
+    [
+        (nn.Conv1d(3, 4, 3, padding=1), nn.BatchNorm1d(4), (3, 9)),
+        (nn.Conv2d(3, 6, 3, groups=3), nn.BatchNorm2d(6), (3, 8, 8)),
+        (nn.Conv3d(3, 4, 2, bias=False), nn.BatchNorm3d(4, affine=False), (3, 4, 4, 4)),
+        (nn.ConvTranspose2d(3, 4, 3, 2), nn.BatchNorm2d(4), (3, 5, 5)),
+        (nn.Linear(12, 4), nn.BatchNorm1d(4), (12,)),
+        (
+            nn.Conv2d(3, 4, 3, padding=2, padding_mode="circular", dilation=2),
+            nn.BatchNorm2d(4, eps=1e-3),
+            (3, 8, 8),
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
 def test_batchnorm_is_folded(layer, norm, shape):
     torch.manual_seed(2)
     model = nn.Sequential(layer, norm, nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)).double()
     x = torch.randn(5, *shape).double()
     model(x)  # in training mode: statistics of their own
     model.eval()
-    network = convert(model, timesteps=LEVELS, rho=LEVELS, iterations=None, thresholds={"2": 0.7}, example_input=x)
-    assert {e.site: (e.status, e.reason) for e in network.report.entries}["1"] == ("folded", "into 0")
-    assert not any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)) for m in network.modules())
+    network = convert(
+        model, timesteps=LEVELS, rho=LEVELS, iterations=None, thresholds={"2": 0.7}, example_input=x
+    )
+    assert {e.site: (e.status, e.reason) for e in network.report.entries}["1"] == (
+        "folded",
+        "into 0",
+    )
+    assert not any(
+        isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)) for m in network.modules()
+    )
     with torch.no_grad(), Quantised([0.7]):
         expected = model(x)
     torch.testing.assert_close(network.rate(x), expected, rtol=1e-7, atol=1e-7)
@@ -231,12 +334,17 @@ def test_batchnorm_that_cannot_be_folded_says_why():
     reasons = {e.site: e.reason for e in network.report.entries}
     statuses = {e.site: e.status for e in network.report.entries if e.site in "abcde"}
     assert statuses == {**dict.fromkeys("abce", "kept"), "d": "fused"}
-    assert "others read conv too" in reasons["a"] and "shared is called at 2 places" in reasons["b"] == reasons["c"]
+    assert (
+        "others read conv too" in reasons["a"]
+        and "shared is called at 2 places" in reasons["b"] == reasons["c"]
+    )
     assert "grouped transposed" in reasons["d"] and "does not follow" in reasons["e"]
 
 
 def test_clips_are_thresholds_unless_told_otherwise():
-    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU6(), nn.Linear(6, 6), nn.Hardtanh(0, 2.5), nn.Linear(6, 3)).eval()
+    model = nn.Sequential(
+        nn.Linear(6, 6), nn.ReLU6(), nn.Linear(6, 6), nn.Hardtanh(0, 2.5), nn.Linear(6, 3)
+    ).eval()
     network = convert(model, timesteps=4, example_input=torch.randn(2, 6))
     assert [node.v_threshold.item() for node in network.nodes().values()] == [6.0, 2.5]
     told = convert(model, timesteps=4, thresholds={"1": 3.0})
@@ -251,13 +359,23 @@ def test_an_untraceable_model_needs_an_example():
         convert(model, timesteps=4, thresholds={"relu1": 1.0})
 
 
-@pytest.mark.parametrize("name", ["resnet, basic blocks", "vgg", "u-net", "two inputs", "untraceable", "tokens"])
+@pytest.mark.parametrize(
+    "name", ["resnet, basic blocks", "vgg", "u-net", "two inputs", "untraceable", "tokens"]
+)
 def test_round_trip(name, tmp_path):
     make, shapes = zoo.CONVERTS[name]
     model, inputs = zoo.prepared(name, make), zoo.inputs_of(shapes)
     with torch.no_grad():
         thresholds = thresholds_of(model, inputs)
-    network = convert(model, timesteps=4, rho=3, iterations=None, thresholds=thresholds, max_pool="before" if name != "untraceable" else "error", example_input=inputs)  # fmt: skip
+    network = convert(
+        model,
+        timesteps=4,
+        rho=3,
+        iterations=None,
+        thresholds=thresholds,
+        max_pool="before" if name != "untraceable" else "error",
+        example_input=inputs,
+    )
     expected = network(*inputs)
     network.save(tmp_path / "network.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["network.safetensors"]
@@ -271,7 +389,9 @@ def test_round_trip(name, tmp_path):
     if name != "untraceable":
         compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
         # Interpolation is decomposed, and rounds otherwise; no neuron comes after it here.
-        torch.testing.assert_close(compiled(*inputs), expected, rtol=0, atol=1e-6 if name == "u-net" else 0)
+        torch.testing.assert_close(
+            compiled(*inputs), expected, rtol=0, atol=1e-6 if name == "u-net" else 0
+        )
         assert torch.equal(torch.export.export(network, inputs).module()(*inputs), expected)
 
 
@@ -281,7 +401,9 @@ def test_loading_says_what_is_wrong(tmp_path):
     network = convert(model, timesteps=2, thresholds=sites)
     network.save(tmp_path / "a")
     with pytest.raises((ValueError, ConversionError), match="does not fit|has no threshold"):
-        cos_ext.load_network(tmp_path / "a", zoo.prepared("resnet", lambda: zoo.ResNet(zoo.BasicBlock)))
+        cos_ext.load_network(
+            tmp_path / "a", zoo.prepared("resnet", lambda: zoo.ResNet(zoo.BasicBlock))
+        )
     (tmp_path / "b").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is not a saved spiking network"):
         cos_ext.load_network(tmp_path / "b", model)
@@ -299,14 +421,25 @@ def torchvision_models():
     return torchvision.models
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "densenet121"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "densenet121"]
+)
 def test_torchvision(name):
-    model = zoo.prepared(name, lambda: getattr(torchvision_models(), name)(weights=None, num_classes=10)).double()
+    model = zoo.prepared(
+        name, lambda: getattr(torchvision_models(), name)(weights=None, num_classes=10)
+    ).double()
     inputs = (torch.randn(2, 3, 64, 64).double(),)
     with torch.no_grad():
         thresholds = thresholds_of(model, inputs)
-        network = convert(model, timesteps=LEVELS, rho=LEVELS, iterations=None, thresholds=thresholds, max_pool="before",
-                          example_input=inputs)  # fmt: skip
+        network = convert(
+            model,
+            timesteps=LEVELS,
+            rho=LEVELS,
+            iterations=None,
+            thresholds=thresholds,
+            max_pool="before",
+            example_input=inputs,
+        )
         with Quantised(thresholds.values()):
             expected = copy.deepcopy(model)(*inputs)
         torch.testing.assert_close(network.rate(*inputs), expected, rtol=1e-6, atol=1e-6)

@@ -1,7 +1,8 @@
-"""Networks as people write them, small: what convert() must take, and what it must refuse. Models only, no tests.
+"""Networks as people write them, small: what convert() must take, and what it must refuse. Models
+only, no tests.
 
-Each entry is (model, inputs): the architecture's habits are the point (shared ReLU objects, functional calls, concatenation, sizes
-in forward), not its width.
+Each entry is (model, inputs): the architecture's habits are the point (shared ReLU objects,
+functional calls, concatenation, sizes in forward), not its width.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from torch.nn import functional as TF
 
 
 def conv_bn(a: int, b: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(a, b, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(b))
+    return nn.Sequential(
+        nn.Conv2d(a, b, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(b)
+    )
 
 
 class BasicBlock(nn.Module):
@@ -82,15 +85,27 @@ def vgg(max_pool: bool = True) -> nn.Module:
         else:
             layers += [nn.Conv2d(width, item, 3, padding=1), nn.BatchNorm2d(item), nn.ReLU(True)]
             width = item
-    return nn.Sequential(nn.Sequential(*layers), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 16), nn.ReLU(True),
-                         nn.Dropout(), nn.Linear(16, 5))  # fmt: skip
+    return nn.Sequential(
+        nn.Sequential(*layers),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4 * width, 16),
+        nn.ReLU(True),
+        nn.Dropout(),
+        nn.Linear(16, 5),
+    )
 
 
 class InvertedResidual(nn.Module):
     def __init__(self, a: int, b: int, stride: int) -> None:
         super().__init__()
-        self.conv = nn.Sequential(*conv_bn(a, 2 * a, 1), nn.ReLU6(inplace=True), *conv_bn(2 * a, 2 * a, 3, stride, 2 * a),
-                                  nn.ReLU6(inplace=True), *conv_bn(2 * a, b, 1))  # fmt: skip
+        self.conv = nn.Sequential(
+            *conv_bn(a, 2 * a, 1),
+            nn.ReLU6(inplace=True),
+            *conv_bn(2 * a, 2 * a, 3, stride, 2 * a),
+            nn.ReLU6(inplace=True),
+            *conv_bn(2 * a, b, 1),
+        )
         self.residual = stride == 1 and a == b
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +116,10 @@ class MobileNetV2(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            *conv_bn(3, 8), nn.ReLU6(inplace=True), InvertedResidual(8, 8, 1), InvertedResidual(8, 12, 2)
+            *conv_bn(3, 8),
+            nn.ReLU6(inplace=True),
+            InvertedResidual(8, 8, 1),
+            InvertedResidual(8, 12, 2),
         )
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(12, 5))
 
@@ -112,13 +130,17 @@ class MobileNetV2(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Pre-activation: BatchNorm follows a concatenation and cannot be folded; F.relu in forward; a list of features."""
+    """Pre-activation: BatchNorm follows a concatenation and cannot be folded; F.relu in forward; a
+    list of features.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
         self.norms = nn.ModuleList(nn.BatchNorm2d(8 + 4 * i) for i in range(3))
-        self.convs = nn.ModuleList(nn.Conv2d(8 + 4 * i, 4, 3, padding=1, bias=False) for i in range(3))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(8 + 4 * i, 4, 3, padding=1, bias=False) for i in range(3)
+        )
         self.norm, self.head = nn.BatchNorm2d(20), nn.Linear(20, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,7 +152,9 @@ class DenseNet(nn.Module):
 
 
 class UNet(nn.Module):
-    """Skips that cross the max pooling: the neurons before it have two readers. Transposed convolution and interpolation."""
+    """Skips that cross the max pooling: the neurons before it have two readers. Transposed
+    convolution and interpolation.
+    """
 
     def __init__(self, pool: nn.Module) -> None:
         super().__init__()
@@ -154,7 +178,10 @@ class Functional(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.w1, self.w2 = nn.Parameter(torch.randn(8, 3, 3, 3) / 4), nn.Parameter(torch.randn(8, 8, 3, 3) / 6)
+        self.w1, self.w2 = (
+            nn.Parameter(torch.randn(8, 3, 3, 3) / 4),
+            nn.Parameter(torch.randn(8, 8, 3, 3) / 6),
+        )
         self.w3, self.b3, self.scale = (
             nn.Parameter(torch.randn(5, 8)),
             nn.Parameter(torch.zeros(5)),
@@ -166,7 +193,9 @@ class Functional(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = TF.relu(TF.conv2d(x, self.w1, padding=1))
         x = TF.avg_pool2d(x, 2)
-        x = TF.batch_norm(TF.conv2d(TF.pad(x, (1, 1, 1, 1)), self.w2), self.mean, self.var, training=self.training)
+        x = TF.batch_norm(
+            TF.conv2d(TF.pad(x, (1, 1, 1, 1)), self.w2), self.mean, self.var, training=self.training
+        )
         x = torch.relu(x * self.scale).sub(0.05)
         x = TF.dropout(x, 0.5, self.training).mean([2, 3])
         return TF.linear(x, self.w3, self.b3)
@@ -185,7 +214,9 @@ class TwoInputs(nn.Module):
 
 
 class BySize(nn.Module):
-    """Sizes in forward: `x.size(0)` of the input and of a feature map, unpacked shapes, channel shuffle, split."""
+    """Sizes in forward: `x.size(0)` of the input and of a feature map, unpacked shapes, channel
+    shuffle, split.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,7 +243,10 @@ class Reused(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.block = nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(*conv_bn(8, 8), nn.ReLU())
+        self.stem, self.block = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Sequential(*conv_bn(8, 8), nn.ReLU()),
+        )
         self.head = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -223,7 +257,9 @@ class Reused(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Linear on more than two dimensions, hard clips, and BatchNorm1d whose channels are not the Linear's outputs."""
+    """Linear on more than two dimensions, hard clips, and BatchNorm1d whose channels are not the
+    Linear's outputs.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,7 +278,11 @@ class Untraceable(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm, self.relu1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()
+        self.conv, self.norm, self.relu1 = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+        )
         self.blocks = nn.ModuleList(nn.Sequential(*conv_bn(8, 8), nn.ReLU()) for _ in range(2))
         self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 5)
 
@@ -291,7 +331,9 @@ class After(nn.Module):
 class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(2)
-        return (torch.softmax(tokens @ tokens.transpose(1, 2), -1) @ tokens).unflatten(2, x.shape[2:])
+        return (torch.softmax(tokens @ tokens.transpose(1, 2), -1) @ tokens).unflatten(
+            2, x.shape[2:]
+        )
 
 
 class Recurrent(nn.Module):
@@ -306,7 +348,11 @@ class Recurrent(nn.Module):
 class HardCodedBatch(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.relu, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Linear(8 * 64, 5)
+        self.conv, self.relu, self.head = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Linear(8 * 64, 5),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.relu(self.conv(x)).view(2, -1))
@@ -346,14 +392,19 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "lstm": (lambda: After(Recurrent()), r"what.lstm \(LSTM\).*state"),
     "layer norm": (lambda: After(nn.LayerNorm([8, 8, 8])), r"what \(LayerNorm\).*statistics"),
     "group norm": (lambda: After(nn.GroupNorm(2, 8)), r"what \(GroupNorm\).*statistics"),
-    "hard-coded batch": (HardCodedBatch, r"view.*first size 2 fixes the batch.*zoo.py:\d+: return self.head"),
+    "hard-coded batch": (
+        HardCodedBatch,
+        r"view.*first size 2 fixes the batch.*zoo.py:\d+: return self.head",
+    ),
     "data-dependent control flow": (DataDependent, "values of tensors"),
     "hidden function": (HiddenFunction, "is not the quantised ANN"),
 }
 
 
 def prepared(name: str, make: Callable[[], nn.Module]) -> nn.Module:
-    """A model with weights and BatchNorm statistics that let signals through, in eval mode, the same in every run."""
+    """A model with weights and BatchNorm statistics that let signals through, in eval mode, the
+    same in every run.
+    """
     torch.manual_seed(sum(map(ord, name)))
     model = make()
     for module in model.modules():

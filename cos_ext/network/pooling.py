@@ -1,4 +1,6 @@
-"""Max pooling of spikes and what can stand for it: pooling before the neurons, or averages. No rules of conversion here."""
+"""Max pooling of spikes and what can stand for it: pooling before the neurons, or averages. No
+rules of conversion here.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +8,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as TF
 
-MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+MAX_POOLS = (
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d,
+)
 # The module of a function.
-MAX_POOL_FUNCTIONS = {getattr(TF, f"{prefix}max_pool{d}d"): getattr(nn, f"{kind}MaxPool{d}d") for d in (1, 2, 3)
-                      for prefix, kind in (("", ""), ("adaptive_", "Adaptive"))}  # fmt: skip
+MAX_POOL_FUNCTIONS = {
+    getattr(TF, f"{prefix}max_pool{d}d"): getattr(nn, f"{kind}MaxPool{d}d")
+    for d in (1, 2, 3)
+    for prefix, kind in (("", ""), ("adaptive_", "Adaptive"))
+}
 
 
 class MaxPoolBefore(nn.Module):
-    """Max pooling of the currents [T*B, C, *space] before the neurons, instead of their spikes after them.
+    """Max pooling of the currents [T*B, C, *space] before the neurons, instead of their spikes
+    after them.
 
-    The largest of several rates belongs to the largest of several mean currents. So each window lets through, at every step,
-    the current of the one position whose sum over the first rho steps is the largest: the sum over those steps is then the
-    largest sum, and the calibrated count of the neuron after it the largest count, exactly. Without calibration (rho = 0)
-    nothing is known in advance, and each step takes its own maximum, which overestimates.
+    The largest of several rates belongs to the largest of several mean currents. So each window
+    lets through, at every step, the current of the one position whose sum over the first rho steps
+    is the largest: the sum over those steps is then the largest sum, and the calibrated count of
+    the neuron after it the largest count, exactly. Without calibration (rho = 0) nothing is known
+    in advance, and each step takes its own maximum, which overestimates.
     """
 
     def __init__(self, pool: nn.Module, site: str = "") -> None:
@@ -32,8 +46,14 @@ class MaxPoolBefore(nn.Module):
             return self.pool(x)
         steps = x.unflatten(0, (self.timesteps, x.shape[0] // self.timesteps))
         space = int(type(self.pool).__name__[-2])
-        if space == 2 and x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-            # The results of mean and gather are contiguous in the order of their dimensions: with the channels last they stay there.
+        if (
+            space == 2
+            and x.dim() == 4
+            and not x.is_contiguous()
+            and x.is_contiguous(memory_format=torch.channels_last)
+        ):
+            # The results of mean and gather are contiguous in the order of their dimensions: with
+            # the channels last they stay there.
             last = steps.permute(0, 1, 3, 4, 2)
             pooled, where = self._with_indices(last[: self.rho].mean(0).permute(0, 3, 1, 2))
             index = where.permute(0, 2, 3, 1).flatten(1, 2).expand(self.timesteps, -1, -1, -1)
@@ -41,23 +61,35 @@ class MaxPoolBefore(nn.Module):
             return chosen.permute(0, 1, 4, 2, 3).flatten(0, 1)
         pooled, where = self._with_indices(steps[: self.rho].mean(0))
         flat = steps.flatten(-space)  # [T, B, ..., positions], as the indices count them
-        chosen = flat.gather(-1, where.flatten(-space).expand(self.timesteps, *[-1] * (flat.dim() - 1)))
+        chosen = flat.gather(
+            -1, where.flatten(-space).expand(self.timesteps, *[-1] * (flat.dim() - 1))
+        )
         return chosen.unflatten(-1, pooled.shape[-space:]).flatten(0, 1)
 
     def _with_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
         kind, pool = type(self.pool).__name__, self.pool
         function = getattr(
-            TF, {"MaxPool": "max_pool", "AdaptiveMaxPool": "adaptive_max_pool"}[kind[:-2]] + kind[-2:].lower()
+            TF,
+            {"MaxPool": "max_pool", "AdaptiveMaxPool": "adaptive_max_pool"}[kind[:-2]]
+            + kind[-2:].lower(),
         )
         if kind.startswith("Adaptive"):
             return function(x, pool.output_size, return_indices=True)
         return function(
-            x, pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, return_indices=True
+            x,
+            pool.kernel_size,
+            pool.stride,
+            pool.padding,
+            pool.dilation,
+            pool.ceil_mode,
+            return_indices=True,
         )
 
 
 class PooledBefore(nn.Module):
-    """An average pooling that the neurons before it do on the way out; it does it itself where they leave it (`apart`)."""
+    """An average pooling that the neurons before it do on the way out; it does it itself where they
+    leave it (`apart`).
+    """
 
     def __init__(self, pool: nn.Module) -> None:
         super().__init__()

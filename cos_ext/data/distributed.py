@@ -1,4 +1,6 @@
-"""Several processes: who this one is, exchanging small results, starting under torchrun. Nothing about networks is here."""
+"""Several processes: who this one is, exchanging small results, starting under torchrun. Nothing
+about networks is here.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ import torch.distributed as dist
 
 
 class RemoteError(RuntimeError):
-    """Another process failed, so that there is no common result. The message says which, and why."""
+    """Another process failed, so that there is no common result. The message says which, and
+    why.
+    """
 
 
 def is_running() -> bool:
@@ -21,7 +25,8 @@ def is_running() -> bool:
 
 
 def whoami(group: Any = None) -> tuple[int, int]:
-    """(rank, processes) in `group`, None being the default group; (0, 1) where torch.distributed is not initialised.
+    """(rank, processes) in `group`, None being the default group; (0, 1) where torch.distributed is
+    not initialised.
 
     Raises:
         ValueError: this process is not in the group.
@@ -35,9 +40,11 @@ def whoami(group: Any = None) -> tuple[int, int]:
 
 
 def gather(value: Any, group: Any = None, *, device: torch.device | None = None) -> list[Any]:
-    """The `value` (anything that pickles, small) of every process of the group, in the order of their ranks.
+    """The `value` (anything that pickles, small) of every process of the group, in the order of
+    their ranks.
 
-    Every process of the group must call it. device: where NCCL, which knows no host memory, may put it.
+    Every process of the group must call it. device: where NCCL, which knows no host memory, may put
+    it.
     """
     if not is_running():
         return [value]
@@ -49,7 +56,9 @@ def gather(value: Any, group: Any = None, *, device: torch.device | None = None)
 
 
 def launched() -> bool:
-    """Whether torchrun (or another launcher with its variables) started this process as one of several."""
+    """Whether torchrun (or another launcher with its variables) started this process as one of
+    several.
+    """
     return dist.is_available() and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
@@ -57,7 +66,8 @@ def launched() -> bool:
 def started() -> Iterator[tuple[int, int]]:
     """Join the processes that torchrun started, and leave them at the end; gives (rank, processes).
 
-    The group is gloo's, on GPUs too: what this package exchanges are host integers, and gloo can still say that a GPU failed.
+    The group is gloo's, on GPUs too: what this package exchanges are host integers, and gloo can
+    still say that a GPU failed.
     """
     dist.init_process_group("gloo")
     try:
@@ -75,6 +85,7 @@ def local_gpu() -> torch.device:
     index, found = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if index >= found:
         raise ValueError(
-            f"there must be a GPU for every process of this machine, got LOCAL_RANK {index} with {found} GPUs"
+            f"there must be a GPU for every process of this machine, got LOCAL_RANK {index} with "
+            f"{found} GPUs"
         )
     return torch.device("cuda", index)

@@ -1,4 +1,5 @@
-"""Checks of a conversion on an example: that the graph is the model, sample by sample, and the network the quantised ANN.
+"""Checks of a conversion on an example: that the graph is the model, sample by sample, and the
+network the quantised ANN.
 
 They know nothing of the rules by which it was converted.
 """
@@ -11,15 +12,17 @@ import math
 import torch
 from torch import Tensor, fx, nn
 
-from .graph import Traced, set_module
-from .network import SpikingNetwork, Walked
-from .pooling import average_of
-from .qcfs import quantise
+from ..network.network import SpikingNetwork, Walked
+from ..network.pooling import average_of
+from ..qcfs import quantise
 from .report import ConversionError
+from .tracing import Traced, set_module
 
 
 class _Quantised(nn.Module):
-    """What exactly calibrated neurons with threshold θ compute in `levels` steps; QCFS with any θ."""
+    """What exactly calibrated neurons with threshold θ compute in `levels` steps; QCFS with any
+    θ.
+    """
 
     def __init__(self, threshold: Tensor, levels: int) -> None:
         super().__init__()
@@ -30,12 +33,19 @@ class _Quantised(nn.Module):
 
 
 def _differ(ours: Tensor, theirs: Tensor) -> bool:
-    return ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-6, atol=1e-9, equal_nan=True)
+    return ours.shape != theirs.shape or not torch.allclose(
+        ours, theirs, rtol=1e-6, atol=1e-9, equal_nan=True
+    )
 
 
-def _in_float64(module: nn.Module, examples: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    # In float32 a sum may be rounded across a level of a quantised activation, which proves nothing.
-    return copy.deepcopy(module).double(), tuple(x.double() if x.is_floating_point() else x for x in examples)
+def _in_float64(
+    module: nn.Module, examples: tuple[Tensor, ...]
+) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    # In float32 a sum may be rounded across a level of a quantised activation, which proves
+    # nothing.
+    return copy.deepcopy(module).double(), tuple(
+        x.double() if x.is_floating_point() else x for x in examples
+    )
 
 
 def shapes_on(module: fx.GraphModule, examples: tuple[Tensor, ...]) -> dict[fx.Node, torch.Size]:
@@ -56,12 +66,16 @@ def shapes_on(module: fx.GraphModule, examples: tuple[Tensor, ...]) -> dict[fx.N
 
 @torch.no_grad()
 def check_model(model: nn.Module, traced: Traced, examples: tuple[Tensor, ...]) -> Tensor:
-    """ConversionError unless the traced graph is the model, sample by sample, on the example. Returns the model's output.
+    """ConversionError unless the traced graph is the model, sample by sample, on the example.
+    Returns the model's output.
 
-    Tracing cannot see everything, and an operation that mixes the samples of a batch would mix the time-steps.
+    Tracing cannot see everything, and an operation that mixes the samples of a batch would mix the
+    time-steps.
     """
     name = type(model).__name__
-    model, inputs = _in_float64(model.eval() if not model.training else copy.deepcopy(model).eval(), examples)
+    model, inputs = _in_float64(
+        model.eval() if not model.training else copy.deepcopy(model).eval(), examples
+    )
     ours, _ = _in_float64(traced.module, ())
 
     def run(module: nn.Module, values: tuple[Tensor, ...]) -> Tensor:
@@ -70,12 +84,17 @@ def check_model(model: nn.Module, traced: Traced, examples: tuple[Tensor, ...]) 
     try:
         expected = run(model, inputs)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise ConversionError(f"{name} does not run on example_input in float64: {error}") from error
+        raise ConversionError(
+            f"{name} does not run on example_input in float64: {error}"
+        ) from error
     if not isinstance(expected, Tensor):
-        raise ConversionError(f"the output of {name} must be one tensor, got {type(expected).__name__}")
+        raise ConversionError(
+            f"the output of {name} must be one tensor, got {type(expected).__name__}"
+        )
     if _differ(run(ours, inputs), expected):
         raise ConversionError(
-            f"the traced graph of {name} differs from the model on example_input; look for in-place operations on tensors "
+            f"the traced graph of {name} differs from the model on example_input; look for "
+            "in-place operations on tensors "
             "that are read again"
         )
     other = _others(inputs)
@@ -83,31 +102,47 @@ def check_model(model: nn.Module, traced: Traced, examples: tuple[Tensor, ...]) 
         both = run(ours, tuple(torch.cat(pair) for pair in zip(inputs, other)))
         alone = run(model, other)
     except (RuntimeError, ValueError) as error:
-        raise ConversionError(f"{name} does not take a batch twice as large as example_input: {error}") from error
+        raise ConversionError(
+            f"{name} does not take a batch twice as large as example_input: {error}"
+        ) from error
     if _differ(both, torch.cat([expected, alone])):
-        raise ConversionError(f"the output of {name} for a sample depends on the other samples of the batch")
+        raise ConversionError(
+            f"the output of {name} for a sample depends on the other samples of the batch"
+        )
     return expected
 
 
 @torch.no_grad()
-def check_network(network: SpikingNetwork, reference: nn.Module, traced: Traced, examples: tuple[Tensor, ...],
-                  expected: Tensor) -> None:  # fmt: skip
-    """ConversionError unless T = rho = 4 steps, calibrated exactly, are the ANN with activations of 4 levels, in float64.
+def check_network(
+    network: SpikingNetwork,
+    reference: nn.Module,
+    traced: Traced,
+    examples: tuple[Tensor, ...],
+    expected: Tensor,
+) -> None:
+    """ConversionError unless T = rho = 4 steps, calibrated exactly, are the ANN with activations of
+    4 levels, in float64.
 
     Args:
-        reference: the ANN after folding and before neurons; `expected` is the source model's output on the example.
+        reference: the ANN after folding and before neurons; `expected` is the source model's output
+            on the example.
 
-    On the example and on further inputs made from it, at thresholds that these inputs exercise: what is checked is the structure,
-    and with thresholds that nothing reaches it would pass unseen.
+    On the example and on further inputs made from it, at thresholds that these inputs exercise:
+    what is checked is the structure, and with thresholds that nothing reaches it would pass unseen.
     """
     levels, report = 4, network.report
     snn, inputs = _in_float64(network, examples)
     ann, _ = _in_float64(reference, ())
-    eps = max([torch.finfo(p.dtype).eps for p in network.parameters() if p.is_floating_point()], default=1e-12)
+    eps = max(
+        [torch.finfo(p.dtype).eps for p in network.parameters() if p.is_floating_point()],
+        default=1e-12,
+    )
     scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
     folded = ann(*(x.clone() for x in inputs))
     if folded.shape != expected.shape or (folded - expected).abs().max() > 1e4 * eps * scale:
-        raise ConversionError("the model with its BatchNorm folded differs from the model on example_input", report)
+        raise ConversionError(
+            "the model with its BatchNorm folded differs from the model on example_input", report
+        )
     inputs = tuple(torch.cat(pair) for pair in zip(inputs, _others(inputs)))
     copies, nodes = network.options["copies"], snn.nodes()
     thresholds = _exercised(ann, [site for site in nodes if site not in copies], inputs)
@@ -117,12 +152,14 @@ def check_network(network: SpikingNetwork, reference: nn.Module, traced: Traced,
         node.v_threshold = theta.expand(node.v_threshold.shape).clone()
         if site not in copies:
             # A threshold of its own for every channel, where there are such.
-            node.v_threshold *= 1 + torch.linspace(0, 0.5, node.v_threshold.numel(), dtype=torch.float64).view_as(
-                node.v_threshold
-            )
+            node.v_threshold *= 1 + torch.linspace(
+                0, 0.5, node.v_threshold.numel(), dtype=torch.float64
+            ).view_as(node.v_threshold)
             quantised = _Quantised(node.v_threshold, levels)
             quantised.register_forward_hook(
-                lambda m, i, o, site=site: dead.append(site) if (o == o.flatten()[0]).all() else None
+                lambda m, i, o, site=site: (
+                    dead.append(site) if (o == o.flatten()[0]).all() else None
+                )
             )
             set_module(ann, site, quantised)
     for site, source in copies.items():
@@ -147,19 +184,30 @@ def check_network(network: SpikingNetwork, reference: nn.Module, traced: Traced,
     try:
         ours = snn.rate(*inputs)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise ConversionError(f"the converted network does not run on example_input: {error}", report) from error
+        raise ConversionError(
+            f"the converted network does not run on example_input: {error}", report
+        ) from error
     theirs = ann(*inputs)
     if _differ(ours, theirs):
         error = (ours - theirs).abs().max().item() if ours.shape == theirs.shape else math.inf
-        raise ConversionError("the converted network is not the quantised ANN on example_input (largest difference "
-                              f"{error:.3g}); what it computes cannot be vouched for", report)  # fmt: skip
+        raise ConversionError(
+            "the converted network is not the quantised ANN on example_input (largest difference "
+            f"{error:.3g}); what it computes cannot be vouched for",
+            report,
+        )
     if dead and traced.graph is None:
-        raise ConversionError(f"example_input does not exercise {dead}: all its activations are equal there, so that a model that cannot "
-                              "be traced cannot be checked on it", report)  # fmt: skip
+        raise ConversionError(
+            f"example_input does not exercise {dead}: all its activations are equal there, so that "
+            "a model that cannot "
+            "be traced cannot be checked on it",
+            report,
+        )
 
 
 def _others(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Further inputs: neither copies nor multiples, which could hide a dependence of one sample on another."""
+    """Further inputs: neither copies nor multiples, which could hide a dependence of one sample on
+    another.
+    """
     generator = torch.Generator().manual_seed(1)
     made = []
     for x in inputs:
@@ -173,7 +221,9 @@ def _others(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _exercised(ann: nn.Module, sites: list[str], inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """A threshold for each site that about a tenth of its positive inputs exceed, and that no sum of inputs meets by accident."""
+    """A threshold for each site that about a tenth of its positive inputs exceed, and that no sum
+    of inputs meets by accident.
+    """
     found: dict[str, Tensor] = {}
 
     def note(module: nn.Module, args: tuple, site: str) -> None:
@@ -187,7 +237,8 @@ def _exercised(ann: nn.Module, sites: list[str], inputs: tuple[Tensor, ...]) -> 
         )
 
     hooks = [
-        ann.get_submodule(site).register_forward_pre_hook(lambda m, a, site=site: note(m, a, site)) for site in sites
+        ann.get_submodule(site).register_forward_pre_hook(lambda m, a, site=site: note(m, a, site))
+        for site in sites
     ]
     try:
         ann(*(x.clone() for x in inputs))

@@ -1,16 +1,21 @@
-"""Counts first: a network whose spikes follow from desired counts, evaluated in one pass over means. How, and when it may.
+"""Counts first: a network whose spikes follow from desired counts, evaluated in one pass over
+means. How, and when it may.
 
-No kernels and no rules of conversion here; the neurons themselves are in neuron.py, settings and execution modes in network.py.
+No kernels and no rules of conversion here; the neurons themselves are in neuron.py, settings and
+execution modes in network.py.
 
-With a planned emission ("even", "front") the spikes of a layer follow from its desired counts C* over rho steps alone, and
+With a planned emission ("even", "front") the spikes of a layer follow from its desired counts C*
+over rho steps alone, and
 
     C* = clip(floor((Σ x(t) + v(0)) / θ), 0, rho) = clip(floor((rho x̄ + v(0)) / θ), 0, rho)
 
-from the mean x̄ of its input over the first rho steps (Hao et al., ICLR 2023, arXiv 2302.10685, for the count). What convert()
-keeps between neurons is affine, sample by sample, and so commutes with the mean, biases included. Hence two worlds:
+from the mean x̄ of its input over the first rho steps (Hao et al., ICLR 2023, arXiv 2302.10685, for
+the count). What convert() keeps between neurons is affine, sample by sample, and so commutes with
+the mean, biases included. Hence two worlds:
 
 mean: every tensor [B, ...] is the mean over the first rho steps. A neuron hands on θ C* / rho.
-step: time is folded into the batch, [T*B, ...], as in the step-by-step run. Only what lies between the last neurons and the
+step: time is folded into the batch, [T*B, ...], as in the step-by-step run. Only what lies between
+the last neurons and the
       output is evaluated there; the last neurons emit their trains from their counts.
 
 A node of the graph may be needed in both. The mean world never reads the step world.
@@ -24,8 +29,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from . import functional as F
-from .neuron import IFNode
+from .. import functional as F
+from ..neuron import IFNode
 from .pooling import MAX_POOLS, MaxPoolBefore, PooledBefore
 
 EXECUTIONS = ("steps", "counts")
@@ -33,9 +38,11 @@ PLANNED = ("even", "front")  # emissions for which the desired count decides who
 
 
 class Plan(NamedTuple):
-    """The functions that run a graph by counts; the first argument is the graph's module, whose submodules they call.
+    """The functions that run a graph by counts; the first argument is the graph's module, whose
+    submodules they call.
 
-    outputs(module, timesteps, rho, *inputs) -> [T*B, ...]; counts(module, rho, *inputs) -> {site: C* [B, ...], int32}.
+    outputs(module, timesteps, rho, *inputs) -> [T*B, ...]; counts(module, rho, *inputs) -> {site:
+    C* [B, ...], int32}.
     """
 
     outputs: Callable[..., Tensor]
@@ -50,7 +57,8 @@ def check_execution(execution: str) -> str:
 
 
 def check_settings(layers: Mapping[str, tuple[int, str, str]], *, static: bool = False) -> int:
-    """The rho of all layers; ValueError with the reason where their counts do not decide their spikes.
+    """The rho of all layers; ValueError with the reason where their counts do not decide their
+    spikes.
 
     Args:
         layers: (rho, emission, calibration) by call site.
@@ -59,26 +67,40 @@ def check_settings(layers: Mapping[str, tuple[int, str, str]], *, static: bool =
     needs = "execution='counts' needs"
     if static:
         raise ValueError(
-            f"{needs} spikes that follow from the counts; with static calibration they follow from the potentials"
+            f"{needs} spikes that follow from the counts; with static calibration they follow from "
+            "the potentials"
         )
-    others = {site: calibration for site, (*_, calibration) in layers.items() if calibration != "cos"}
+    others = {
+        site: calibration for site, (*_, calibration) in layers.items() if calibration != "cos"
+    }
     if others:
         raise ValueError(f"{needs} calibration 'cos' in every layer, got {others}")
     free = {site: emission for site, (_, emission, _) in layers.items() if emission not in PLANNED}
     if free:
-        raise ValueError(f"{needs} emission to be one of {PLANNED} in every layer (otherwise the spikes depend on when the input "
-                         f"comes, not on its sum alone), got {free}")  # fmt: skip
+        raise ValueError(
+            f"{needs} emission to be one of {PLANNED} in every layer (otherwise the spikes depend "
+            "on when the input "
+            f"comes, not on its sum alone), got {free}"
+        )
     if any(rho == 0 for rho, *_ in layers.values()):
-        raise ValueError(f"{needs} rho >= 1 (without calibration spikes depend on when the input comes), got rho = 0 for "
-                         f"{[site for site, (rho, *_) in layers.items() if rho == 0]}")  # fmt: skip
+        raise ValueError(
+            f"{needs} rho >= 1 (without calibration spikes depend on when the input comes), got "
+            "rho = 0 for "
+            f"{[site for site, (rho, *_) in layers.items() if rho == 0]}"
+        )
     rhos = {site: rho for site, (rho, *_) in layers.items()}
     if len(set(rhos.values())) > 1:
-        raise ValueError(f"{needs} one rho for all layers (a count over rho steps does not give that over another number of "
-                         f"them), got {rhos}")  # fmt: skip
+        raise ValueError(
+            f"{needs} one rho for all layers (a count over rho steps does not give that over "
+            "another number of "
+            f"them), got {rhos}"
+        )
     return next(iter(rhos.values()))
 
 
-def desired_count(x_mean: Tensor, v_threshold: Tensor, v_init: Tensor, rho: int, *, inplace: bool = False) -> Tensor:
+def desired_count(
+    x_mean: Tensor, v_threshold: Tensor, v_init: Tensor, rho: int, *, inplace: bool = False
+) -> Tensor:
     """C* = clip(floor((rho x̄ + v(0)) / θ), 0, rho); a NaN input counts none.
 
     Args:
@@ -92,7 +114,13 @@ def desired_count(x_mean: Tensor, v_threshold: Tensor, v_init: Tensor, rho: int,
     state = F.state_dtype(x_mean.dtype)
     wide = x_mean.to(state)
     count = wide.mul_(rho) if inplace or wide is not x_mean else wide * rho
-    return count.add_(v_init.to(state)).div_(v_threshold.to(state)).nan_to_num_(nan=0.0).floor_().clamp_(0, rho)
+    return (
+        count.add_(v_init.to(state))
+        .div_(v_threshold.to(state))
+        .nan_to_num_(nan=0.0)
+        .floor_()
+        .clamp_(0, rho)
+    )
 
 
 def rates(count: Tensor, v_threshold: Tensor, rho: int) -> Tensor:
@@ -101,35 +129,54 @@ def rates(count: Tensor, v_threshold: Tensor, rho: int) -> Tensor:
 
 
 def spikes_within(count: Tensor, steps: int, rho: int, emission: str) -> Tensor:
-    """How many of its spikes a neuron with C* = count has emitted by step `steps`, as whole numbers in float64.
+    """How many of its spikes a neuron with C* = count has emitted by step `steps`, as whole numbers
+    in float64.
 
-    "even": floor(C* t / rho + 1/2); "front": the first C* of every rho steps (csrc/core/emission.h).
+    "even": floor(C* t / rho + 1/2); "front": the first C* of every rho steps
+    (csrc/core/emission.h).
     """
     count, (whole, rest) = count.double(), divmod(steps, rho)
-    part = (count * (2 * rest) + rho).div_(2 * rho).floor_() if emission == "even" else count.clamp(max=rest)
+    part = (
+        (count * (2 * rest) + rho).div_(2 * rho).floor_()
+        if emission == "even"
+        else count.clamp(max=rest)
+    )
     return part.add_(count, alpha=whole)
 
 
-def train(count: Tensor, v_threshold: Tensor, *, steps: int, rho: int, emission: str, dtype: torch.dtype) -> Tensor:
-    """The spikes [T, B, ...], 0 or θ in `dtype`, of neurons with C* = count [B, ...] (in a state dtype; it is written over)."""
+def train(
+    count: Tensor, v_threshold: Tensor, *, steps: int, rho: int, emission: str, dtype: torch.dtype
+) -> Tensor:
+    """The spikes [T, B, ...], 0 or θ in `dtype`, of neurons with C* = count [B, ...] (in a state
+    dtype; it is written over).
+    """
     theta = v_threshold.to(count.dtype)
-    # The current θ C*/rho from θ/2 asks for C* with half a spike to spare on both sides, so that rounding plays no part.
+    # The current θ C*/rho from θ/2 asks for C* with half a spike to spare on both sides, so that
+    # rounding plays no part.
     current = rates(count, theta, rho)
     run = max(steps, rho)
-    spikes = F.cos_forward(current.expand(run, *current.shape), theta, rho=rho, iterations=0, emission=emission).spikes
+    spikes = F.cos_forward(
+        current.expand(run, *current.shape), theta, rho=rho, iterations=0, emission=emission
+    ).spikes
     return spikes[:steps].to(dtype)
 
 
-# What the generated functions call. `rho` is that of the plan; node's own settings are the network's to keep.
+# What the generated functions call. `rho` is that of the plan; node's own settings are the
+# network's to keep.
 
 
 def _check(node: IFNode, rho: int) -> None:
     if node.rho != rho or node.emission not in PLANNED:
-        raise RuntimeError(f"a layer's rho = {node.rho} or emission {node.emission!r} was changed past the network, which "
-                           f"runs by counts over rho = {rho}; use SpikingNetwork.set_layer")  # fmt: skip
+        raise RuntimeError(
+            f"a layer's rho = {node.rho} or emission {node.emission!r} was changed past the "
+            "network, which "
+            f"runs by counts over rho = {rho}; use SpikingNetwork.set_layer"
+        )
 
 
-def _count(node: IFNode, x: Tensor, residual: Tensor | None, rho: int, tally: bool) -> tuple[Tensor, Tensor]:
+def _count(
+    node: IFNode, x: Tensor, residual: Tensor | None, rho: int, tally: bool
+) -> tuple[Tensor, Tensor]:
     _check(node, rho)
     before, x = x, node._currents(x, residual)[0]
     theta, v_init = node._parameters_for(x)
@@ -145,18 +192,26 @@ def _count(node: IFNode, x: Tensor, residual: Tensor | None, rho: int, tally: bo
     return count, theta
 
 
-def _rate_of(node: IFNode, x: Tensor, residual: Tensor | None, rho: int, inplace: bool, tally: bool) -> Tensor:
+def _rate_of(
+    node: IFNode, x: Tensor, residual: Tensor | None, rho: int, inplace: bool, tally: bool
+) -> Tensor:
     if (tally and node.count_spikes) or not node._fuses(x, residual):
         count, theta = _count(node, x, residual, rho, tally)
         return rates(count, theta, rho).to(x.dtype)
     _check(node, rho)
     theta, v_init = node._parameters_for(x)
-    return F.rate_forward(x, theta, v_init, rho=rho, inplace=inplace, residual=residual, **node._operands(x))
+    return F.rate_forward(
+        x, theta, v_init, rho=rho, inplace=inplace, residual=residual, **node._operands(x)
+    )
 
 
-def _train_of(node: IFNode, x: Tensor, residual: Tensor | None, timesteps: int, rho: int, tally: bool) -> Tensor:
+def _train_of(
+    node: IFNode, x: Tensor, residual: Tensor | None, timesteps: int, rho: int, tally: bool
+) -> Tensor:
     count, theta = _count(node, x, residual, rho, tally)
-    return train(count, theta, steps=timesteps, rho=rho, emission=node.emission, dtype=x.dtype).flatten(0, 1)
+    return train(
+        count, theta, steps=timesteps, rho=rho, emission=node.emission, dtype=x.dtype
+    ).flatten(0, 1)
 
 
 def _whole_count(node: IFNode, x: Tensor, residual: Tensor | None, rho: int) -> Tensor:
@@ -178,13 +233,18 @@ def plan(module: nn.Module, is_broadcast: Callable[[nn.Module], bool]) -> Plan:
         ValueError: with the reason, where the graph cannot be evaluated by means.
     """
     if not isinstance(module, fx.GraphModule):
-        raise ValueError("execution='counts' needs the network's graph; the model could not be traced by torch.fx")
+        raise ValueError(
+            "execution='counts' needs the network's graph; the model could not be traced by "
+            "torch.fx"
+        )
     worlds = _Worlds(module, is_broadcast)
     return Plan(worlds.outputs(), worlds.counts())
 
 
 class _Worlds:
-    """Which node of a graph is evaluated in which world; writes the graphs that do so. A value is a pair (node, world)."""
+    """Which node of a graph is evaluated in which world; writes the graphs that do so. A value is a
+    pair (node, world).
+    """
 
     def __init__(self, module: fx.GraphModule, is_broadcast: Callable[[nn.Module], bool]) -> None:
         self.module, self.nodes = module, list(module.graph.nodes)
@@ -194,9 +254,15 @@ class _Worlds:
         self.pools = {n for n, m in called.items() if isinstance(m, MaxPoolBefore)}
         self.pooled = {n for n, m in called.items() if isinstance(m, PooledBefore)}
         self.maxima = {n for n, m in called.items() if isinstance(m, MAX_POOLS)}
-        self.timed: set[fx.Node] = set()  # evaluated by world; all others are static, the same in both
+        self.timed: set[fx.Node] = (
+            set()
+        )  # evaluated by world; all others are static, the same in both
         for node in self.nodes:
-            if node in self.neurons or node in self.broadcasts or any(n in self.timed for n in node.all_input_nodes):
+            if (
+                node in self.neurons
+                or node in self.broadcasts
+                or any(n in self.timed for n in node.all_input_nodes)
+            ):
                 self.timed.add(node)
 
     def value(self, node: fx.Node, world: str) -> tuple[fx.Node, str]:
@@ -204,7 +270,9 @@ class _Worlds:
 
     def sources(self, node: fx.Node, world: str) -> list[tuple[fx.Node, str]]:
         """The values that a value is computed from."""
-        return [self.value(n, "mean" if node in self.neurons else world) for n in node.all_input_nodes]
+        return [
+            self.value(n, "mean" if node in self.neurons else world) for n in node.all_input_nodes
+        ]
 
     def needed(self, roots: Iterable[tuple[fx.Node, str]]) -> set[tuple[fx.Node, str]]:
         found, open_ = set(), list(roots)
@@ -215,8 +283,11 @@ class _Worlds:
                 open_ += self.sources(*value)
         for node in self.nodes:
             if node in self.maxima and (node, "mean") in found:
-                raise ValueError(f"execution='counts' needs operations that commute with the mean over time; {node.target}, a "
-                                 "maximum over the spikes of each step (max_pool=\"spike\"), does not")  # fmt: skip
+                raise ValueError(
+                    "execution='counts' needs operations that commute with the mean over time; "
+                    f"{node.target}, a "
+                    'maximum over the spikes of each step (max_pool="spike"), does not'
+                )
         return found
 
     def outputs(self) -> Callable[..., Tensor]:
@@ -228,10 +299,21 @@ class _Worlds:
         for node in self.nodes:
             if (node, "step") not in needed:
                 continue
-            source, *others = (made[value] for value in self.sources(node, "step")) if node.all_input_nodes else (None,)
+            source, *others = (
+                (made[value] for value in self.sources(node, "step"))
+                if node.all_input_nodes
+                else (None,)
+            )
             if node in self.neurons:
                 residual = others[0] if others else None
-                arguments = (graph.get_attr(node.target), source, residual, timesteps, rho, (node, "mean") not in needed)
+                arguments = (
+                    graph.get_attr(node.target),
+                    source,
+                    residual,
+                    timesteps,
+                    rho,
+                    (node, "mean") not in needed,
+                )
                 made[node, "step"] = graph.call_function(_train_of, arguments)
             elif node in self.broadcasts:
                 made[node, "step"] = graph.call_function(_over_time, (source, timesteps))
@@ -250,25 +332,43 @@ class _Worlds:
         graph.output(found)
         return _function(graph)
 
-    def _first(self, graph: fx.Graph, needed: set[tuple[fx.Node, str]], rho: fx.Node,
-               counts: dict[str, fx.Node] | None = None) -> dict[tuple[fx.Node, str], fx.Node]:  # fmt: skip
-        """Write the static and the mean world, in the order of the graph; where asked, also every neuron's count."""
+    def _first(
+        self,
+        graph: fx.Graph,
+        needed: set[tuple[fx.Node, str]],
+        rho: fx.Node,
+        counts: dict[str, fx.Node] | None = None,
+    ) -> dict[tuple[fx.Node, str], fx.Node]:
+        """Write the static and the mean world, in the order of the graph; where asked, also every
+        neuron's count.
+        """
         made: dict[tuple[fx.Node, str], fx.Node] = {}
         for node in self.nodes:
             if node.op == "placeholder" or (node, "static") in needed:
                 made[node, "static"] = self._copy(graph, node, "static", made)
             if (node, "mean") not in needed:
                 continue
-            source, *others = (made[value] for value in self.sources(node, "mean")) if node.all_input_nodes else (None,)
+            source, *others = (
+                (made[value] for value in self.sources(node, "mean"))
+                if node.all_input_nodes
+                else (None,)
+            )
             if node in self.neurons:
-                both = counts is not None or (node, "step") in needed  # then the currents are read twice
+                both = (
+                    counts is not None or (node, "step") in needed
+                )  # then the currents are read twice
                 neuron, residual = graph.get_attr(node.target), others[0] if others else None
                 if counts is not None:
-                    counts[node.target] = graph.call_function(_whole_count, (neuron, source, residual, rho))
+                    counts[node.target] = graph.call_function(
+                        _whole_count, (neuron, source, residual, rho)
+                    )
                 inplace = self.neurons[node].inplace and not both
-                made[node, "mean"] = graph.call_function(_rate_of, (neuron, source, residual, rho, inplace, counts is None))
+                made[node, "mean"] = graph.call_function(
+                    _rate_of, (neuron, source, residual, rho, inplace, counts is None)
+                )
             elif node in self.broadcasts:
-                # What follows may work in place, on a copy for every step: in both worlds each needs its own.
+                # What follows may work in place, on a copy for every step: in both worlds each
+                # needs its own.
                 both = (node, "step") in needed
                 made[node, "mean"] = graph.call_method("clone", (source,)) if both else source
             elif node in self.pooled:  # the neurons leave it to others here
@@ -280,13 +380,17 @@ class _Worlds:
                 made[node, "mean"] = self._copy(graph, node, "mean", made)
         return made
 
-    def _copy(self, graph: fx.Graph, node: fx.Node, world: str, made: dict[tuple[fx.Node, str], fx.Node]) -> fx.Node:
+    def _copy(
+        self, graph: fx.Graph, node: fx.Node, world: str, made: dict[tuple[fx.Node, str], fx.Node]
+    ) -> fx.Node:
         return graph.node_copy(node, lambda source: made[self.value(source, world)])
 
 
 def _function(graph: fx.Graph) -> Callable[..., Any]:
-    """A graph as a function of the module whose submodules it calls: a GraphModule would register them a second time."""
+    """A graph as a function of the module whose submodules it calls: a GraphModule would register
+    them a second time.
+    """
     code = graph.python_code("self")
     names = dict(code.globals)
-    exec(compile(code.src, "<cos_ext.counts>", "exec"), names)
+    exec(compile(code.src, "<cos_ext.network.counts>", "exec"), names)
     return names["forward"]

@@ -1,4 +1,6 @@
-"""Batches loaded and copied to the device by a thread, ahead of the one who uses them. Nothing about networks is here."""
+"""Batches loaded and copied to the device by a thread, ahead of the one who uses them. Nothing
+about networks is here.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +25,19 @@ def check_depth(depth: int) -> None:
 
 
 @contextlib.contextmanager
-def prefetched(batches: Iterable[Batch], device: torch.device, depth: int) -> Iterator[Iterator[Batch]]:
+def prefetched(
+    batches: Iterable[Batch], device: torch.device, depth: int
+) -> Iterator[Iterator[Batch]]:
     """An iterator over `batches` (inputs [B, ...], labels [B]) on `device`, in their order.
 
-    A thread iterates `batches`, so that loading overlaps with what the caller does: up to `depth` batches wait, and one more
-    is being loaded. For a CUDA device the thread also pins the memory and copies on a stream of its own; the caller's current
-    stream waits for the copy, the host does not. depth = 0: no thread and no pinning.
+    A thread iterates `batches`, so that loading overlaps with what the caller does: up to `depth`
+    batches wait, and one more is being loaded. For a CUDA device the thread also pins the memory
+    and copies on a stream of its own; the caller's current stream waits for the copy, the host does
+    not. depth = 0: no thread and no pinning.
 
-    An error of `batches` is raised where its batch would have come. Leaving the context ends the thread, after the batch that
-    it is loading then. The thread has no gradients; other settings that torch keeps per thread (a default device) it lacks.
+    An error of `batches` is raised where its batch would have come. Leaving the context ends the
+    thread, after the batch that it is loading then. The thread has no gradients; other settings
+    that torch keeps per thread (a default device) it lacks.
 
     Raises:
         TypeError: an item of `batches` is not a pair of tensors.
@@ -44,11 +50,16 @@ def prefetched(batches: Iterable[Batch], device: torch.device, depth: int) -> It
     side = None
     if device.type == "cuda":
         side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))  # the loader may read what the caller has just computed
+        side.wait_stream(
+            torch.cuda.current_stream(device)
+        )  # the loader may read what the caller has just computed
 
     def load() -> None:
         try:
-            with torch.no_grad(), torch.cuda.stream(side) if side is not None else contextlib.nullcontext():
+            with (
+                torch.no_grad(),
+                torch.cuda.stream(side) if side is not None else contextlib.nullcontext(),
+            ):
                 for item in batches:
                     if stop.is_set():
                         return
@@ -70,7 +81,9 @@ def prefetched(batches: Iterable[Batch], device: torch.device, depth: int) -> It
                 stream = torch.cuda.current_stream(device)
                 stream.wait_event(copied)
                 for tensor in batch:
-                    tensor.record_stream(stream)  # its memory belongs to the side stream, which must not reuse it yet
+                    tensor.record_stream(
+                        stream
+                    )  # its memory belongs to the side stream, which must not reuse it yet
             yield batch
 
     thread = threading.Thread(target=load, name="cos_ext prefetch", daemon=True)
@@ -80,18 +93,29 @@ def prefetched(batches: Iterable[Batch], device: torch.device, depth: int) -> It
     finally:
         stop.set()
         with contextlib.suppress(queue.Empty):
-            while True:  # after this the thread puts at most one thing more, and there is room for it
+            while (
+                True
+            ):  # after this the thread puts at most one thing more, and there is room for it
                 ahead.get_nowait()
         thread.join()
 
 
 def _moved(item: Any, device: torch.device, *, pin: bool) -> Batch:
-    if not isinstance(item, (tuple, list)) or len(item) != 2 or not all(isinstance(part, Tensor) for part in item):
+    if (
+        not isinstance(item, (tuple, list))
+        or len(item) != 2
+        or not all(isinstance(part, Tensor) for part in item)
+    ):
         what = (
-            ", ".join(type(part).__name__ for part in item) if isinstance(item, (tuple, list)) else type(item).__name__
+            ", ".join(type(part).__name__ for part in item)
+            if isinstance(item, (tuple, list))
+            else type(item).__name__
         )
         raise TypeError(f"loader must yield pairs of tensors (inputs, labels), got {what}")
     if pin and device.type == "cuda":  # only from pinned memory does a copy run beside the host
-        item = [part.pin_memory() if part.device.type == "cpu" and not part.is_pinned() else part for part in item]
+        item = [
+            part.pin_memory() if part.device.type == "cpu" and not part.is_pinned() else part
+            for part in item
+        ]
     inputs, labels = (part.to(device, non_blocking=True) for part in item)
     return inputs, labels

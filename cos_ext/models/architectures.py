@@ -1,7 +1,8 @@
-"""The architectures of the ANN-SNN conversion literature, with QCFS activations and average pooling.
+"""The architectures of the ANN-SNN conversion literature, with QCFS activations and average
+pooling.
 
-Only module definitions and their initialisation live here. Every activation is its own module, so that `cos_ext.convert`
-gives each its own neuron.
+Only module definitions and their initialisation live here. Every activation is its own module, so
+that `cos_ext.convert` gives each its own neuron.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import load_qcfs_checkpoint  # noqa: F401, one place for users to look
-from .qcfs import QCFS
+from ..qcfs import QCFS
 
 _STEMS = ("cifar", "imagenet")
 
@@ -34,13 +34,19 @@ def _initialise(model: nn.Module) -> nn.Module:
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+    return nn.Conv2d(
+        in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False
+    )
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a residual; the activation follows the sum, so the block converts without loss."""
+    """Two 3x3 convolutions and a residual; the activation follows the sum, so the block converts
+    without loss.
+    """
 
-    def __init__(self, in_channels: int, channels: int, stride: int, activation: Callable[[], nn.Module]) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, activation: Callable[[], nn.Module]
+    ) -> None:
         super().__init__()
         self.conv1 = _conv(in_channels, channels, stride=stride)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -75,16 +81,23 @@ class ResNet(nn.Module):
         _check_stem(stem)
         width = channels[0]
         if stem == "cifar":
-            self.stem = nn.Sequential(_conv(in_channels, width), nn.BatchNorm2d(width), activation())
+            self.stem = nn.Sequential(
+                _conv(in_channels, width), nn.BatchNorm2d(width), activation()
+            )
         else:
             self.stem = nn.Sequential(
-                _conv(in_channels, width, 7, 2), nn.BatchNorm2d(width), activation(), nn.AvgPool2d(3, 2, padding=1)
+                _conv(in_channels, width, 7, 2),
+                nn.BatchNorm2d(width),
+                activation(),
+                nn.AvgPool2d(3, 2, padding=1),
             )
         stages = []
         for stage, (count, out_width) in enumerate(zip(blocks, channels)):
             layers = []
             for index in range(count):
-                layers.append(BasicBlock(width, out_width, 2 if stage and not index else 1, activation))
+                layers.append(
+                    BasicBlock(width, out_width, 2 if stage and not index else 1, activation)
+                )
                 width = out_width
             stages.append(nn.Sequential(*layers))
         self.stages = nn.Sequential(*stages)
@@ -98,12 +111,37 @@ class ResNet(nn.Module):
 
 
 class VGG(nn.Module):
-    """VGG-16 with BatchNorm and average pooling. Input [B, in_channels, H, W]; output [B, num_classes]."""
+    """VGG-16 with BatchNorm and average pooling. Input [B, in_channels, H, W]; output [B,
+    num_classes].
+    """
 
-    _PLAN = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
+    _PLAN = (
+        64,
+        64,
+        "pool",
+        128,
+        128,
+        "pool",
+        256,
+        256,
+        256,
+        "pool",
+        512,
+        512,
+        512,
+        "pool",
+        512,
+        512,
+        512,
+    )
 
     def __init__(
-        self, num_classes: int, in_channels: int, stem: str, dropout: float, activation: Callable[[], nn.Module]
+        self,
+        num_classes: int,
+        in_channels: int,
+        stem: str,
+        dropout: float,
+        activation: Callable[[], nn.Module],
     ) -> None:
         super().__init__()
         _check_stem(stem)
@@ -115,78 +153,146 @@ class VGG(nn.Module):
             else:
                 layers += [_conv(width, item), nn.BatchNorm2d(item), activation()]
                 width = item
-        # The fifth pool: global for small images, so that 28x28 (1x1 by now) and 32x32 (2x2) both give one value a channel.
+        # The fifth pool: global for small images, so that 28x28 (1x1 by now) and 32x32 (2x2) both
+        # give one value a channel.
         side = 1 if stem == "cifar" else 7
         layers.append(nn.AdaptiveAvgPool2d(1) if stem == "cifar" else nn.AvgPool2d(2))
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(width * side * side, 4096), activation(), nn.Dropout(dropout),
-            nn.Linear(4096, 4096), activation(), nn.Dropout(dropout),
+            nn.Linear(width * side * side, 4096),
+            activation(),
+            nn.Dropout(dropout),
+            nn.Linear(4096, 4096),
+            activation(),
+            nn.Dropout(dropout),
             nn.Linear(4096, num_classes),
-        )  # fmt: skip
+        )
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))
 
 
-def _activation(levels: int, threshold: float, activation: Callable[[], nn.Module] | None) -> Callable[[], nn.Module]:
+def _activation(
+    levels: int, threshold: float, activation: Callable[[], nn.Module] | None
+) -> Callable[[], nn.Module]:
     return activation if activation is not None else lambda: QCFS(levels, threshold)
 
 
-def resnet20(num_classes: int, in_channels: int = 3, *, levels: int = 8, threshold: float = 8.0, stem: str = "cifar",
-             activation: Callable[[], nn.Module] | None = None) -> ResNet:  # fmt: skip
-    """ResNet-20 (He et al. 2016, section 4.2): three stages of three blocks, 16, 32 and 64 channels.
+def resnet20(
+    num_classes: int,
+    in_channels: int = 3,
+    *,
+    levels: int = 8,
+    threshold: float = 8.0,
+    stem: str = "cifar",
+    activation: Callable[[], nn.Module] | None = None,
+) -> ResNet:
+    """ResNet-20 (He et al. 2016, section 4.2): three stages of three blocks, 16, 32 and 64
+    channels.
 
     Args:
         num_classes: width of the output.
         in_channels: channels of the input image.
         levels, threshold: L and the initial θ of every QCFS activation.
-        stem: "cifar" (3x3, stride 1; 28x28 and 32x32 images) or "imagenet" (7x7, stride 2, average pool; 224x224).
+        stem: "cifar" (3x3, stride 1; 28x28 and 32x32 images) or "imagenet" (7x7, stride 2, average
+            pool; 224x224).
         activation: makes one activation module per call site, instead of QCFS(levels, threshold).
     """
-    return ResNet([3, 3, 3], [16, 32, 64], num_classes, in_channels, stem, _activation(levels, threshold, activation))
+    return ResNet(
+        [3, 3, 3],
+        [16, 32, 64],
+        num_classes,
+        in_channels,
+        stem,
+        _activation(levels, threshold, activation),
+    )
 
 
-def resnet18(num_classes: int, in_channels: int = 3, *, levels: int = 8, threshold: float = 8.0, stem: str = "cifar",
-             activation: Callable[[], nn.Module] | None = None) -> ResNet:  # fmt: skip
+def resnet18(
+    num_classes: int,
+    in_channels: int = 3,
+    *,
+    levels: int = 8,
+    threshold: float = 8.0,
+    stem: str = "cifar",
+    activation: Callable[[], nn.Module] | None = None,
+) -> ResNet:
     """ResNet-18 of basic blocks, 64 to 512 channels. Arguments as for :func:`resnet20`."""
-    return ResNet([2, 2, 2, 2], [64, 128, 256, 512], num_classes, in_channels, stem,
-                  _activation(levels, threshold, activation))  # fmt: skip
+    return ResNet(
+        [2, 2, 2, 2],
+        [64, 128, 256, 512],
+        num_classes,
+        in_channels,
+        stem,
+        _activation(levels, threshold, activation),
+    )
 
 
-def resnet34(num_classes: int, in_channels: int = 3, *, levels: int = 8, threshold: float = 8.0, stem: str = "imagenet",
-             activation: Callable[[], nn.Module] | None = None) -> ResNet:  # fmt: skip
-    """ResNet-34 of basic blocks, 64 to 512 channels; the ImageNet stem by default. Arguments as for :func:`resnet20`."""
-    return ResNet([3, 4, 6, 3], [64, 128, 256, 512], num_classes, in_channels, stem,
-                  _activation(levels, threshold, activation))  # fmt: skip
+def resnet34(
+    num_classes: int,
+    in_channels: int = 3,
+    *,
+    levels: int = 8,
+    threshold: float = 8.0,
+    stem: str = "imagenet",
+    activation: Callable[[], nn.Module] | None = None,
+) -> ResNet:
+    """ResNet-34 of basic blocks, 64 to 512 channels; the ImageNet stem by default. Arguments as for
+    :func:`resnet20`.
+    """
+    return ResNet(
+        [3, 4, 6, 3],
+        [64, 128, 256, 512],
+        num_classes,
+        in_channels,
+        stem,
+        _activation(levels, threshold, activation),
+    )
 
 
-def vgg16(num_classes: int, in_channels: int = 3, *, levels: int = 8, threshold: float = 8.0, stem: str = "cifar",
-          dropout: float = 0.0, activation: Callable[[], nn.Module] | None = None) -> VGG:  # fmt: skip
-    """VGG-16 with BatchNorm. Arguments as for :func:`resnet20`; `dropout` is the classifier's rate."""
+def vgg16(
+    num_classes: int,
+    in_channels: int = 3,
+    *,
+    levels: int = 8,
+    threshold: float = 8.0,
+    stem: str = "cifar",
+    dropout: float = 0.0,
+    activation: Callable[[], nn.Module] | None = None,
+) -> VGG:
+    """VGG-16 with BatchNorm. Arguments as for :func:`resnet20`; `dropout` is the classifier's
+    rate.
+    """
     return VGG(num_classes, in_channels, stem, dropout, _activation(levels, threshold, activation))
 
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
-    "resnet18": resnet18, "resnet20": resnet20, "resnet34": resnet34, "vgg16": vgg16,
-}  # fmt: skip
+    "resnet18": resnet18,
+    "resnet20": resnet20,
+    "resnet34": resnet34,
+    "vgg16": vgg16,
+}
 
 
 def build(architecture: str, num_classes: int, in_channels: int = 3, **options) -> nn.Module:
     """The model called `architecture`; ValueError lists the known names."""
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture must be one of {sorted(ARCHITECTURES)}, got {architecture!r}")
+        raise ValueError(
+            f"architecture must be one of {sorted(ARCHITECTURES)}, got {architecture!r}"
+        )
     return ARCHITECTURES[architecture](num_classes, in_channels, **options)
 
 
 def load_weights(model: nn.Module, path: str) -> dict[str, str]:
-    """Load a .safetensors file or a weights-only state dict into `model`; return the file's metadata.
+    """Load a .safetensors file or a weights-only state dict into `model`; return the file's
+    metadata.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated or corrupt, or its keys or shapes do not fit the model. The model is unchanged.
+        ValueError: the file is truncated or corrupt, or its keys or shapes do not fit the model.
+            The model is unchanged.
     """
     state, metadata = _read_state(path)
     expected = model.state_dict()
@@ -198,7 +304,10 @@ def load_weights(model: nn.Module, path: str) -> dict[str, str]:
         if state[key].shape != expected[key].shape
     ]
     if missing or unexpected or shapes:
-        raise ValueError(f"{path} does not fit the model: missing {missing}, unexpected {unexpected}, shapes {shapes}")
+        raise ValueError(
+            f"{path} does not fit the model: missing {missing}, unexpected {unexpected}, shapes "
+            f"{shapes}"
+        )
     model.load_state_dict(state)
     return metadata
 
@@ -213,9 +322,14 @@ def _read_state(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
             state, metadata = torch.load(path, map_location="cpu", weights_only=True), {}
         else:
             with safe_open(path, framework="pt") as file:
-                state, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+                state, metadata = (
+                    {key: file.get_tensor(key) for key in file.keys()},
+                    file.metadata() or {},
+                )
     except Exception as error:  # damaged bytes and refused pickles raise nearly anything
         raise ValueError(f"{path} is truncated or is not a checkpoint: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
         raise ValueError(f"{path} holds no state dict of tensors")
     return state, metadata

@@ -1,8 +1,10 @@
-"""How much memory a network's forward needs, and running it on parts of the batch within a limit. No arithmetic of neurons here.
+"""How much memory a network's forward needs, and running it on parts of the batch within a limit.
+No arithmetic of neurons here.
 
-The need is found by a dry run on fake tensors, which have shapes and storages and no data: an operator's outputs are added when it
-makes them, and taken off when the last tensor on them dies, as in the run itself. What a kernel takes for itself while it runs is
-not in it, nor the allocator's rounding: a workspace of cuDNN, or of oneDNN, which copies a contiguous input of a convolution (one
+The need is found by a dry run on fake tensors, which have shapes and storages and no data: an
+operator's outputs are added when it makes them, and taken off when the last tensor on them dies, as
+in the run itself. What a kernel takes for itself while it runs is not in it, nor the allocator's
+rounding: a workspace of cuDNN, or of oneDNN, which copies a contiguous input of a convolution (one
 more activation; a channels_last one it reads as it is).
 """
 
@@ -20,19 +22,22 @@ from torch._subclasses import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from ._batches import device_of
-from .neuron import IFNode
+from .._batches import device_of
+from ..neuron import IFNode
 
 if TYPE_CHECKING:
     from .network import SpikingNetwork
 
 AUTO_BYTES = 16 * 2**20
-"""memory_limit="auto" keeps the largest activation at or below this on a CPU. From 32 MiB on, malloc (glibc) maps and unmaps every
-tensor anew, whose pages then fault one by one; at 16 MiB they also stay in the caches of most servers."""
+"""memory_limit="auto" keeps the largest activation at or below this on a CPU. From 32 MiB on,
+malloc (glibc) maps and unmaps every tensor anew, whose pages then fault one by one; at 16 MiB they
+also stay in the caches of most servers."""
 
 
 class Need(NamedTuple):
-    """Bytes of what a forward allocates: at most alive at once, the largest tensor's, and the output's."""
+    """Bytes of what a forward allocates: at most alive at once, the largest tensor's, and the
+    output's.
+    """
 
     peak: int
     largest: int
@@ -46,7 +51,9 @@ def check_limit(value: int | str | None) -> int | str | None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f'memory_limit must be an int (bytes), "auto" or None, got {value!r}')
     if value < 1:
-        raise ValueError(f'memory_limit must be a positive number of bytes, "auto" or None, got {value}')
+        raise ValueError(
+            f'memory_limit must be a positive number of bytes, "auto" or None, got {value}'
+        )
     return value
 
 
@@ -55,7 +62,9 @@ class _Live(TorchDispatchMode):
 
     def __init__(self, known: list[Tensor]) -> None:
         super().__init__()
-        self.known = {id(t.untyped_storage()): t.untyped_storage() for t in known}  # held, so that no id is used again
+        self.known = {
+            id(t.untyped_storage()): t.untyped_storage() for t in known
+        }  # held, so that no id is used again
         self.live: dict[int, int] = {}
         self.now = self.peak = self.largest = 0
 
@@ -79,10 +88,17 @@ class _Live(TorchDispatchMode):
         self.now -= self.live.pop(key)
 
 
-def need(network: SpikingNetwork, inputs: tuple[Tensor, ...], batch: int, key: tuple[Any, ...] | None = None) -> Need:
-    """What `network` allocates for `batch` samples like `inputs`, all at once. Remembered, until a setting changes.
+def need(
+    network: SpikingNetwork,
+    inputs: tuple[Tensor, ...],
+    batch: int,
+    key: tuple[Any, ...] | None = None,
+) -> Need:
+    """What `network` allocates for `batch` samples like `inputs`, all at once. Remembered, until a
+    setting changes.
 
-    The inputs' shapes, dtypes and memory formats matter, not their values; they may be on the meta device. `key` is theirs, if known.
+    The inputs' shapes, dtypes and memory formats matter, not their values; they may be on the meta
+    device. `key` is theirs, if known.
 
     Raises:
         RuntimeError: the dry run fails where a run does not: control flow that depends on values.
@@ -95,37 +111,60 @@ def need(network: SpikingNetwork, inputs: tuple[Tensor, ...], batch: int, key: t
 
 
 def _key(network: SpikingNetwork, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """All that a need depends on but the batch, the weights' dtypes and the network's settings, whose changes clear what is known."""
+    """All that a need depends on but the batch, the weights' dtypes and the network's settings,
+    whose changes clear what is known.
+    """
     nodes = [module for module in network.modules() if isinstance(module, IFNode)]
-    extra = any(node.count_spikes for node in nodes), any(node.keep_statistics for node in nodes), network.execution
+    extra = (
+        any(node.count_spikes for node in nodes),
+        any(node.keep_statistics for node in nodes),
+        network.execution,
+    )
     kind = device_of(network).type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     return *((x.shape[1:], x.dtype, _order(x)) for x in inputs), extra, autocast
 
 
 def _order(x: Tensor) -> tuple[int, ...]:
-    """The dimensions after the batch from the outermost in memory to the innermost: the memory format."""
+    """The dimensions after the batch from the outermost in memory to the innermost: the memory
+    format.
+    """
     return tuple(sorted(range(1, x.dim()), key=lambda d: (-x.stride(d), d)))
 
 
 @torch.no_grad()
-def _dry_run(network: SpikingNetwork, inputs: tuple[Tensor, ...], batch: int, place: torch.device) -> Need:
+def _dry_run(
+    network: SpikingNetwork, inputs: tuple[Tensor, ...], batch: int, place: torch.device
+) -> Need:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    # A copy of its own, whose weights have no data, since another thread may be running the network; and without the hooks.
-    twins = {id(tensor): mode.from_tensor(tensor) for tensor in (*network.parameters(), *network.buffers())}
-    hooks = {id(h): type(h)() for m in network.modules() for h in (m._forward_hooks, m._forward_pre_hooks)}
+    # A copy of its own, whose weights have no data, since another thread may be running the
+    # network; and without the hooks.
+    twins = {
+        id(tensor): mode.from_tensor(tensor)
+        for tensor in (*network.parameters(), *network.buffers())
+    }
+    hooks = {
+        id(h): type(h)()
+        for m in network.modules()
+        for h in (m._forward_hooks, m._forward_pre_hooks)
+    }
     twin = copy.deepcopy(network, {**twins, **hooks})
     _strip(twin)
     with mode:
         fakes = [
-            torch.empty_strided((batch, *x.shape[1:]), _strides(x, batch), dtype=x.dtype, device=place) for x in inputs
+            torch.empty_strided(
+                (batch, *x.shape[1:]), _strides(x, batch), dtype=x.dtype, device=place
+            )
+            for x in inputs
         ]
         with _Live([*twins.values(), *fakes]) as live:
             try:
                 out = twin._whole(*fakes)
             except Exception as error:
-                raise RuntimeError(f"the memory of {type(network.module).__name__} cannot be estimated for inputs "
-                                   f"{[(batch, *x.shape[1:]) for x in inputs]}: {error}") from error  # fmt: skip
+                raise RuntimeError(
+                    f"the memory of {type(network.module).__name__} cannot be estimated for inputs "
+                    f"{[(batch, *x.shape[1:]) for x in inputs]}: {error}"
+                ) from error
             return Need(live.peak, live.largest, out.numel() * out.element_size())
 
 
@@ -139,7 +178,9 @@ def _strides(x: Tensor, batch: int) -> list[int]:
 
 
 def _strip(twin: SpikingNetwork) -> None:
-    """Forget what earlier runs left, which has data; and let a Walked model do without its hooks."""
+    """Forget what earlier runs left, which has data; and let a Walked model do without its
+    hooks.
+    """
     from .network import Walked  # which needs this module
 
     for module in twin.modules():
@@ -150,8 +191,12 @@ def _strip(twin: SpikingNetwork) -> None:
 
 
 def hooked(network: nn.Module) -> bool:
-    """Whether a module has hooks, which would see parts of the batch. Those of a Walked model, on its neurons, are its own."""
-    own = {f"module.model.{name}" for name in getattr(getattr(network, "module", None), "sizes", {})}
+    """Whether a module has hooks, which would see parts of the batch. Those of a Walked model, on
+    its neurons, are its own.
+    """
+    own = {
+        f"module.model.{name}" for name in getattr(getattr(network, "module", None), "sizes", {})
+    }
     return any(
         m._forward_hooks or len(m._forward_pre_hooks) > (name in own)
         for name, m in network.named_modules()
@@ -178,11 +223,18 @@ def parts(network: SpikingNetwork, inputs: tuple[Tensor, ...]) -> int:
 
 
 def _planned(
-    network: SpikingNetwork, inputs: tuple[Tensor, ...], limit: int | str, batch: int, key: tuple[Any, ...]
+    network: SpikingNetwork,
+    inputs: tuple[Tensor, ...],
+    limit: int | str,
+    batch: int,
+    key: tuple[Any, ...],
 ) -> int:
     if limit == "auto":
         try:
-            return _few(batch, AUTO_BYTES, lambda size: need(network, inputs, size, key).largest) or batch
+            return (
+                _few(batch, AUTO_BYTES, lambda size: need(network, inputs, size, key).largest)
+                or batch
+            )
         except RuntimeError:
             return 1
 
@@ -193,15 +245,20 @@ def _planned(
 
     count = _few(batch, limit, wanted)
     if count is None:
-        raise ValueError(f"memory_limit must be at least {wanted(1)} bytes for inputs {[tuple(x.shape) for x in inputs]}, what one "
-                         f"sample at a time needs, got {limit}")  # fmt: skip
+        raise ValueError(
+            f"memory_limit must be at least {wanted(1)} bytes for inputs "
+            f"{[tuple(x.shape) for x in inputs]}, what one "
+            f"sample at a time needs, got {limit}"
+        )
     return count
 
 
 def _few(batch: int, limit: int, wanted: Callable[[int], int]) -> int | None:
-    """How many parts of a batch, equal to within one sample, want at most `limit` each; None: not even single samples.
+    """How many parts of a batch, equal to within one sample, want at most `limit` each; None: not
+    even single samples.
 
-    A tensor's size is affine in the batch, hence `wanted`, a maximum of sums of sizes, convex: the chord lies above it.
+    A tensor's size is affine in the batch, hence `wanted`, a maximum of sums of sizes, convex: the
+    chord lies above it.
     """
     if (most := wanted(batch)) <= limit:
         return 1
@@ -209,15 +266,21 @@ def _few(batch: int, limit: int, wanted: Callable[[int], int]) -> int | None:
         return None
     size = 1 + (limit - least) * (batch - 1) // (most - least)
     count = -(-batch // size)
-    while wanted(size := -(-batch // count)) > limit and size > 1:  # a model whose sizes are not affine
+    while (
+        wanted(size := -(-batch // count)) > limit and size > 1
+    ):  # a model whose sizes are not affine
         count = -(-batch // (size - 1))
     return count
 
 
 def _may_gain(network: SpikingNetwork, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether "auto" should look closer: on plain CPU tensors, where the most channels at the input's size pass the bound."""
+    """Whether "auto" should look closer: on plain CPU tensors, where the most channels at the
+    input's size pass the bound.
+    """
     if any(
-        type(x) is not Tensor or x.device.type != "cpu" or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        type(x) is not Tensor
+        or x.device.type != "cpu"
+        or torch._C._functorch.is_functorch_wrapped_tensor(x)
         for x in inputs
     ):
         return False
@@ -228,7 +291,9 @@ def _may_gain(network: SpikingNetwork, inputs: tuple[Tensor, ...]) -> bool:
 
 
 def run(network: SpikingNetwork, inputs: tuple[Tensor, ...], count: int) -> Tensor:
-    """The network's outputs [T, B, ...], computed on `count` parts of the batch, one after the other."""
+    """The network's outputs [T, B, ...], computed on `count` parts of the batch, one after the
+    other.
+    """
     out, start = None, 0
     for part in zip(*(x.tensor_split(count) for x in inputs)):
         piece = network._whole(*part)

@@ -1,4 +1,6 @@
-"""fit_light: the bias correction of "SNN calibration", a rival of COS, from data and the ANN. Applied in neuron.py."""
+"""fit_light: the bias correction of "SNN calibration", a rival of COS, from data and the ANN.
+Applied in neuron.py.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ._batches import check_batches, device_of, model_inputs, number_of_inputs
-from .graph import trace
-from .network import SpikingNetwork
-from .neuron import IFNode
-from .offsets import _counterparts
+from .._batches import check_batches, device_of, model_inputs, number_of_inputs
+from ..analysis.offsets import _counterparts
+from ..conversion.tracing import trace
+from ..network.network import SpikingNetwork
+from ..neuron import IFNode
 
 
 class _Reached(Exception):
@@ -21,60 +23,79 @@ class _Reached(Exception):
 
 
 @torch.no_grad()
-def fit_light(network: SpikingNetwork, ann: nn.Module, batches: Iterable[Any], *,
-              progress: bool = True) -> dict[str, Tensor]:  # fmt: skip
-    r"""Corrects the mean output of every channel by a constant current, and sets ``network.calibration = "light"``.
+def fit_light(
+    network: SpikingNetwork, ann: nn.Module, batches: Iterable[Any], *, progress: bool = True
+) -> dict[str, Tensor]:
+    r"""Corrects the mean output of every channel by a constant current, and sets
+    ``network.calibration = "light"``.
 
-    The light pipeline of Li, Deng, Dong, Gong, Gu, "A free lunch from ANN: towards efficient, accurate spiking neural
-    networks calibration", ICML 2021 (arXiv 2106.06984). Let a be the ANN's activation after its ReLU (or QCFS) and s the
-    spikes, 0 or θ, that the neurons in its place emit:
+    The light pipeline of Li, Deng, Dong, Gong, Gu, "A free lunch from ANN: towards efficient,
+    accurate spiking neural networks calibration", ICML 2021 (arXiv 2106.06984). Let a be the ANN's
+    activation after its ReLU (or QCFS) and s the spikes, 0 or θ, that the neurons in its place
+    emit:
 
     .. math:: b_c \leftarrow b_c + \mu_c\Big(a - \frac1T \sum_{t=1}^{T} s(t)\Big)
 
-    μ_c is the mean over the samples and over all positions of channel c (dimension 1). The error is taken after the
-    activation; b is added before it, to the layer's current at every step. Layers are corrected one after another, in the
-    order of execution, each measured with those before it corrected: a pass over the data for each layer. Read in the
-    authors' code (yhhhli/SNN_Calibration, models/calibration.py; of the paper only the abstract was to be had), which
-    takes one batch, and for three dimensions a mean for every position; its thresholds (the least squares of
-    :func:`cos_ext.calibrate_thresholds`) and its advanced pipeline (potentials, weights) are not part of this.
+    μ_c is the mean over the samples and over all positions of channel c (dimension 1). The error is
+    taken after the activation; b is added before it, to the layer's current at every step. Layers
+    are corrected one after another, in the order of execution, each measured with those before it
+    corrected: a pass over the data for each layer. Read in the authors' code
+    (yhhhli/SNN_Calibration, models/calibration.py; of the paper only the abstract was to be had),
+    which takes one batch, and for three dimensions a mean for every position; its thresholds (the
+    least squares of :func:`cos_ext.calibrate_thresholds`) and its advanced pipeline (potentials,
+    weights) are not part of this.
 
-    The biases are stored in the neurons (``IFNode.bias``, [C, 1, ...], the dtype of their threshold; in the state_dict and
-    in what :meth:`SpikingNetwork.save` writes). They are fitted for the network's `timesteps`: with another T they stay as
-    they are, and fitting again is better. Biases of an earlier fit do not matter. A layer for which
+    The biases are stored in the neurons (``IFNode.bias``, [C, 1, ...], the dtype of their
+    threshold; in the state_dict and in what :meth:`SpikingNetwork.save` writes). They are fitted
+    for the network's `timesteps`: with another T they stay as they are, and fitting again is
+    better. Biases of an earlier fit do not matter. A layer for which
     :meth:`SpikingNetwork.set_layer` has set another calibration keeps that and gets none.
 
     Args:
         network: from :func:`cos_ext.convert`; put in eval mode. Its weights do not change.
-        ann: the model that it was converted from, in the network's dtype. A copy of it runs, in eval mode, where the
-            network is.
-        batches: an iterable, read once, of tensors [B, ...] or of tuples whose first n elements are the ANN's inputs and
-            whose others (labels) are ignored. The inputs are kept until the end, in the memory that they came in. Training
-            images, never those on which the network is evaluated; the authors take one batch of some hundred.
+        ann: the model that it was converted from, in the network's dtype. A copy of it runs, in
+            eval mode, where the network is.
+        batches: an iterable, read once, of tensors [B, ...] or of tuples whose first n elements are
+            the ANN's inputs and whose others (labels) are ignored. The inputs are kept until the
+            end, in the memory that they came in. Training images, never those on which the network
+            is evaluated; the authors take one batch of some hundred.
         progress: a progress bar on stderr.
 
     Returns:
-        The biases by call site, in the order of execution. How the data are split into batches plays no part, but for the
+        The biases by call site, in the order of execution. How the data are split into batches
+            plays no part, but for the
         models' own rounding and that of sums in float64.
 
     Raises:
-        TypeError: ann is no nn.Module, network no SpikingNetwork, or batches no iterable or one of something else.
-        ValueError: batches yields no sample; ann has other activation call sites, shapes or another dtype than the
-            network's; neurons that correspond to no activation of it; a mean that is not finite.
+        TypeError: ann is no nn.Module, network no SpikingNetwork, or batches no iterable or one of
+            something else.
+        ValueError: batches yields no sample; ann has other activation call sites, shapes or another
+            dtype than the network's; neurons that correspond to no activation of it; a mean that is
+            not finite.
         The network is as it was then.
     """
     _check_arguments(network, ann, batches)
     traced = trace(ann)
     if set(traced.sites) != set(network.options["sites"]):
-        raise ValueError(f"ann must be the model that the network was converted from, with activations at "
-                         f"{list(network.options['sites'])}; it has {list(traced.sites)}")  # fmt: skip
+        raise ValueError(
+            f"ann must be the model that the network was converted from, with activations at "
+            f"{list(network.options['sites'])}; it has {list(traced.sites)}"
+        )
     network.eval()
     where = device_of(network)
     model = traced.module.to(where)
-    ours, theirs = (next((p.dtype for p in m.parameters() if p.is_floating_point()), None) for m in (network, model))
+    ours, theirs = (
+        next((p.dtype for p in m.parameters() if p.is_floating_point()), None)
+        for m in (network, model)
+    )
     if ours is not None and theirs is not None and ours != theirs:
         raise ValueError(f"ann must have the network's dtype {ours}, it has {theirs}")
     wanted = number_of_inputs(traced.graph)
-    data = [inputs for inputs in (model_inputs(batch, wanted) for batch in batches) if inputs[0].shape[0]]
+    data = [
+        inputs
+        for inputs in (model_inputs(batch, wanted) for batch in batches)
+        if inputs[0].shape[0]
+    ]
     if not data:
         raise ValueError("batches must yield at least one sample, it yielded none")
 
@@ -94,11 +115,16 @@ def fit_light(network: SpikingNetwork, ann: nn.Module, batches: Iterable[Any], *
         for site, node in fitted.items():
             emitted = _snn_mean(network, node, inputs_of(f"light: {site}"))
             if emitted.shape != desired[site].shape:
-                raise ValueError("ann must be the model that the network was converted from: its activation at "
-                                 f"{site!r} has {desired[site].numel()} channels, the neurons {emitted.numel()}")  # fmt: skip
+                raise ValueError(
+                    "ann must be the model that the network was converted from: its activation at "
+                    f"{site!r} has {desired[site].numel()} channels, the neurons {emitted.numel()}"
+                )
             bias = desired[site] - emitted
             if not torch.isfinite(bias).all():
-                raise ValueError(f"batches must give finite activations, those at {site!r} have a mean that is not")
+                raise ValueError(
+                    f"batches must give finite activations, those at {site!r} have a mean that is "
+                    "not"
+                )
             node.bias = bias.to(node.v_threshold.dtype)
     except BaseException:  # an interrupt, too, must not leave some layers corrected and others not
         for site, node in nodes.items():
@@ -112,16 +138,22 @@ def _check_arguments(network: SpikingNetwork, ann: nn.Module, batches: Iterable[
     if not isinstance(network, SpikingNetwork):
         raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
     if network.execution != "steps":
-        raise ValueError(f"network must have execution 'steps' to be fitted, got {network.execution!r}")
+        raise ValueError(
+            f"network must have execution 'steps' to be fitted, got {network.execution!r}"
+        )
     if not isinstance(ann, nn.Module):
         raise TypeError(f"ann must be an nn.Module, got {type(ann).__name__}")
     if isinstance(ann, SpikingNetwork):
-        raise TypeError("ann must be the model that the network was converted from, got a SpikingNetwork")
+        raise TypeError(
+            "ann must be the model that the network was converted from, got a SpikingNetwork"
+        )
     check_batches(batches)
 
 
 class _Mean:
-    """The running mean of a channel, in float64: over everything but dimension 1, where there is one."""
+    """The running mean of a channel, in float64: over everything but dimension 1, where there is
+    one.
+    """
 
     def __init__(self) -> None:
         self.total: Tensor | float = 0.0
@@ -139,9 +171,16 @@ class _Mean:
         return self.total / self.count
 
 
-def _ann_means(network: SpikingNetwork, model: nn.Module, sites: Mapping[str, nn.Module], fitted: Mapping[str, IFNode],
-               data: Iterable[list[Tensor]]) -> dict[str, Tensor]:  # fmt: skip
-    """The mean of the ANN's activation per channel, for each site of neurons, pooled where they are."""
+def _ann_means(
+    network: SpikingNetwork,
+    model: nn.Module,
+    sites: Mapping[str, nn.Module],
+    fitted: Mapping[str, IFNode],
+    data: Iterable[list[Tensor]],
+) -> dict[str, Tensor]:
+    """The mean of the ANN's activation per channel, for each site of neurons, pooled where they
+    are.
+    """
     counterparts = _counterparts(network, sites)
     unknown = [site for site in fitted if site not in counterparts]
     if unknown:
@@ -154,7 +193,11 @@ def _ann_means(network: SpikingNetwork, model: nn.Module, sites: Mapping[str, nn
     handles = []
     for site in fitted:
         own, pool = counterparts[site]
-        handles.append(sites[own].register_forward_hook(lambda _, args, a, site=site, pool=pool: note(a, site, pool)))
+        handles.append(
+            sites[own].register_forward_hook(
+                lambda _, args, a, site=site, pool=pool: note(a, site, pool)
+            )
+        )
     try:
         for inputs in data:
             model(*inputs)
@@ -165,11 +208,14 @@ def _ann_means(network: SpikingNetwork, model: nn.Module, sites: Mapping[str, nn
 
 
 def _snn_mean(network: SpikingNetwork, node: IFNode, data: Iterable[list[Tensor]]) -> Tensor:
-    """The mean over time and samples of what `node` emits in the running network, per channel. What follows does not run."""
+    """The mean over time and samples of what `node` emits in the running network, per channel. What
+    follows does not run.
+    """
     mean, timesteps = _Mean(), network.timesteps
 
     def note(_: nn.Module, args: tuple, spikes: Tensor) -> None:
-        # With layers of another calibration, hidden layers may run more steps than the network answers at.
+        # With layers of another calibration, hidden layers may run more steps than the network
+        # answers at.
         mean.add(spikes.unflatten(0, (node.timesteps, -1))[:timesteps].flatten(0, 1))
         raise _Reached
 

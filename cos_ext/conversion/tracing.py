@@ -1,6 +1,8 @@
-"""Tracing an ANN, and its activation call sites: every one a module of its own, in order of execution.
+"""Tracing an ANN, and its activation call sites: every one a module of its own, in order of
+execution.
 
-What becomes of them is convert.py's and calibrate.py's business; no spiking neurons and no rules of conversion here.
+What becomes of them is convert.py's and calibrate.py's business; no spiking neurons and no rules of
+conversion here.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from torch import fx, nn
 from torch.fx._symbolic_trace import _assert_is_none
 from torch.nn import functional as TF
 
-from .neuron import IFNode
-from .pooling import MAX_POOLS
-from .qcfs import QCFS
+from ..network.pooling import MAX_POOLS
+from ..neuron import IFNode
+from ..qcfs import QCFS
 from .report import ConversionError
 
 _TORCH = Path(torch.__file__).parent
@@ -31,11 +33,13 @@ ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardtanh, QCFS)
 
 @dataclass
 class Traced:
-    """A copy of a model in eval mode that computes what the model does, with one module per activation call site.
+    """A copy of a model in eval mode that computes what the model does, with one module per
+    activation call site.
 
-    module: an fx.GraphModule, or, where the model could not be traced (`why_not` says why), the copy itself.
-    sites: the activation modules (nn.ReLU, nn.ReLU6, nn.Hardtanh, QCFS) by call site; in order of execution, or, untraced, of
-    registration. origin: what stood at a site in the model, as a report names it.
+    module: an fx.GraphModule, or, where the model could not be traced (`why_not` says why), the
+    copy itself. sites: the activation modules (nn.ReLU, nn.ReLU6, nn.Hardtanh, QCFS) by call site;
+    in order of execution, or, untraced, of registration. origin: what stood at a site in the model,
+    as a report names it.
     """
 
     module: nn.Module
@@ -43,8 +47,12 @@ class Traced:
     origin: dict[str, str]
     why_not: str = ""
     lines: dict[str, str] = field(default_factory=dict)  # of the source, by the node's name
-    uncalled: dict[str, nn.Module] = field(default_factory=dict)  # modules that forward does not call
-    asks: list[str] = field(default_factory=list)  # classes whose forward asks for types, which tracing answers wrongly
+    uncalled: dict[str, nn.Module] = field(
+        default_factory=dict
+    )  # modules that forward does not call
+    asks: list[str] = field(
+        default_factory=list
+    )  # classes whose forward asks for types, which tracing answers wrongly
 
     @property
     def graph(self) -> fx.Graph | None:
@@ -52,17 +60,23 @@ class Traced:
 
 
 def clip_of(module: nn.Module) -> float | None:
-    """Where the activation saturates: b of min(max(x, 0), b), or None (nn.ReLU, which does not; QCFS, which has its own θ)."""
+    """Where the activation saturates: b of min(max(x, 0), b), or None (nn.ReLU, which does not;
+    QCFS, which has its own θ).
+    """
     return float(module.max_val) if isinstance(module, nn.Hardtanh) else None
 
 
 def changed(module: nn.Module) -> bool:
-    """Whether a module does not do what its class does: hooks, or a forward that was set on the object."""
+    """Whether a module does not do what its class does: hooks, or a forward that was set on the
+    object.
+    """
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Whether a module is a rectifier that integrate-and-fire neurons can stand for; subclasses may compute anything."""
+    """Whether a module is a rectifier that integrate-and-fire neurons can stand for; subclasses may
+    compute anything.
+    """
     if "forward" in vars(module):
         return False
     if type(module) is nn.Hardtanh:
@@ -71,11 +85,15 @@ def is_activation(module: nn.Module) -> bool:
 
 
 class _Proxy(fx.Proxy):
-    """fx takes `y += z` for an addition, which hides that it changes whatever else shares y's memory."""
+    """fx takes `y += z` for an addition, which hides that it changes whatever else shares y's
+    memory.
+    """
 
 
 def _in_place(function: Callable) -> Callable:
-    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+    return lambda self, other: self.tracer.create_proxy(
+        "call_function", function, (self, other), {}
+    )
 
 
 for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"):
@@ -125,12 +143,26 @@ def _clip(low, high, inplace) -> nn.Module | None:
     return nn.Hardtanh(0.0, float(high), inplace) if numbers and low == 0 and high > 0 else None
 
 
-# Functions and methods that are activations: what makes the module that stands for a call, or None where it is another function.
+# Functions and methods that are activations: what makes the module that stands for a call, or None
+# where it is another function.
 FUNCTIONS: dict[Callable | str, Callable[[fx.Node], nn.Module | None]] = {
-    TF.relu: _relu, torch.relu: _relu, torch.relu_: _relu, TF.relu_: _relu, "relu": _relu, "relu_": _relu, TF.relu6: _relu6,
-    TF.hardtanh: _hardtanh, TF.hardtanh_: _hardtanh, torch.clamp: _clamp, torch.clip: _clamp, torch.clamp_: _clamp, "clamp": _clamp,
-    "clip": _clamp, "clamp_": _clamp, "clip_": _clamp,
-}  # fmt: skip
+    TF.relu: _relu,
+    torch.relu: _relu,
+    torch.relu_: _relu,
+    TF.relu_: _relu,
+    "relu": _relu,
+    "relu_": _relu,
+    TF.relu6: _relu6,
+    TF.hardtanh: _hardtanh,
+    TF.hardtanh_: _hardtanh,
+    torch.clamp: _clamp,
+    torch.clip: _clamp,
+    torch.clamp_: _clamp,
+    "clamp": _clamp,
+    "clip": _clamp,
+    "clamp_": _clamp,
+    "clip_": _clamp,
+}
 
 
 def argument(node: fx.Node, position: int, name: str, default=None):
@@ -145,7 +177,9 @@ def owner_of(node: fx.Node) -> str:
 
 
 def _line_of(node: fx.Node) -> str:
-    """The line of the model's source that made a node, as `file.py:12: code`; "" where it is not known."""
+    """The line of the model's source that made a node, as `file.py:12: code`; "" where it is not
+    known.
+    """
     frames = re.findall(r'File "(.+)", line (\d+), in .*\n\s*(.*)', node.stack_trace or "")
     for path, number, code in reversed(frames):
         if not Path(path).is_relative_to(_TORCH) and path != __file__:
@@ -154,15 +188,21 @@ def _line_of(node: fx.Node) -> str:
 
 
 def _asks_for_types(module: nn.Module) -> bool:
-    """Whether forward has isinstance or torch.is_tensor in it: what is traced is no Tensor, so that another branch may be taken."""
-    if isinstance(module, (QCFS, IFNode)) or type(module).__module__.startswith("torch.nn."):  # leaves of the trace
+    """Whether forward has isinstance or torch.is_tensor in it: what is traced is no Tensor, so that
+    another branch may be taken.
+    """
+    if isinstance(module, (QCFS, IFNode)) or type(module).__module__.startswith(
+        "torch.nn."
+    ):  # leaves of the trace
         return False
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(type(module).forward)))
     except (OSError, TypeError, SyntaxError):  # there is no source to look at
         return False
     calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
-    return any(getattr(f, "id", getattr(f, "attr", "")) in ("isinstance", "is_tensor") for f in calls)
+    return any(
+        getattr(f, "id", getattr(f, "attr", "")) in ("isinstance", "is_tensor") for f in calls
+    )
 
 
 def set_module(root: nn.Module, path: str, module: nn.Module) -> None:
@@ -189,11 +229,17 @@ def free_name(root: nn.Module, path: str) -> str:
 
 
 def _trace_with_defaults(model: nn.Module) -> fx.Graph:
-    """Arguments of forward that have a default keep it, so that tracing takes the branches that a plain call takes."""
+    """Arguments of forward that have a default keep it, so that tracing takes the branches that a
+    plain call takes.
+    """
     parameters = inspect.signature(type(model).forward).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     graph = _Tracer().trace(model, concrete_args=defaults or None)
-    for node in [node for node in graph.nodes if node.op == "placeholder" and str(node.target).lstrip("*") in defaults]:
+    for node in [
+        node
+        for node in graph.nodes
+        if node.op == "placeholder" and str(node.target).lstrip("*") in defaults
+    ]:
         dead, doomed = [node], [node]
         while dead:  # the assertions that fx adds
             for user in dead.pop().users:
@@ -201,7 +247,8 @@ def _trace_with_defaults(model: nn.Module) -> fx.Graph:
                 dead.append(user)
         for user in reversed(doomed):
             if user is not node and (
-                user.op != "call_function" or user.target not in (operator.eq, torch._assert, _assert_is_none)
+                user.op != "call_function"
+                or user.target not in (operator.eq, torch._assert, _assert_is_none)
             ):
                 raise ValueError(f"{node.target} is read although it has its default")
             if not user.users:
@@ -210,11 +257,13 @@ def _trace_with_defaults(model: nn.Module) -> fx.Graph:
 
 
 def trace(model: nn.Module) -> Traced:
-    """Trace a model; where that cannot be done, its copy and `why_not`. The model itself is not modified.
+    """Trace a model; where that cannot be done, its copy and `why_not`. The model itself is not
+    modified.
 
-    Every call of an activation, be it a module (also one that is called at several places), a function or a method, becomes
-    the call of a module of its own. The first call of a module keeps its name; later ones get `_1`, `_2`, ...; a function's site
-    is named after the module in whose forward it stands.
+    Every call of an activation, be it a module (also one that is called at several places), a
+    function or a method, becomes the call of a module of its own. The first call of a module keeps
+    its name; later ones get `_1`, `_2`, ...; a function's site is named after the module in whose
+    forward it stands.
 
     Raises:
         TypeError: model is not an nn.Module.
@@ -234,7 +283,8 @@ def trace(model: nn.Module) -> Traced:
         or type(own).__call__ is not nn.Module.__call__
     ):
         raise ConversionError(
-            f"{name} has hooks, a forward that was set on the object, or a __call__ of its own; none can be traced"
+            f"{name} has hooks, a forward that was set on the object, or a __call__ of its own; "
+            "none can be traced"
         )
     try:
         graph = _trace_with_defaults(own)
@@ -247,7 +297,8 @@ def trace(model: nn.Module) -> Traced:
         if node.op == "call_module":
             module = own.get_submodule(node.target)
             if isinstance(module, MAX_POOLS) and len(node.all_input_nodes) == 1:
-                # Without parameters, so that each call can have its own: what becomes of one need not become of the others.
+                # Without parameters, so that each call can have its own: what becomes of one need
+                # not become of the others.
                 if node.target in pools:
                     node.target = free_name(own, node.target)
                     set_module(own, node.target, copy.deepcopy(module))
@@ -272,7 +323,12 @@ def trace(model: nn.Module) -> Traced:
             owner = owner_of(node)
             site = free_name(own, f"{owner}.{label.strip('_')}" if owner else label.strip("_"))
             set_module(own, site, made)
-            node.op, node.target, node.args, node.kwargs = "call_module", site, (node.all_input_nodes[0],), {}
+            node.op, node.target, node.args, node.kwargs = (
+                "call_module",
+                site,
+                (node.all_input_nodes[0],),
+                {},
+            )
             sites[site], origin[site] = made, label
     graph.lint()
     lines = {node.name: _line_of(node) for node in graph.nodes}

@@ -1,4 +1,6 @@
-"""Folding BatchNorm in eval mode into the convolution or linear layer before it. Nothing spiking here."""
+"""Folding BatchNorm in eval mode into the convolution or linear layer before it. Nothing spiking
+here.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from .graph import attribute, changed
+from .tracing import attribute, changed
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -30,10 +32,12 @@ def fold_batchnorms(module: fx.GraphModule, ranks: dict[fx.Node, int]) -> list[F
     """Fold every BatchNorm of a traced module that can be, in place.
 
     Args:
-        module: in eval mode. Folded BatchNorms leave its graph; their layers are replaced by copies with new weights.
+        module: in eval mode. Folded BatchNorms leave its graph; their layers are replaced by copies
+            with new weights.
         ranks: number of dimensions of tensors by node, where known.
 
-    The weights are computed in float64 and compared, on random inputs, with the two layers one after the other.
+    The weights are computed in float64 and compared, on random inputs, with the two layers one
+    after the other.
     """
     folds = []
     for node in list(module.graph.nodes):
@@ -64,13 +68,19 @@ def _fold(module: fx.GraphModule, node: fx.Node, ranks: dict[fx.Node, int]) -> s
     if len(source.users) != 1:
         return f"others read {source.target} too"
     for called, what in ((layer, source.target), (norm, node.target)):
-        sites = [n for n in module.graph.nodes if n.op == "call_module" and module.get_submodule(n.target) is called]
+        sites = [
+            n
+            for n in module.graph.nodes
+            if n.op == "call_module" and module.get_submodule(n.target) is called
+        ]
         if len(sites) != 1:
             return f"{what} is called at {len(sites)} places"
         if changed(called):
             return f"{what} has hooks or a patched forward"
     own = {id(parameter) for parameter in layer.parameters()}
-    if any(n.op == "get_attr" and id(attribute(module, n.target)) in own for n in module.graph.nodes):
+    if any(
+        n.op == "get_attr" and id(attribute(module, n.target)) in own for n in module.graph.nodes
+    ):
         return f"forward reads the weights of {source.target} elsewhere too"
     if type(layer) is nn.Linear and ranks.get(source) != 2:
         return "the Linear before it may have more than two dimensions, and BatchNorm counts channels from the front"
@@ -91,7 +101,9 @@ def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module:
     if type(layer) is nn.Linear:
         weight, bias = fuse_linear_bn_weights(weight, bias, *statistics)
     else:
-        weight, bias = fuse_conv_bn_weights(weight, bias, *statistics, transpose=type(layer) in TRANSPOSED)
+        weight, bias = fuse_conv_bn_weights(
+            weight, bias, *statistics, transpose=type(layer) in TRANSPOSED
+        )
     fused = copy.deepcopy(layer)
     fused.weight = nn.Parameter(weight.detach().to(layer.weight.dtype), requires_grad=False)
     fused.bias = nn.Parameter(bias.detach().to(layer.weight.dtype), requires_grad=False)
@@ -104,7 +116,11 @@ def _agrees(layer: nn.Module, norm: nn.Module, fused: nn.Module) -> bool:
     if type(layer) is nn.Linear:
         shape = (4, layer.in_features)
     else:
-        shape = (2, layer.in_channels, *(d * (k - 1) + 3 for d, k in zip(layer.dilation, layer.kernel_size)))
+        shape = (
+            2,
+            layer.in_channels,
+            *(d * (k - 1) + 3 for d, k in zip(layer.dilation, layer.kernel_size)),
+        )
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator, dtype=torch.float64).to(layer.weight.device)
     expected = copy.deepcopy(norm).double()(copy.deepcopy(layer).double()(x))

@@ -1,7 +1,8 @@
-"""Checkpoints of the authors' repositories: their key names, and how their weights enter our models. No architectures.
+"""Checkpoints of the authors' repositories: their key names, and how their weights enter our
+models. No architectures.
 
-Names and shapes are facts read from the public sources, at the commits given in :func:`load_qcfs_checkpoint`; none of
-their code is here.
+Names and shapes are facts read from the public sources, at the commits given in
+:func:`load_qcfs_checkpoint`; none of their code is here.
 """
 
 from __future__ import annotations
@@ -14,27 +15,38 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .qcfs import QCFS
+from ..qcfs import QCFS
+from .architectures import VGG, ResNet, _read_state, build
 
 _BLOCKS = {"resnet18": [2, 2, 2, 2], "resnet20": [3, 3, 3], "resnet34": [3, 4, 6, 3]}
 _KNOWN = ("vgg16", *_BLOCKS)
-_RESIDUAL = {f"{part}{half}": f"residual_function.{3 * (half - 1) + slot}"
-             for half in (1, 2) for slot, part in enumerate(("conv", "bn", "act"))}  # fmt: skip
+_RESIDUAL = {
+    f"{part}{half}": f"residual_function.{3 * (half - 1) + slot}"
+    for half in (1, 2)
+    for slot, part in enumerate(("conv", "bn", "act"))
+}
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Networks of the same repositories that cos_ext.models lacks, each by a key that only it has.
 _NOT_OURS = {
     "layer1.1.thresh": "vgg16_wobn of ANN_SNN_QCFS: no BatchNorm, and max pooling",
     "conv1.3.weight": "resnet20p of ANN2SNN_COS: a stem of three convolutions",
-    "conv2_x.0.residual_function.6.weight": "a ResNet of bottleneck blocks (resnet50, resnet101 or resnet152)",
+    "conv2_x.0.residual_function.6.weight": "a ResNet of bottleneck blocks (resnet50, resnet101 or "
+    "resnet152)",
     "module_list.0.weight": "vgg16_normed: convolutions without BatchNorm",
 }
-# Attributes of a module that do not enter its output in eval mode; levels are compared by themselves.
+# Attributes of a module that do not enter its output in eval mode; levels are compared by
+# themselves.
 _NO_EFFECT = {"training", "momentum", "inplace", "p", "levels"}
 
 
-def load_qcfs_checkpoint(path_or_dict: str | os.PathLike[str] | Mapping[str, Tensor], architecture: str | nn.Module, *,
-                         levels: int | None = None) -> nn.Module:  # fmt: skip
-    """A model in eval mode with the weights and thresholds of a checkpoint that the authors' code saved.
+def load_qcfs_checkpoint(
+    path_or_dict: str | os.PathLike[str] | Mapping[str, Tensor],
+    architecture: str | nn.Module,
+    *,
+    levels: int | None = None,
+) -> nn.Module:
+    """A model in eval mode with the weights and thresholds of a checkpoint that the authors' code
+    saved.
 
     Sources of the key names, all of which save a bare state dict:
 
@@ -43,54 +55,60 @@ def load_qcfs_checkpoint(path_or_dict: str | os.PathLike[str] | Mapping[str, Ten
     * ``putshua/ANN_SNN_QCFS`` (eca136b), its successor: ``thresh`` where the others have ``up``, and ``act`` where a
       residual block of theirs has ``relu``.
 
-    =====================================  ===================================  ====================================
-    theirs                                 ours                                 what
-    =====================================  ===================================  ====================================
-    ``conv1.{0,1,2}``                      ``stem.{0,1,2}``                     3x3 convolution, BatchNorm, threshold
-    ``conv{s+2}_x.{b}.residual_function``  ``stages.{s}.{b}``                   a residual block's
-    ``.{0,1,2,3,4}``                       ``.{conv1,bn1,act1,conv2,bn2}``      3x3 convolutions
-    ``.shortcut.{0,1}``                    ``.shortcut.{0,1}``                  1x1 convolution, BatchNorm
-    ``.relu.up`` or ``.act.thresh``        ``.act2.threshold``                  after the sum
-    ``fc``                                 ``fc``
-    ``layer{1..5}.{4j,4j+1,4j+2}``         ``features.{i,i+1,i+2}``             3x3 convolution, BatchNorm, threshold
-    ``classifier.{1,2,4,5,7}``             ``classifier.{1,2,4,5,7}``           512 features, or 25088 at 224x224
-    =====================================  ===================================  ====================================
+    =====================================  ===================================
+    ==================================== theirs                                 ours
+    what =====================================  ===================================
+    ==================================== ``conv1.{0,1,2}``                      ``stem.{0,1,2}``
+    3x3 convolution, BatchNorm, threshold ``conv{s+2}_x.{b}.residual_function``  ``stages.{s}.{b}``
+    a residual block's ``.{0,1,2,3,4}``                       ``.{conv1,bn1,act1,conv2,bn2}``
+    3x3 convolutions ``.shortcut.{0,1}``                    ``.shortcut.{0,1}``                  1x1
+    convolution, BatchNorm ``.relu.up`` or ``.act.thresh``        ``.act2.threshold``
+    after the sum ``fc``                                 ``fc`` ``layer{1..5}.{4j,4j+1,4j+2}``
+    ``features.{i,i+1,i+2}``             3x3 convolution, BatchNorm, threshold
+    ``classifier.{1,2,4,5,7}``             ``classifier.{1,2,4,5,7}``           512 features, or
+    25088 at 224x224 =====================================  ===================================
+    ====================================
 
     A threshold of theirs, ``up`` or ``thresh``, has shape [1]; ours is a scalar.
 
     What their networks compute where the keys do not tell, and what becomes of it:
 
     * Pooling leaves no key. Their scripts replace each max pooling of VGG-16 by 2x2 average pooling before they train,
-      and so it is here, the fifth pool included: as theirs, the model for 512 features takes images of 32 to 63 pixels.
-      (cos_ext.models.vgg16 pools globally there, which is equal for 32 to 47 pixels; an instance of it is accepted.)
-      A network trained in their code with its max pooling kept has the same keys and cannot be told apart.
+      and so it is here, the fifth pool included: as theirs, the model for 512 features takes images
+      of 32 to 63 pixels. (cos_ext.models.vgg16 pools globally there, which is equal for 32 to 47
+      pixels; an instance of it is accepted.) A network trained in their code with its max pooling
+      kept has the same keys and cannot be told apart.
     * VGG-16's convolutions have a bias, which BatchNorm absorbs: it is subtracted from running_mean, in float64, so the
-      result is the stock architecture and equal to rounding. VGG-16 of ANN2SNN_COS with ``bias=False`` gets zero biases
-      in its linear layers.
+      result is the stock architecture and equal to rounding. VGG-16 of ANN2SNN_COS with
+      ``bias=False`` gets zero biases in its linear layers.
     * Their ResNets, on ImageNet too, have the stem of the CIFAR networks: 3x3, stride 1, no pooling.
     * Dropout is the identity in eval mode. Theirs also follows every convolution, with rate 0 by default; ours not.
     * L is in no state dict. The authors put the one they trained with into the file's name (``..._L4.pth``,
-      ``..._L[8].pth``). What SNN_conversion_QCFS trained with ``--l=0`` clips without quantising, under the same keys:
-      it has no L and is no QCFS network.
+      ``..._L[8].pth``). What SNN_conversion_QCFS trained with ``--l=0`` clips without quantising,
+      under the same keys: it has no L and is no QCFS network.
 
     Args:
-        path_or_dict: a file of torch.save (read with weights_only=True), a .safetensors file, or a state dict, which is
-            copied. Names that all begin with ``module.`` (DataParallel) are accepted. Tensors on any device.
-        architecture: "vgg16", "resnet18", "resnet20" or "resnet34": the model is built on the CPU in the checkpoint's
-            dtype; num_classes and in_channels come from its shapes. Or a ResNet or VGG of :mod:`cos_ext.models`: it is
-            loaded in place, keeps its dtype and device, and is returned.
-        levels: L of the QCFS activations. A .safetensors file may carry it as the metadata entry "levels", an instance
-            has its own; otherwise it must be given. What is known twice must agree.
+        path_or_dict: a file of torch.save (read with weights_only=True), a .safetensors file, or a
+            state dict, which is copied. Names that all begin with ``module.`` (DataParallel) are
+            accepted. Tensors on any device.
+        architecture: "vgg16", "resnet18", "resnet20" or "resnet34": the model is built on the CPU
+            in the checkpoint's dtype; num_classes and in_channels come from its shapes. Or a ResNet
+            or VGG of :mod:`cos_ext.models`: it is loaded in place, keeps its dtype and device, and
+            is returned.
+        levels: L of the QCFS activations. A .safetensors file may carry it as the metadata entry
+            "levels", an instance has its own; otherwise it must be given. What is known twice must
+            agree.
 
     Raises:
         FileNotFoundError: there is no such file.
-        TypeError: path_or_dict, architecture or levels has the wrong type, or a dict holds what is not a tensor.
-        ValueError: the file is damaged, is no state dict or asks for more than tensors; architecture is unknown; levels
-            is missing, < 1 or contradicted; or the checkpoint does not fit: all missing, unexpected, mis-shaped keys,
-            values that are not floating-point, thresholds that are not positive and finite, and modules of an instance
-            that compute something else than theirs, in one message. Nothing has been loaded then.
+        TypeError: path_or_dict, architecture or levels has the wrong type, or a dict holds what is
+            not a tensor.
+        ValueError: the file is damaged, is no state dict or asks for more than tensors;
+            architecture is unknown; levels is missing, < 1 or contradicted; or the checkpoint does
+            not fit: all missing, unexpected, mis-shaped keys, values that are not floating-point,
+            thresholds that are not positive and finite, and modules of an instance that compute
+            something else than theirs, in one message. Nothing has been loaded then.
     """
-    from . import models  # models re-exports this function
 
     if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int)):
         raise TypeError(f"levels must be an int or None, got {type(levels).__name__}")
@@ -98,11 +116,13 @@ def load_qcfs_checkpoint(path_or_dict: str | os.PathLike[str] | Mapping[str, Ten
         name, instance = architecture, None
         if name not in _KNOWN:
             raise ValueError(f"architecture must be one of {sorted(_KNOWN)}, got {name!r}")
-    elif isinstance(architecture, (models.ResNet, models.VGG)):
+    elif isinstance(architecture, (ResNet, VGG)):
         name, instance = _name_of(architecture), architecture
     else:
-        raise TypeError("architecture must be a name or a ResNet or VGG of cos_ext.models, "
-                        f"got {type(architecture).__name__}")  # fmt: skip
+        raise TypeError(
+            "architecture must be a name or a ResNet or VGG of cos_ext.models, "
+            f"got {type(architecture).__name__}"
+        )
     source, state, stated = _read(path_or_dict)
     levels = _agreed_levels(source, levels, stated, instance)
 
@@ -110,14 +130,20 @@ def load_qcfs_checkpoint(path_or_dict: str | os.PathLike[str] | Mapping[str, Ten
     model = reference if instance is None else instance
     names, absorbed = _their_names(reference, state)
     zeros = _linear_biases(reference)
-    if absorbed and "classifier.7.weight" in state and not any(key in state for key in (*absorbed, *zeros)):
+    if (
+        absorbed
+        and "classifier.7.weight" in state
+        and not any(key in state for key in (*absorbed, *zeros))
+    ):
         names, absorbed = {ours: theirs for ours, theirs in names.items() if ours not in zeros}, {}
     else:
         zeros = {}
     problems = _misfits(model, state, names, absorbed) + _unlike(reference, model, names, state)
     if problems:
         hints = _hints(name, state)
-        raise ValueError("\n  ".join([f"{source} does not fit {name}, nothing was loaded:", *problems, *hints]))
+        raise ValueError(
+            "\n  ".join([f"{source} does not fit {name}, nothing was loaded:", *problems, *hints])
+        )
 
     loaded = {ours: state[theirs] for ours, theirs in names.items()} | zeros
     loaded |= {ours: value.reshape(()) for ours, value in loaded.items() if _is_threshold(ours)}
@@ -130,21 +156,28 @@ def load_qcfs_checkpoint(path_or_dict: str | os.PathLike[str] | Mapping[str, Ten
 
 
 def _read(path_or_dict) -> tuple[str, dict[str, Tensor], int | None]:
-    """What to call the checkpoint; its tensors, without the prefix of DataParallel; L, if the metadata has it."""
-    from .models import _read_state
-
+    """What to call the checkpoint; its tensors, without the prefix of DataParallel; L, if the
+    metadata has it.
+    """
     if isinstance(path_or_dict, Mapping):
-        foreign = {key: type(value).__name__ for key, value in path_or_dict.items()
-                   if not (isinstance(key, str) and isinstance(value, Tensor))}  # fmt: skip
+        foreign = {
+            key: type(value).__name__
+            for key, value in path_or_dict.items()
+            if not (isinstance(key, str) and isinstance(value, Tensor))
+        }
         if foreign:
-            raise TypeError(f"path_or_dict must map names to tensors, got {foreign}; "
-                            "if one of them is the state dict, pass that")  # fmt: skip
+            raise TypeError(
+                f"path_or_dict must map names to tensors, got {foreign}; "
+                "if one of them is the state dict, pass that"
+            )
         source, state, metadata = "the state dict", dict(path_or_dict), {}
     elif isinstance(path_or_dict, (str, os.PathLike)):
         source = os.fspath(path_or_dict)
         state, metadata = _read_state(source)
     else:
-        raise TypeError(f"path_or_dict must be a path or a state dict, got {type(path_or_dict).__name__}")
+        raise TypeError(
+            f"path_or_dict must be a path or a state dict, got {type(path_or_dict).__name__}"
+        )
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     levels = metadata.get("levels")
@@ -154,18 +187,21 @@ def _read(path_or_dict) -> tuple[str, dict[str, Tensor], int | None]:
 
 
 def _name_of(model: nn.Module) -> str:
-    from . import models
 
-    if isinstance(model, models.VGG):
+    if isinstance(model, VGG):
         return "vgg16"
     blocks = [len(stage) for stage in model.stages]
     for name, theirs in _BLOCKS.items():
         if blocks == theirs:
             return name
-    raise ValueError(f"architecture has stages of {blocks} blocks; the authors' networks are {_BLOCKS}")
+    raise ValueError(
+        f"architecture has stages of {blocks} blocks; the authors' networks are {_BLOCKS}"
+    )
 
 
-def _agreed_levels(source: str, given: int | None, stated: int | None, instance: nn.Module | None) -> int:
+def _agreed_levels(
+    source: str, given: int | None, stated: int | None, instance: nn.Module | None
+) -> int:
     found = {}
     if given is not None:
         found["levels"] = {given}
@@ -182,8 +218,11 @@ def _agreed_levels(source: str, given: int | None, stated: int | None, instance:
     if not values:
         if instance is not None:
             return 1
-        raise ValueError(f"{source} does not say its L: pass levels=L, the one it was trained with; the authors put it "
-                         "into the file's name, as in '..._L4.pth' or '..._L[8].pth'")  # fmt: skip
+        raise ValueError(
+            f"{source} does not say its L: pass levels=L, the one it was trained with; the authors "
+            "put it "
+            "into the file's name, as in '..._L4.pth' or '..._L[8].pth'"
+        )
     (levels,) = values
     if levels < 1:
         raise ValueError(f"levels must be >= 1, got {levels}")
@@ -191,8 +230,9 @@ def _agreed_levels(source: str, given: int | None, stated: int | None, instance:
 
 
 def _reference(name: str, state: Mapping[str, Tensor], levels: int) -> nn.Module:
-    """The network that the checkpoint was trained in, by our names, on meta; its sizes and dtype come from `state`."""
-    from . import models
+    """The network that the checkpoint was trained in, by our names, on meta; its sizes and dtype
+    come from `state`.
+    """
 
     def size(key: str, dimensions: int, axis: int) -> int | None:
         return state[key].shape[axis] if key in state and state[key].ndim == dimensions else None
@@ -202,9 +242,13 @@ def _reference(name: str, state: Mapping[str, Tensor], levels: int) -> nn.Module
     num_classes = size(f"{head}.weight", 2, 0) or size(f"{head}.bias", 1, 0) or 1
     in_channels = size(f"{first}.weight", 4, 1) or 3
     # Their ResNets have one stem; what differs in VGG-16 is the side of the last feature map.
-    stem = "imagenet" if name == "vgg16" and size("classifier.1.weight", 2, 1) == 512 * 7 * 7 else "cifar"
+    stem = (
+        "imagenet"
+        if name == "vgg16" and size("classifier.1.weight", 2, 1) == 512 * 7 * 7
+        else "cifar"
+    )
     with torch.device("meta"):
-        model = models.build(name, num_classes, in_channels, levels=levels, stem=stem)
+        model = build(name, num_classes, in_channels, levels=levels, stem=stem)
     if name == "vgg16":
         model.features[-1] = nn.AvgPool2d(2)
     dtypes = {value.dtype for value in state.values()} & set(_DTYPES)
@@ -216,18 +260,27 @@ def _is_threshold(ours: str) -> bool:
 
 
 def _linear_biases(reference: nn.Module) -> dict[str, Tensor]:
-    linear = {name: module for name, module in reference.named_modules() if isinstance(module, nn.Linear)}
+    linear = {
+        name: module for name, module in reference.named_modules() if isinstance(module, nn.Linear)
+    }
     return {f"{name}.bias": torch.zeros(module.out_features) for name, module in linear.items()}
 
 
-def _their_names(reference: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, str]]:
-    """Our key -> theirs; and their convolutions' biases -> the running_mean of ours that absorbs each."""
-    from . import models
+def _their_names(
+    reference: nn.Module, state: Mapping[str, Tensor]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Our key -> theirs; and their convolutions' biases -> the running_mean of ours that absorbs
+    each.
+    """
 
-    old = not any(key.endswith(".thresh") for key in state) or any(key.endswith(".up") for key in state)
-    threshold, residual = ("up", _RESIDUAL | {"act2": "relu"}) if old else ("thresh", _RESIDUAL | {"act2": "act"})
+    old = not any(key.endswith(".thresh") for key in state) or any(
+        key.endswith(".up") for key in state
+    )
+    threshold, residual = (
+        ("up", _RESIDUAL | {"act2": "relu"}) if old else ("thresh", _RESIDUAL | {"act2": "act"})
+    )
     modules, absorbed = {}, {}
-    if isinstance(reference, models.VGG):
+    if isinstance(reference, VGG):
         layer, slot = 1, 0
         for index, module in enumerate(reference.features):
             modules[f"features.{index}"] = f"layer{layer}.{slot}"
@@ -236,7 +289,9 @@ def _their_names(reference: nn.Module, state: Mapping[str, Tensor]) -> tuple[dic
             if isinstance(module, nn.AvgPool2d):
                 layer, slot = layer + 1, 0
             else:
-                slot += 2 if isinstance(module, QCFS) else 1  # a Dropout follows each activation of theirs
+                slot += (
+                    2 if isinstance(module, QCFS) else 1
+                )  # a Dropout follows each activation of theirs
     names = {}
     for key in reference.state_dict():
         module, _, leaf = key.rpartition(".")
@@ -251,9 +306,15 @@ def _their_names(reference: nn.Module, state: Mapping[str, Tensor]) -> tuple[dic
     return names, absorbed
 
 
-def _misfits(model: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str],
-             absorbed: Mapping[str, str]) -> list[str]:  # fmt: skip
-    """Where keys, shapes, dtypes and values disagree: one line for each kind; empty if the checkpoint fits."""
+def _misfits(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    absorbed: Mapping[str, str],
+) -> list[str]:
+    """Where keys, shapes, dtypes and values disagree: one line for each kind; empty if the
+    checkpoint fits.
+    """
     tensors = model.state_dict()
     ours_of = {theirs: ours for ours, theirs in names.items()} | absorbed
     shapes, dtypes, thresholds = [], [], []
@@ -269,13 +330,19 @@ def _misfits(model: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, 
             theta = value.to(own.dtype).item()  # in the model's dtype, where it may underflow
             if not (math.isfinite(theta) and theta > 0):
                 thresholds.append(f"{theirs} = {theta}")
-    return _lines({
-        "missing": [f"{theirs} (ours: {ours})" for theirs, ours in ours_of.items() if theirs not in state],
-        "unexpected": [key for key in state if key not in ours_of],
-        "mis-shaped": shapes,
-        "not floating-point": dtypes,
-        "thresholds that are not positive and finite": thresholds,
-    })  # fmt: skip
+    return _lines(
+        {
+            "missing": [
+                f"{theirs} (ours: {ours})"
+                for theirs, ours in ours_of.items()
+                if theirs not in state
+            ],
+            "unexpected": [key for key in state if key not in ours_of],
+            "mis-shaped": shapes,
+            "not floating-point": dtypes,
+            "thresholds that are not positive and finite": thresholds,
+        }
+    )
 
 
 def _lines(kinds: Mapping[str, list[str]]) -> list[str]:
@@ -288,38 +355,57 @@ def _fits(value: Tensor, own: Tensor, ours: str) -> bool:
     return value.shape == own.shape
 
 
-def _unlike(reference: nn.Module, model: nn.Module, names: Mapping[str, str], state: Mapping[str, Tensor]) -> list[str]:
-    """Modules of an instance that would compute something else than those of `reference`, whatever the weights."""
-    from . import models
+def _unlike(
+    reference: nn.Module, model: nn.Module, names: Mapping[str, str], state: Mapping[str, Tensor]
+) -> list[str]:
+    """Modules of an instance that would compute something else than those of `reference`, whatever
+    the weights.
+    """
 
     def described(module: nn.Module | None) -> str:
         if module is None:
             return "nothing"
         # QCFS reads its threshold to print itself, and the reference has no values.
-        return type(module).__name__ if isinstance(module, QCFS) or list(module.children()) else repr(module)
+        return (
+            type(module).__name__
+            if isinstance(module, QCFS) or list(module.children())
+            else repr(module)
+        )
 
     wanted, found = (dict(m.named_modules(remove_duplicate=False)) for m in (reference, model))
     tensors = model.state_dict()
     # Sizes follow from shapes, which are reported by key.
-    misshaped = {ours.rpartition(".")[0] for ours, theirs in names.items()
-                 if ours in tensors and theirs in state and not _fits(state[theirs], tensors[ours], ours)}  # fmt: skip
+    misshaped = {
+        ours.rpartition(".")[0]
+        for ours, theirs in names.items()
+        if ours in tensors and theirs in state and not _fits(state[theirs], tensors[ours], ours)
+    }
     unlike, first_name = [], {}
     for key, parameter in model.named_parameters(remove_duplicate=False):
         if first_name.setdefault(id(parameter), key) != key:
             unlike.append(f"{key} is the same tensor as {first_name[id(parameter)]}")
-    small = isinstance(reference, models.VGG) and reference.classifier[1].in_features == 512
+    small = isinstance(reference, VGG) and reference.classifier[1].in_features == 512
     global_pool = f"features.{len(reference.features) - 1}" if small else None
     for name in {**wanted, **found}:
         theirs, ours = wanted.get(name), found.get(name)
-        if name not in misshaped and not _same(theirs, ours) and not (name == global_pool and _is_global(ours)):
-            unlike.append(f"{name or 'the model'}: {described(ours)} instead of {described(theirs)}")
+        if (
+            name not in misshaped
+            and not _same(theirs, ours)
+            and not (name == global_pool and _is_global(ours))
+        ):
+            unlike.append(
+                f"{name or 'the model'}: {described(ours)} instead of {described(theirs)}"
+            )
     return _lines({"modules of the model unlike those of the checkpoint's network": unlike})
 
 
 def _same(theirs: nn.Module | None, ours: nn.Module | None) -> bool:
     if theirs is None or type(theirs) is not type(ours):
         return False
-    tensors = [[*m.named_parameters(recurse=False), *m.named_buffers(recurse=False)] for m in (theirs, ours)]
+    tensors = [
+        [*m.named_parameters(recurse=False), *m.named_buffers(recurse=False)]
+        for m in (theirs, ours)
+    ]
     settings = [key for key in vars(theirs) if not key.startswith("_") and key not in _NO_EFFECT]
     return {key for key, _ in tensors[0]} == {key for key, _ in tensors[1]} and all(
         getattr(theirs, key) == getattr(ours, key, None) for key in settings
@@ -337,8 +423,13 @@ def _hints(name: str, state: Mapping[str, Tensor]) -> list[str]:
             return [f"it looks like {network}; cos_ext.models has no such network"]
     if "stem.0.weight" in state or "features.0.weight" in state:
         return ["its keys look like cos_ext's own: use cos_ext.models.load_weights"]
-    blocks = [len({key.split(".")[1] for key in state if key.startswith(f"conv{stage}_x.")}) for stage in range(2, 6)]
-    convolutions = [key for key in state if key.startswith("layer") and key.endswith(".running_mean")]
+    blocks = [
+        len({key.split(".")[1] for key in state if key.startswith(f"conv{stage}_x.")})
+        for stage in range(2, 6)
+    ]
+    convolutions = [
+        key for key in state if key.startswith("layer") and key.endswith(".running_mean")
+    ]
     seen = [other for other, theirs in _BLOCKS.items() if blocks == [*theirs, 0][:4]]
     seen += ["vgg16"] if len(convolutions) == 13 else []
     return [f"its keys look like those of {other}" for other in seen if other != name]

@@ -1,4 +1,6 @@
-"""What a conversion did with every module and call site, and the error that lists what it could not do. No rules here."""
+"""What a conversion did with every module and call site, and the error that lists what it could not
+do. No rules here.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ STATUSES = ("converted", "kept", "folded", "moved", "fused", "replaced", "unused
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a report: a module or call site, what it is, what became of it, its threshold, and why."""
+    """One line of a report: a module or call site, what it is, what became of it, its threshold,
+    and why.
+    """
 
     site: str
     kind: str
@@ -22,8 +26,10 @@ class Entry:
 class ConversionReport:
     """What convert() did with every module and call site, in execution order. Prints as a table.
 
-    converted: became neurons. kept: works on spikes as it is. folded: into the convolution or linear layer before it. moved:
-    a max pooling, before its neurons. fused: done by the kernel of the neurons beside it. replaced: by average pooling. unused: forward does not call it. unsupported.
+    converted: became neurons. kept: works on spikes as it is. folded: into the convolution or
+    linear layer before it. moved: a max pooling, before its neurons. fused: done by the kernel of
+    the neurons beside it. replaced: by average pooling. unused: forward does not call it.
+    unsupported.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -35,11 +41,16 @@ class ConversionReport:
         rows = [("call site", "kind", "status", "threshold", "reason")]
         rows += [(e.site, e.kind, e.status, e.threshold, e.reason) for e in self.entries]
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+            for row in rows
+        )
 
 
 class ConversionError(ValueError):
-    """The model cannot be converted. `.report` has every offending module and call site; the message lists them all."""
+    """The model cannot be converted. `.report` has every offending module and call site; the
+    message lists them all.
+    """
 
     def __init__(self, message: str, report: ConversionReport | None = None) -> None:
         super().__init__(message)

@@ -1,7 +1,8 @@
-"""Static calibration: one initial potential per neuron or channel, fitted to data, instead of a calibration per sample.
+"""Static calibration: one initial potential per neuron or channel, fitted to data, instead of a
+calibration per sample.
 
-Streaming, statistics and the state of an interrupted fit only: the calibration is in functional.py, what a network consists of
-in network.py. Nothing here keeps an activation beyond its batch.
+Streaming, statistics and the state of an interrupted fit only: the calibration is in functional.py,
+what a network consists of in network.py. Nothing here keeps an activation beyond its batch.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from safetensors import safe_open
 from torch import Tensor, fx
 from tqdm import tqdm
 
-from . import functional as F
-from ._files import write_tensors
-from ._batches import check_batches, device_of, model_inputs, number_of_inputs
-from .network import SpikingNetwork
-from .neuron import IFNode
+from .. import functional as F
+from .._batches import check_batches, device_of, model_inputs, number_of_inputs
+from .._files import write_tensors
+from ..network.network import SpikingNetwork
+from ..neuron import IFNode
 
 PER = ("neuron", "channel")
 STATISTICS = ("mean", "median", "vote")
@@ -34,62 +35,81 @@ _CHUNK = 1 << 22  # shifts binned at a time, so that a large batch needs no larg
 
 
 @torch.no_grad()
-def fit_v_init(network: SpikingNetwork, batches: Iterable[Any], *, per: str = "neuron", statistic: str = "mean",
-               rho: int | None = None, sequential: bool = True, state: str | os.PathLike[str] | None = None,
-               save_every: int = 50, progress: bool = True) -> dict[str, Tensor]:  # fmt: skip
+def fit_v_init(
+    network: SpikingNetwork,
+    batches: Iterable[Any],
+    *,
+    per: str = "neuron",
+    statistic: str = "mean",
+    rho: int | None = None,
+    sequential: bool = True,
+    state: str | os.PathLike[str] | None = None,
+    save_every: int = 50,
+    progress: bool = True,
+) -> dict[str, Tensor]:
     r"""Give every neuron or channel of a network one initial potential, from data without labels.
 
-    On every sample the calibration of offset spikes (:func:`cos_ext.functional.calibrate_v_init`; Hao et al., "Bridging the gap
-    between ANNs and SNNs by calibrating offset spikes", ICLR 2023, arXiv 2302.10685) finds how far v(0) should be shifted over
-    rho steps. A statistic of these shifts Δ over the samples, and over the positions of a channel, is added to v_init for
-    good. The network then has rho = 0: its latency at step t is t, not rho + t. With n values in all:
+    On every sample the calibration of offset spikes (:func:`cos_ext.functional.calibrate_v_init`;
+    Hao et al., "Bridging the gap between ANNs and SNNs by calibrating offset spikes", ICLR 2023,
+    arXiv 2302.10685) finds how far v(0) should be shifted over rho steps. A statistic of these
+    shifts Δ over the samples, and over the positions of a channel, is added to v_init for good. The
+    network then has rho = 0: its latency at step t is t, not rho + t. With n values in all:
 
     "mean"
         ΣΔ/n, in float64.
     "median"
-        The lower median of Δ, the value of rank (n - 1)//2 from 0, from a histogram: it is 0 exactly where that value is, and
-        else off by a factor of at most 2^(1/16) (4.4%), up to abs(Δ) = 2^(31/8) θ = 14.7 θ, which stands for all beyond. (A
-        shift other than 0 is never smaller than θ.)
+        The lower median of Δ, the value of rank (n - 1)//2 from 0, from a histogram: it is 0
+        exactly where that value is, and else off by a factor of at most 2^(1/16) (4.4%), up to
+        abs(Δ) = 2^(31/8) θ = 14.7 θ, which stands for all beyond. (A shift other than 0 is never
+        smaller than θ.)
     "vote"
-        θ (n₊ - n₋)/n: where n₊ values have ψ > 0 (a spike is missing), each votes for one θ more, and where n₋ have ψ < 0,
-        each for one less; the others vote for 0, and θ times the margin is what they settle on: a mean in which no sample
-        counts for more than θ. (A majority alone would nearly always decide for 0, as the median does: docs/static.md.)
+        θ (n₊ - n₋)/n: where n₊ values have ψ > 0 (a spike is missing), each votes for one θ more,
+        and where n₋ have ψ < 0, each for one less; the others vote for 0, and θ times the margin is
+        what they settle on: a mean in which no sample counts for more than θ. (A majority alone
+        would nearly always decide for 0, as the median does: docs/static.md.)
 
     Args:
-        network: from :func:`cos_ext.convert`, with its own rho and iterations (also those of :meth:`SpikingNetwork.set_layer`);
-            a layer whose rho is below 2, or that has no iteration, is not shifted. Stays where it is.
-        batches: an iterable of tensors [B, ...] or of tuples whose first n elements are the ANN's inputs and whose others
-            (labels) are ignored. How the data are split plays no part, but for the rounding of the network itself and of sums
-            in float64.
-        per: "neuron": a potential for each, [*neurons]; the network then takes inputs of this size only. "channel": for each
-            index of dimension 1 of [B, C, ...], [C, 1, ...].
+        network: from :func:`cos_ext.convert`, with its own rho and iterations (also those of
+            :meth:`SpikingNetwork.set_layer`); a layer whose rho is below 2, or that has no
+            iteration, is not shifted. Stays where it is.
+        batches: an iterable of tensors [B, ...] or of tuples whose first n elements are the ANN's
+            inputs and whose others (labels) are ignored. How the data are split plays no part, but
+            for the rounding of the network itself and of sums in float64.
+        per: "neuron": a potential for each, [*neurons]; the network then takes inputs of this size
+            only. "channel": for each index of dimension 1 of [B, C, ...], [C, 1, ...].
         statistic: "mean", "median" or "vote".
-        rho: steps to watch, >= 2. None: the network's, or, where that is 0, its number of time-steps; an int is for all layers.
-        sequential: fit one layer after the other, each on the spikes that the layers before it emit from their fitted
-            potentials: what it will see at inference. `batches` is read once per layer, as far as that layer, and must be
-            the same every time. False: one pass, in which every layer sees what per-sample calibrated layers emit.
-        state: a file that keeps the statistics every `save_every` batches and after every layer, so that an interrupted
-            call can be made again, with the same `batches` in the same order, and goes on after what it had seen, to an
-            EQUAL result. It is removed when the fit is complete.
+        rho: steps to watch, >= 2. None: the network's, or, where that is 0, its number of
+            time-steps; an int is for all layers.
+        sequential: fit one layer after the other, each on the spikes that the layers before it emit
+            from their fitted potentials: what it will see at inference. `batches` is read once per
+            layer, as far as that layer, and must be the same every time. False: one pass, in which
+            every layer sees what per-sample calibrated layers emit.
+        state: a file that keeps the statistics every `save_every` batches and after every layer, so
+            that an interrupted call can be made again, with the same `batches` in the same order,
+            and goes on after what it had seen, to an EQUAL result. It is removed when the fit is
+            complete.
         save_every: batches between two writes of `state`, >= 1.
         progress: a progress bar on stderr.
 
     Returns:
         The shifts that were added to v_init, by call site: [*neurons] or [C, 1, ...], float64.
 
-    v_init is a buffer: the state_dict, :meth:`SpikingNetwork.save` and :func:`cos_ext.load_network` carry it.
-    ``network.static_calibration`` says how it was fitted (not part of the state_dict). The desired counts are those of the
-    potentials before; from fitted ones they would be others. So a network is fitted once, and then refuses rho > 0; convert
-    anew for either.
+    v_init is a buffer: the state_dict, :meth:`SpikingNetwork.save` and :func:`cos_ext.load_network`
+    carry it. ``network.static_calibration`` says how it was fitted (not part of the state_dict).
+    The desired counts are those of the potentials before; from fitted ones they would be others. So
+    a network is fitted once, and then refuses rho > 0; convert anew for either.
 
-    Memory, for each neuron or channel of one layer (of all where not sequential): 8 bytes; for "median" 260 per neuron, 520
-    per channel. Nothing is waited for on a GPU but at the end of a pass and where `state` is written.
+    Memory, for each neuron or channel of one layer (of all where not sequential): 8 bytes; for
+    "median" 260 per neuron, 520 per channel. Nothing is waited for on a GPU but at the end of a
+    pass and where `state` is written.
 
     Raises:
-        TypeError: network is no SpikingNetwork, batches no iterable or one of something else, or an argument has a wrong type.
-        ValueError: another argument does not fit; the network is fitted already, or has hard reset; batches yields no sample,
-            can be read only once where it is read for every layer, or differs between passes; a layer sees NaN or infinite
-            currents, or neurons in other numbers than before; state is a file of another fit or none.
+        TypeError: network is no SpikingNetwork, batches no iterable or one of something else, or an
+            argument has a wrong type.
+        ValueError: another argument does not fit; the network is fitted already, or has hard reset;
+            batches yields no sample, can be read only once where it is read for every layer, or
+            differs between passes; a layer sees NaN or infinite currents, or neurons in other
+            numbers than before; state is a file of another fit or none.
         The network is unchanged if anything is raised.
     """
     _check_arguments(network, batches, per, statistic, rho, sequential, save_every)
@@ -97,19 +117,43 @@ def fit_v_init(network: SpikingNetwork, batches: Iterable[Any], *, per: str = "n
     common = rho if rho is not None else network.rho
     if not common and not any(layer.get("rho") for layer in layers.values()):
         common, layers = network.timesteps, {}
-    own = {site: {"rho": common, "iterations": network.iterations, **layers.get(site, {})} for site in network.nodes()}
+    own = {
+        site: {"rho": common, "iterations": network.iterations, **layers.get(site, {})}
+        for site in network.nodes()
+    }
     if not any(_shifts(settings) for settings in own.values()):
-        raise ValueError(f"network must have rho >= 2 (over one step there are no offset spikes) and iterations >= 1, or None, at "
-                         f"a layer at least, got rho = {common}, iterations = {network.iterations}, layers {layers}")  # fmt: skip
+        raise ValueError(
+            "network must have rho >= 2 (over one step there are no offset spikes) and iterations "
+            ">= 1, or None, at "
+            f"a layer at least, got rho = {common}, iterations = {network.iterations}, layers "
+            f"{layers}"
+        )
     steps = max(settings["rho"] for settings in own.values())
-    description = {"rho": common, "iterations": network.iterations, "per": per, "statistic": statistic,
-                   "sequential": sequential, "layers": layers}  # fmt: skip
-    fit = _Fit(network, own, description, Path(state) if state is not None else None, save_every, progress)
+    description = {
+        "rho": common,
+        "iterations": network.iterations,
+        "per": per,
+        "statistic": statistic,
+        "sequential": sequential,
+        "layers": layers,
+    }
+    fit = _Fit(
+        network, own, description, Path(state) if state is not None else None, save_every, progress
+    )
 
-    settings = {name: getattr(network, f"_{name}") for name in ("timesteps", "rho", "iterations", "emission", "layers", "calibration")}
+    settings = {
+        name: getattr(network, f"_{name}")
+        for name in ("timesteps", "rho", "iterations", "emission", "layers", "calibration")
+    }
     try:
         fit.restore()
-        running = {**settings, "timesteps": steps, "rho": common, "layers": layers, "calibration": "cos"}
+        running = {
+            **settings,
+            "timesteps": steps,
+            "rho": common,
+            "layers": layers,
+            "calibration": "cos",
+        }
         network._configure(**{**running, "rho": 0, "layers": {}} if sequential else running)
         shifts = fit.layer_by_layer(batches) if sequential else fit.at_once(batches)
         fitted = {site: fit.shifted(site, shift) for site, shift in shifts.items()}
@@ -132,12 +176,21 @@ def _shifts(settings: Mapping[str, Any]) -> bool:
     return settings["rho"] >= 2 and settings["iterations"] != 0
 
 
-def _check_arguments(network: SpikingNetwork, batches: Iterable[Any], per: str, statistic: str, rho: int | None, sequential: bool,
-                     save_every: int) -> None:  # fmt: skip
+def _check_arguments(
+    network: SpikingNetwork,
+    batches: Iterable[Any],
+    per: str,
+    statistic: str,
+    rho: int | None,
+    sequential: bool,
+    save_every: int,
+) -> None:
     if not isinstance(network, SpikingNetwork):
         raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
     if network.execution != "steps":
-        raise ValueError(f"network must have execution 'steps' to be fitted, got {network.execution!r}")
+        raise ValueError(
+            f"network must have execution 'steps' to be fitted, got {network.execution!r}"
+        )
     check_batches(batches)
     for name, value, allowed in (("per", per, PER), ("statistic", statistic, STATISTICS)):
         if value not in allowed:
@@ -152,26 +205,45 @@ def _check_arguments(network: SpikingNetwork, batches: Iterable[Any], per: str, 
     if not isinstance(sequential, bool):
         raise TypeError(f"sequential must be a bool, got {type(sequential).__name__}")
     if sequential and isinstance(batches, Iterator):
-        raise ValueError(f"batches must be an iterable that can be read for every layer (a list, a DataLoader), got the iterator "
-                         f"{type(batches).__name__}; sequential=False reads it once")  # fmt: skip
+        raise ValueError(
+            "batches must be an iterable that can be read for every layer (a list, a DataLoader), "
+            "got the iterator "
+            f"{type(batches).__name__}; sequential=False reads it once"
+        )
     if network.static_calibration is not None:
-        raise ValueError(f"network must not be fitted already, it is: {network.static_calibration}; convert anew")
+        raise ValueError(
+            f"network must not be fitted already, it is: {network.static_calibration}; convert anew"
+        )
     nodes = network.nodes()
     hard = [site for site, node in nodes.items() if node.v_reset is not None]
     if hard or not nodes:
-        raise ValueError(f"network must have neurons with soft reset (calibration is defined for v_reset=None), not so "
-                         f"{hard or 'one without neurons'}")  # fmt: skip
+        raise ValueError(
+            "network must have neurons with soft reset (calibration is defined for v_reset=None), "
+            "not so "
+            f"{hard or 'one without neurons'}"
+        )
 
 
 class _Reached(BaseException):
-    """A pass has come to the layer that is being fitted. No Exception: a model's own handlers must not take it."""
+    """A pass has come to the layer that is being fitted. No Exception: a model's own handlers must
+    not take it.
+    """
 
 
 class _Fit:
-    """A fit that is under way: what has been seen, the layers that are done, and the file that keeps both."""
+    """A fit that is under way: what has been seen, the layers that are done, and the file that
+    keeps both.
+    """
 
-    def __init__(self, network: SpikingNetwork, own: Mapping[str, Mapping[str, Any]], description: Mapping[str, Any],
-                 path: Path | None, save_every: int, progress: bool) -> None:  # fmt: skip
+    def __init__(
+        self,
+        network: SpikingNetwork,
+        own: Mapping[str, Mapping[str, Any]],
+        description: Mapping[str, Any],
+        path: Path | None,
+        save_every: int,
+        progress: bool,
+    ) -> None:
         self.network, self.own, self.description = network, own, description
         self.path, self.save_every, self.progress = path, save_every, progress
         self.nodes = network.nodes()
@@ -206,20 +278,30 @@ class _Fit:
         moved = (start.double() + shift.to(start.device)).to(start.dtype)
         if not moved.isfinite().all():
             raise ValueError(
-                f"the potentials of {site!r} must be finite in {moved.dtype}, shifts reach {shift.abs().max():.3g}"
+                f"the potentials of {site!r} must be finite in {moved.dtype}, shifts reach "
+                f"{shift.abs().max():.3g}"
             )
         return moved
 
     def _pass(self, batches: Iterable[Any], sites: list[str], title: str, stop: bool) -> None:
         """Read the batches that have not been seen yet, and conclude the shifts of `sites`."""
-        handles = [self.nodes[site].register_forward_pre_hook(self._hook(site, stop)) for site in sites]
+        handles = [
+            self.nodes[site].register_forward_pre_hook(self._hook(site, stop)) for site in sites
+        ]
         try:
             rest = islice(batches, self.seen, None)
-            bar = tqdm(rest, title, length_hint(batches) or None, initial=self.seen, leave=False,
-                       disable=not self.progress)  # fmt: skip
+            bar = tqdm(
+                rest,
+                title,
+                length_hint(batches) or None,
+                initial=self.seen,
+                leave=False,
+                disable=not self.progress,
+            )
             for batch in bar:
                 inputs = [
-                    tensor.to(self.where, non_blocking=True, copy=True) for tensor in model_inputs(batch, self.wanted)
+                    tensor.to(self.where, non_blocking=True, copy=True)
+                    for tensor in model_inputs(batch, self.wanted)
                 ]
                 if inputs[0].shape[0]:
                     try:
@@ -242,7 +324,8 @@ class _Fit:
             )
         if self.samples and self.count != self.samples:
             raise ValueError(
-                f"batches must be the same at every pass, it yielded {self.count} samples after {self.samples}"
+                f"batches must be the same at every pass, it yielded {self.count} samples after "
+                f"{self.samples}"
             )
         for site in sites:
             if site not in self.statistics:
@@ -256,9 +339,15 @@ class _Fit:
         def hook(node: IFNode, args: tuple[Tensor, ...]) -> None:
             # Before the neurons: they may write their spikes over the currents.
             x, steps = node._currents(*args)[0], node.timesteps
-            folded = x.expand(steps, *x.shape) if node.static_input else x.unflatten(0, (steps, x.shape[0] // steps))
+            folded = (
+                x.expand(steps, *x.shape)
+                if node.static_input
+                else x.unflatten(0, (steps, x.shape[0] // steps))
+            )
             if site not in self.statistics:
-                self.statistics[site] = _Statistic(site, self.description, folded.shape[2:], x.device)
+                self.statistics[site] = _Statistic(
+                    site, self.description, folded.shape[2:], x.device
+                )
             self.statistics[site].see(node, folded[: own["rho"]], own["rho"], own["iterations"])
             if stop:
                 raise _Reached
@@ -270,7 +359,9 @@ class _Fit:
         digest = hashlib.sha256()
         for name, tensor in self.network.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(
+                tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
         return {
             **self.description,
             "emission": self.network.emission,
@@ -281,9 +372,15 @@ class _Fit:
     def _save(self) -> None:
         if self.path is None:
             return
-        header = {"format": FORMAT, "fit": self.fingerprint, "seen": self.seen, "count": self.count,
-                  "samples": self.samples, "values": {site: s.values for site, s in self.statistics.items()},
-                  "shapes": {site: list(s.neurons) for site, s in self.statistics.items()}}  # fmt: skip
+        header = {
+            "format": FORMAT,
+            "fit": self.fingerprint,
+            "seen": self.seen,
+            "count": self.count,
+            "samples": self.samples,
+            "values": {site: s.values for site, s in self.statistics.items()},
+            "shapes": {site: list(s.neurons) for site, s in self.statistics.items()},
+        }
         tensors = {f"shift {site}": shift for site, shift in self.shifts.items()}
         for site, statistic in self.statistics.items():
             tensors[f"sum {site}"], tensors[f"finite {site}"] = statistic.sum, statistic.finite
@@ -303,20 +400,31 @@ class _Fit:
                 header = json.loads((file.metadata() or {}).get("cos_ext", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except Exception as error:  # damaged bytes raise nearly anything
-            raise ValueError(f"state: {self.path} is damaged or is no file of fit_v_init: {error}") from error
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise ValueError(f"state: {self.path} must be a file of fit_v_init ({FORMAT!r}), it is none")
-        if header["fit"] != self.fingerprint:
-            changed = sorted(name for name in self.fingerprint if header["fit"].get(name) != self.fingerprint[name])
             raise ValueError(
-                f"state: {self.path} is of a fit with other settings: {changed} differ; use the same, or another file"
+                f"state: {self.path} is damaged or is no file of fit_v_init: {error}"
+            ) from error
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise ValueError(
+                f"state: {self.path} must be a file of fit_v_init ({FORMAT!r}), it is none"
+            )
+        if header["fit"] != self.fingerprint:
+            changed = sorted(
+                name
+                for name in self.fingerprint
+                if header["fit"].get(name) != self.fingerprint[name]
+            )
+            raise ValueError(
+                f"state: {self.path} is of a fit with other settings: {changed} differ; use the "
+                "same, or another file"
             )
         self.seen, self.count, self.samples = header["seen"], header["count"], header["samples"]
         for site in self.sites:
             if f"shift {site}" in tensors:
                 self.shifts[site] = tensors[f"shift {site}"].to(self.where)
             if f"sum {site}" in tensors:
-                statistic = _Statistic(site, self.description, torch.Size(header["shapes"][site]), self.where)
+                statistic = _Statistic(
+                    site, self.description, torch.Size(header["shapes"][site]), self.where
+                )
                 statistic.sum = tensors[f"sum {site}"].to(self.where)
                 statistic.finite = tensors[f"finite {site}"].to(self.where)
                 statistic.values = header["values"][site]
@@ -324,22 +432,32 @@ class _Fit:
 
 
 class _Statistic:
-    """A statistic of the shifts at one site, streamed over batches; on the data's device, never waited for.
+    """A statistic of the shifts at one site, streamed over batches; on the data's device, never
+    waited for.
 
-    sum: [cells] for the mean (of Δ, float64) and the vote (of sign ψ, int64); [bins, cells] for the median (how many Δ/θ fall
-    into each, from the lowest up). A cell is a neuron or a channel. values: how many each cell has seen.
+    sum: [cells] for the mean (of Δ, float64) and the vote (of sign ψ, int64); [bins, cells] for the
+    median (how many Δ/θ fall into each, from the lowest up). A cell is a neuron or a channel.
+    values: how many each cell has seen.
     """
 
-    def __init__(self, site: str, description: Mapping[str, Any], neurons: torch.Size, device: torch.device) -> None:
+    def __init__(
+        self, site: str, description: Mapping[str, Any], neurons: torch.Size, device: torch.device
+    ) -> None:
         self.site, self.kind, self.per = site, description["statistic"], description["per"]
         self.neurons = neurons
-        self.cells = neurons if self.per == "neuron" else torch.Size([*neurons[:1], *[1] * len(neurons[1:])])
+        self.cells = (
+            neurons if self.per == "neuron" else torch.Size([*neurons[:1], *[1] * len(neurons[1:])])
+        )
         size, bins = self.cells.numel(), 2 * SIZES + 1
         if self.kind == "median":
-            counts = torch.int32 if self.per == "neuron" else torch.int64  # a channel sees all its positions
+            counts = (
+                torch.int32 if self.per == "neuron" else torch.int64
+            )  # a channel sees all its positions
             self.sum = torch.zeros(bins, size, dtype=counts, device=device)
         else:
-            self.sum = torch.zeros(size, dtype=torch.float64 if self.kind == "mean" else torch.int64, device=device)
+            self.sum = torch.zeros(
+                size, dtype=torch.float64 if self.kind == "mean" else torch.int64, device=device
+            )
         self.finite = torch.ones((), dtype=torch.bool, device=device)
         self.values = 0
 
@@ -349,8 +467,11 @@ class _Statistic:
         if shape != self.neurons and (
             self.per == "neuron" or shape[:1] != self.neurons[:1] or len(shape) != len(self.neurons)
         ):
-            raise ValueError(f"per={self.per!r} needs the same {self.per}s on every batch: {self.site!r} has neurons {tuple(shape)} "
-                             f"after {tuple(self.neurons)}")  # fmt: skip
+            raise ValueError(
+                f"per={self.per!r} needs the same {self.per}s on every batch: {self.site!r} has "
+                f"neurons {tuple(shape)} "
+                f"after {tuple(self.neurons)}"
+            )
         theta, v_init = node._parameters_for(x_seq)
         start, psi, _ = F.calibrate_v_init(x_seq, theta, v_init, rho=rho, iterations=iterations)
         # Where time does not change a current, one step of it is all.
@@ -366,7 +487,10 @@ class _Statistic:
     def result(self, node: IFNode) -> Tensor:
         """The shift of v_init, cells in shape, float64."""
         if not self.finite:
-            raise ValueError(f"the currents of {self.site!r} must be finite, they are NaN or infinite on these batches")
+            raise ValueError(
+                f"the currents of {self.site!r} must be finite, they are NaN or infinite on these "
+                "batches"
+            )
         theta = node.v_threshold.double()
         if self.kind == "mean":
             return (self.sum / self.values).view(self.cells)
@@ -386,7 +510,11 @@ class _Statistic:
         cell = torch.arange(self.sum.shape[1], device=shifts.device).view(self.cells)
         one = torch.ones((), dtype=self.sum.dtype, device=shifts.device)
         for part in shifts.split(max(_CHUNK // max(self.neurons.numel(), 1), 1)):
-            size = part.abs().log2_().mul_(8).round_().clamp_(0, SIZES - 1).add_(1)  # of 0 none is asked for
-            column = torch.where(part == 0, 0.0, part.sign() * size).nan_to_num_(0.0).long().add_(SIZES)
+            size = (
+                part.abs().log2_().mul_(8).round_().clamp_(0, SIZES - 1).add_(1)
+            )  # of 0 none is asked for
+            column = (
+                torch.where(part == 0, 0.0, part.sign() * size).nan_to_num_(0.0).long().add_(SIZES)
+            )
             index = column.mul_(self.sum.shape[1]).add_(cell).flatten()
             self.sum.view(-1).index_add_(0, index, one.expand(index.numel()))

@@ -1,0 +1,1 @@
+"""Training ANNs with QCFS activations. Nothing spiking here."""
