@@ -298,7 +298,7 @@ def test_view_by_the_size_of_a_spiking_tensor():
         (
             lambda m, x: m.head(m.act(m.conv(x)).view(2 * x.size(0), -1)),
             {},
-            "uses the size of the batch",
+            "fixes the batch",
         ),
         (
             lambda m, x: m.head(m.act(m.conv(x)).view(-1, 72).view(x.size(0), -1)),
@@ -413,7 +413,7 @@ def test_view_by_the_size_of_a_spiking_tensor():
         (
             lambda m, x: (lambda z: z.view(-1, z.size(0)))(m.head(m.act(m.conv(x)).flatten(1))),
             {},
-            "plain numbers",
+            "uses the size of the batch",
         ),
         (
             lambda m, x: m.head(torch.reshape(m.act(m.conv(x)), shape=(4, -1))),
