@@ -17,7 +17,7 @@ import cos_ext
 from cos_ext import QCFS, convert
 from cos_ext.analysis.energy import EnergyReport, LayerEnergy, energy_report
 from cos_ext.cli import main
-from cos_ext.network.network import Walked
+from cos_ext.network.modules import Walked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -28,7 +28,9 @@ from .. import functional as F
 from .._batches import check_batches, device_of, model_inputs, number_of_inputs
 from .._tables import percent, table
 from ..conversion.tracing import owner_of
-from ..network.network import SpikingNetwork, Walked
+from ..network.modules import Walked
+from ..network.network import SpikingNetwork
+from ..network.reports import report
 
 AC_ENERGY, MAC_ENERGY = (
     0.9,
@@ -381,6 +383,7 @@ def _energy(joules: float) -> str:
     return f"{joules * 1e6:.4g} µJ"
 
 
+@report("energy")
 @torch.no_grad()
 def energy_report(
     network: SpikingNetwork,

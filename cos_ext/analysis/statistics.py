@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from .._batches import check_batches, device_of, model_inputs, number_of_inputs
 from .._ops import TALLIES
+from ..network.network import SpikingNetwork
+from ..network.reports import report
 
-if TYPE_CHECKING:
-    from ..network.network import SpikingNetwork
 
 ERROR_UNIT = 2.0**-24  # of the sums of errors, in spikes (csrc/core/statistics.h)
 
@@ -164,6 +164,7 @@ class NetworkStatistics:
         )
 
 
+@report("statistics")
 @torch.no_grad()
 def collect(
     network: SpikingNetwork, batches: Iterable[Any], *, progress: bool = True

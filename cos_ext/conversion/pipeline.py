@@ -28,14 +28,11 @@ from torch.nn import functional as TF
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..network import counts
-from ..network.network import (
-    FORMAT,
-    SpikingNetwork,
-    TimeBroadcast,
-    Walked,
-    as_inputs,
-    check_settings,
-)
+from ..network.inputs import as_inputs
+from ..network.modules import TimeBroadcast, Walked
+from ..network.network import SpikingNetwork
+from ..network.settings import check_settings
+from ..network.storage import FORMAT
 from ..network.pooling import MAX_POOL_FUNCTIONS, MAX_POOLS, MaxPoolBefore, average_of
 from ..neuron import IFNode
 from ..qcfs import QCFS

@@ -12,7 +12,8 @@ import math
 import torch
 from torch import Tensor, fx, nn
 
-from ..network.network import SpikingNetwork, Walked
+from ..network.modules import Walked
+from ..network.network import SpikingNetwork
 from ..network.pooling import average_of
 from ..qcfs import quantise
 from .report import ConversionError

@@ -5,13 +5,12 @@ is in network.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .network import SpikingNetwork
+from .settings import Configured
 
 # as torch.cuda.make_graphed_callables: libraries choose and load their kernels, allocators fill
 WARM_UP = 3
@@ -36,7 +35,7 @@ class CapturedForward:
 
     def __init__(
         self,
-        network: SpikingNetwork,
+        network: Configured,
         inputs: tuple[Tensor, ...],
         output: Tensor,
         replay: Callable[[], Any],
@@ -92,7 +91,7 @@ class CapturedForward:
 
 
 @torch.no_grad()
-def capture(network: SpikingNetwork, examples: tuple[Tensor, ...]) -> CapturedForward:
+def capture(network: Configured, examples: tuple[Tensor, ...]) -> CapturedForward:
     """:meth:`SpikingNetwork.capture`, after torch.cuda.make_graphed_callables (torch's notes on
     CUDA graphs).
     """

@@ -1,8 +1,5 @@
-"""Counts first: a network whose spikes follow from desired counts, evaluated in one pass over
-means. How, and when it may.
-
-No kernels and no rules of conversion here; the neurons themselves are in neuron.py, settings and
-execution modes in network.py.
+"""Counts first: a network whose spikes follow from desired counts. When that holds, and what a
+neuron then does. The graph that is run is made in worlds.py.
 
 With a planned emission ("even", "front") the spikes of a layer follow from its desired counts C*
 over rho steps alone, and
@@ -11,42 +8,21 @@ over rho steps alone, and
 
 from the mean x̄ of its input over the first rho steps (Hao et al., ICLR 2023, arXiv 2302.10685, for
 the count). What convert() keeps between neurons is affine, sample by sample, and so commutes with
-the mean, biases included. Hence two worlds:
-
-mean: every tensor [B, ...] is the mean over the first rho steps. A neuron hands on θ C* / rho.
-step: time is folded into the batch, [T*B, ...], as in the step-by-step run. Only what lies between
-the last neurons and the
-      output is evaluated there; the last neurons emit their trains from their counts.
-
-A node of the graph may be needed in both. The mean world never reads the step world.
+the mean, biases included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from .. import functional as F
 from ..neuron import IFNode
-from .pooling import MAX_POOLS, MaxPoolBefore, PooledBefore
 
 EXECUTIONS = ("steps", "counts")
 PLANNED = ("even", "front")  # emissions for which the desired count decides who fires when
-
-
-class Plan(NamedTuple):
-    """The functions that run a graph by counts; the first argument is the graph's module, whose
-    submodules they call.
-
-    outputs(module, timesteps, rho, *inputs) -> [T*B, ...]; counts(module, rho, *inputs) -> {site:
-    C* [B, ...], int32}.
-    """
-
-    outputs: Callable[..., Tensor]
-    counts: Callable[..., dict[str, Tensor]]
 
 
 def check_execution(execution: str) -> str:
@@ -192,9 +168,10 @@ def _count(
     return count, theta
 
 
-def _rate_of(
+def rate_of(
     node: IFNode, x: Tensor, residual: Tensor | None, rho: int, inplace: bool, tally: bool
 ) -> Tensor:
+    """θ C* / rho of a node from the means x; `tally` adds its spikes to the node's count."""
     if (tally and node.count_spikes) or not node._fuses(x, residual):
         count, theta = _count(node, x, residual, rho, tally)
         return rates(count, theta, rho).to(x.dtype)
@@ -205,192 +182,16 @@ def _rate_of(
     )
 
 
-def _train_of(
+def train_of(
     node: IFNode, x: Tensor, residual: Tensor | None, timesteps: int, rho: int, tally: bool
 ) -> Tensor:
+    """The spikes [T*B, ...] of a node from the means x [B, ...]."""
     count, theta = _count(node, x, residual, rho, tally)
     return train(
         count, theta, steps=timesteps, rho=rho, emission=node.emission, dtype=x.dtype
     ).flatten(0, 1)
 
 
-def _whole_count(node: IFNode, x: Tensor, residual: Tensor | None, rho: int) -> Tensor:
+def whole_count(node: IFNode, x: Tensor, residual: Tensor | None, rho: int) -> Tensor:
+    """C* of a node from the means x, int32."""
     return _count(node, x, residual, rho, False)[0].to(torch.int32)
-
-
-def _over_time(x: Tensor, timesteps: int) -> Tensor:
-    return torch.cat([x] * timesteps)  # which keeps channels_last
-
-
-def plan(module: nn.Module, is_broadcast: Callable[[nn.Module], bool]) -> Plan:
-    """The functions that run a converted graph by counts.
-
-    Args:
-        module: of a SpikingNetwork.
-        is_broadcast: whether a module repeats its input over time.
-
-    Raises:
-        ValueError: with the reason, where the graph cannot be evaluated by means.
-    """
-    if not isinstance(module, fx.GraphModule):
-        raise ValueError(
-            "execution='counts' needs the network's graph; the model could not be traced by "
-            "torch.fx"
-        )
-    worlds = _Worlds(module, is_broadcast)
-    return Plan(worlds.outputs(), worlds.counts())
-
-
-class _Worlds:
-    """Which node of a graph is evaluated in which world; writes the graphs that do so. A value is a
-    pair (node, world).
-    """
-
-    def __init__(self, module: fx.GraphModule, is_broadcast: Callable[[nn.Module], bool]) -> None:
-        self.module, self.nodes = module, list(module.graph.nodes)
-        called = {n: module.get_submodule(n.target) for n in self.nodes if n.op == "call_module"}
-        self.neurons = {n: m for n, m in called.items() if isinstance(m, IFNode)}
-        self.broadcasts = {n for n, m in called.items() if is_broadcast(m)}
-        self.pools = {n for n, m in called.items() if isinstance(m, MaxPoolBefore)}
-        self.pooled = {n for n, m in called.items() if isinstance(m, PooledBefore)}
-        self.maxima = {n for n, m in called.items() if isinstance(m, MAX_POOLS)}
-        self.timed: set[fx.Node] = (
-            set()
-        )  # evaluated by world; all others are static, the same in both
-        for node in self.nodes:
-            if (
-                node in self.neurons
-                or node in self.broadcasts
-                or any(n in self.timed for n in node.all_input_nodes)
-            ):
-                self.timed.add(node)
-
-    def value(self, node: fx.Node, world: str) -> tuple[fx.Node, str]:
-        return node, world if node in self.timed else "static"
-
-    def sources(self, node: fx.Node, world: str) -> list[tuple[fx.Node, str]]:
-        """The values that a value is computed from."""
-        return [
-            self.value(n, "mean" if node in self.neurons else world) for n in node.all_input_nodes
-        ]
-
-    def needed(self, roots: Iterable[tuple[fx.Node, str]]) -> set[tuple[fx.Node, str]]:
-        found, open_ = set(), list(roots)
-        while open_:
-            value = open_.pop()
-            if value not in found:
-                found.add(value)
-                open_ += self.sources(*value)
-        for node in self.nodes:
-            if node in self.maxima and (node, "mean") in found:
-                raise ValueError(
-                    "execution='counts' needs operations that commute with the mean over time; "
-                    f"{node.target}, a "
-                    'maximum over the spikes of each step (max_pool="spike"), does not'
-                )
-        return found
-
-    def outputs(self) -> Callable[..., Tensor]:
-        (last,) = (n for n in self.nodes if n.op == "output")
-        needed = self.needed([(last, "step")])
-        graph = fx.Graph()
-        timesteps, rho = graph.placeholder("_timesteps"), graph.placeholder("_rho")
-        made = self._first(graph, needed, rho)
-        for node in self.nodes:
-            if (node, "step") not in needed:
-                continue
-            source, *others = (
-                (made[value] for value in self.sources(node, "step"))
-                if node.all_input_nodes
-                else (None,)
-            )
-            if node in self.neurons:
-                residual = others[0] if others else None
-                arguments = (
-                    graph.get_attr(node.target),
-                    source,
-                    residual,
-                    timesteps,
-                    rho,
-                    (node, "mean") not in needed,
-                )
-                made[node, "step"] = graph.call_function(_train_of, arguments)
-            elif node in self.broadcasts:
-                made[node, "step"] = graph.call_function(_over_time, (source, timesteps))
-            elif node in self.pooled:
-                made[node, "step"] = graph.call_module(f"{node.target}.pool", (source,))
-            else:
-                made[node, "step"] = self._copy(graph, node, "step", made)
-        return _function(graph)
-
-    def counts(self) -> Callable[..., dict[str, Tensor]]:
-        needed = self.needed((n, "mean") for n in self.neurons)
-        graph = fx.Graph()
-        rho = graph.placeholder("_rho")
-        found: dict[str, fx.Node] = {}
-        self._first(graph, needed, rho, found)
-        graph.output(found)
-        return _function(graph)
-
-    def _first(
-        self,
-        graph: fx.Graph,
-        needed: set[tuple[fx.Node, str]],
-        rho: fx.Node,
-        counts: dict[str, fx.Node] | None = None,
-    ) -> dict[tuple[fx.Node, str], fx.Node]:
-        """Write the static and the mean world, in the order of the graph; where asked, also every
-        neuron's count.
-        """
-        made: dict[tuple[fx.Node, str], fx.Node] = {}
-        for node in self.nodes:
-            if node.op == "placeholder" or (node, "static") in needed:
-                made[node, "static"] = self._copy(graph, node, "static", made)
-            if (node, "mean") not in needed:
-                continue
-            source, *others = (
-                (made[value] for value in self.sources(node, "mean"))
-                if node.all_input_nodes
-                else (None,)
-            )
-            if node in self.neurons:
-                both = (
-                    counts is not None or (node, "step") in needed
-                )  # then the currents are read twice
-                neuron, residual = graph.get_attr(node.target), others[0] if others else None
-                if counts is not None:
-                    counts[node.target] = graph.call_function(
-                        _whole_count, (neuron, source, residual, rho)
-                    )
-                inplace = self.neurons[node].inplace and not both
-                made[node, "mean"] = graph.call_function(
-                    _rate_of, (neuron, source, residual, rho, inplace, counts is None)
-                )
-            elif node in self.broadcasts:
-                # What follows may work in place, on a copy for every step: in both worlds each
-                # needs its own.
-                both = (node, "step") in needed
-                made[node, "mean"] = graph.call_method("clone", (source,)) if both else source
-            elif node in self.pooled:  # the neurons leave it to others here
-                made[node, "mean"] = graph.call_module(f"{node.target}.pool", (source,))
-            elif node in self.pools:
-                # The largest sum over rho steps is the largest mean.
-                made[node, "mean"] = graph.call_module(f"{node.target}.pool", (source,))
-            else:
-                made[node, "mean"] = self._copy(graph, node, "mean", made)
-        return made
-
-    def _copy(
-        self, graph: fx.Graph, node: fx.Node, world: str, made: dict[tuple[fx.Node, str], fx.Node]
-    ) -> fx.Node:
-        return graph.node_copy(node, lambda source: made[self.value(source, world)])
-
-
-def _function(graph: fx.Graph) -> Callable[..., Any]:
-    """A graph as a function of the module whose submodules it calls: a GraphModule would register
-    them a second time.
-    """
-    code = graph.python_code("self")
-    names = dict(code.globals)
-    exec(compile(code.src, "<cos_ext.network.counts>", "exec"), names)
-    return names["forward"]

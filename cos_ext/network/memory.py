@@ -14,7 +14,7 @@ import copy
 import math
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from .._batches import device_of
 from ..neuron import IFNode
-
-if TYPE_CHECKING:
-    from .network import SpikingNetwork
+from .modules import Walked
+from .settings import Configured
 
 AUTO_BYTES = 16 * 2**20
 """memory_limit="auto" keeps the largest activation at or below this on a CPU. From 32 MiB on,
@@ -89,7 +88,7 @@ class _Live(TorchDispatchMode):
 
 
 def need(
-    network: SpikingNetwork,
+    network: Configured,
     inputs: tuple[Tensor, ...],
     batch: int,
     key: tuple[Any, ...] | None = None,
@@ -110,7 +109,7 @@ def need(
     return network._needs[key]
 
 
-def _key(network: SpikingNetwork, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+def _key(network: Configured, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
     """All that a need depends on but the batch, the weights' dtypes and the network's settings,
     whose changes clear what is known.
     """
@@ -129,12 +128,12 @@ def _order(x: Tensor) -> tuple[int, ...]:
     """The dimensions after the batch from the outermost in memory to the innermost: the memory
     format.
     """
-    return tuple(sorted(range(1, x.dim()), key=lambda d: (-x.stride(d), d)))
+    return tuple(sorted(range(1, x.dim()), key=lambda d: (-x.stride()[d], d)))
 
 
 @torch.no_grad()
 def _dry_run(
-    network: SpikingNetwork, inputs: tuple[Tensor, ...], batch: int, place: torch.device
+    network: Configured, inputs: tuple[Tensor, ...], batch: int, place: torch.device
 ) -> Need:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     # A copy of its own, whose weights have no data, since another thread may be running the
@@ -177,12 +176,10 @@ def _strides(x: Tensor, batch: int) -> list[int]:
     return strides
 
 
-def _strip(twin: SpikingNetwork) -> None:
+def _strip(twin: Configured) -> None:
     """Forget what earlier runs left, which has data; and let a Walked model do without its
     hooks.
     """
-    from .network import Walked  # which needs this module
-
     for module in twin.modules():
         if isinstance(module, IFNode):
             module.emitted = module.statistics = None
@@ -204,7 +201,7 @@ def hooked(network: nn.Module) -> bool:
     )
 
 
-def parts(network: SpikingNetwork, inputs: tuple[Tensor, ...]) -> int:
+def parts(network: Configured, inputs: tuple[Tensor, ...]) -> int:
     """Into how many parts of the batch the network's memory_limit splits `inputs`.
 
     Raises:
@@ -223,7 +220,7 @@ def parts(network: SpikingNetwork, inputs: tuple[Tensor, ...]) -> int:
 
 
 def _planned(
-    network: SpikingNetwork,
+    network: Configured,
     inputs: tuple[Tensor, ...],
     limit: int | str,
     batch: int,
@@ -243,7 +240,7 @@ def _planned(
         # The output of the whole batch is there from the first part on, beside what a part needs.
         return own.peak + (own.output // size * batch if size < batch else 0)
 
-    count = _few(batch, limit, wanted)
+    count = _few(batch, int(limit), wanted)
     if count is None:
         raise ValueError(
             f"memory_limit must be at least {wanted(1)} bytes for inputs "
@@ -273,7 +270,7 @@ def _few(batch: int, limit: int, wanted: Callable[[int], int]) -> int | None:
     return count
 
 
-def _may_gain(network: SpikingNetwork, inputs: tuple[Tensor, ...]) -> bool:
+def _may_gain(network: Configured, inputs: tuple[Tensor, ...]) -> bool:
     """Whether "auto" should look closer: on plain CPU tensors, where the most channels at the
     input's size pass the bound.
     """
@@ -290,14 +287,14 @@ def _may_gain(network: SpikingNetwork, inputs: tuple[Tensor, ...]) -> bool:
     return elements * steps * max((x.element_size() for x in inputs), default=4) > AUTO_BYTES
 
 
-def run(network: SpikingNetwork, inputs: tuple[Tensor, ...], count: int) -> Tensor:
+def run(network: Configured, inputs: tuple[Tensor, ...], count: int) -> Tensor:
     """The network's outputs [T, B, ...], computed on `count` parts of the batch, one after the
     other.
     """
-    out, start = None, 0
+    out, start = torch.empty(0), 0
     for part in zip(*(x.tensor_split(count) for x in inputs)):
         piece = network._whole(*part)
-        if out is None:
+        if start == 0:
             out = piece.new_empty(piece.shape[0], inputs[0].shape[0], *piece.shape[2:])
         out[:, start : start + piece.shape[1]] = piece
         start += piece.shape[1]

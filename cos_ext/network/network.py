@@ -1,47 +1,29 @@
-"""The spiking network that convert() makes: settings, running it, saving it. Conversion and
-evaluation are elsewhere.
+"""The spiking network that convert() makes: running it by steps or by counts, in parts, captured.
+Its settings are in settings.py, its file in storage.py; conversion and evaluation are elsewhere.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Iterable, Iterator
-from fractions import Fraction
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import functional as F
-from .._files import write_tensors
-from .._ops import build_info
-from ..analysis.statistics import NetworkStatistics, collect
-from ..conversion.report import ConversionReport
 from ..neuron import IFNode
-from . import counts, memory
+from . import counts, memory, worlds
 from .capture import CapturedForward, capture
-from .pooling import MaxPoolBefore, PooledBefore
-
-if TYPE_CHECKING:
-    from ..analysis.energy import EnergyReport
-
-FORMAT = "cos_ext spiking network, 1"
-
-
-class TimeBroadcast(nn.Module):
-    """Repeats a static tensor [B, ...] over time, [T*B, ...], where it meets a spiking one."""
-
-    def __init__(self, timesteps: int = 1) -> None:
-        super().__init__()
-        self.timesteps = timesteps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x] * self.timesteps)  # which keeps channels_last
+from .inputs import as_inputs, batch_size, in_dtype_of
+from .pooling import PooledBefore
+from .reports import make_report
+from .settings import Configured, Report
+from .storage import save
 
 
-class SpikingNetwork(nn.Module):
+class SpikingNetwork(Configured):
     """A converted network. Input: the ANN's, [B, ...]; output: [T, B, ...], one per time-step.
 
     `timesteps`, `rho`, `iterations`, `emission` and `calibration` can be changed at any time, for a
@@ -56,7 +38,7 @@ class SpikingNetwork(nn.Module):
     def __init__(
         self,
         module: nn.Module,
-        report: ConversionReport,
+        report: Report,
         timesteps: int,
         rho: int,
         iterations: int | None,
@@ -64,157 +46,14 @@ class SpikingNetwork(nn.Module):
         emission: str = "calibrated",
         calibration: str = "cos",
     ) -> None:
-        super().__init__()
-        self.module = module
-        self.report = report
-        self._layers: dict[str, dict[str, Any]] = {}  # by call site: what set_layer() changed
-        # max_pool and fold_batchnorm of convert(), the ANN's call sites, static_calibration: what
-        # save() needs
-        self.options = options
+        super().__init__(module, report, options)
         self._execution = "steps"
         self._memory_limit: int | str | None = "auto"
-        self._needs: dict[
-            Any, Any
-        ] = {}  # what cos_ext.network.memory has found out, until a setting changes
         # For "counts", made when first needed: the rho of all layers, and functions, which no copy
         # or file takes along.
-        self._shared_rho, self._plan = 0, None
+        self._shared_rho = 0
+        self._plan: worlds.Plan | None = None
         self._configure(timesteps, rho, iterations, emission, {}, calibration)
-
-    def _configure(
-        self,
-        timesteps: int,
-        rho: int,
-        iterations: int | None,
-        emission: str,
-        layers: dict[str, dict[str, Any]],
-        calibration: str = "cos",
-    ) -> None:
-        # First, so that a bad value leaves every node as it was.
-        own = {
-            "rho": rho,
-            "iterations": iterations,
-            "emission": emission,
-            "calibration": calibration,
-        }
-        steps = max(
-            check_settings(timesteps, **{**own, **layer}) for layer in ({}, *layers.values())
-        )
-        if self.static_calibration is not None and any(
-            layer.get("rho", rho) for layer in ({}, *layers.values())
-        ):
-            raise ValueError(
-                "rho must stay 0 with the potentials of fit_v_init: calibration would aim at other "
-                "counts; convert anew"
-            )
-        if self._execution == "counts":
-            self._shared_rho = self._check_counts(own, layers)
-        nodes = self.nodes()
-        for site, node in nodes.items():
-            node.configure(timesteps=steps, **{**own, **layers.get(site, {})})
-        for module in self.modules():
-            if isinstance(module, TimeBroadcast):
-                module.timesteps = steps
-            elif isinstance(module, MaxPoolBefore):
-                module.timesteps, module.rho = steps, nodes[module.site].watch_steps
-        self._timesteps, self._rho, self._iterations, self._emission = (
-            timesteps,
-            rho,
-            iterations,
-            emission,
-        )
-        self._calibration, self._layers, self._steps = calibration, layers, steps
-        self._needs = {}
-
-    @property
-    def timesteps(self) -> int:
-        return self._timesteps
-
-    @property
-    def rho(self) -> int:
-        return self._rho
-
-    @property
-    def iterations(self) -> int | None:
-        return self._iterations
-
-    @property
-    def emission(self) -> str:
-        return self._emission
-
-    @property
-    def calibration(self) -> str:
-        return self._calibration
-
-    @property
-    def watch_steps(self) -> int:
-        """The steps that pass before the first output: the largest rho of a layer whose calibration
-        watches, else 0.
-        """
-        return max(node.watch_steps for node in self.nodes().values())
-
-    @property
-    def static_calibration(self) -> dict[str, Any] | None:
-        """How :func:`cos_ext.fit_v_init` fitted the potentials (settings, samples), which makes rho
-        0 for good; None: it did not.
-        """
-        return self.options.get("static")
-
-    def _change(self, **changes: Any) -> None:
-        now = {
-            "timesteps": self._timesteps,
-            "rho": self._rho,
-            "iterations": self._iterations,
-            "emission": self._emission,
-            "layers": self._layers,
-            "calibration": self._calibration,
-        }
-        self._configure(**{**now, **changes})
-
-    @timesteps.setter
-    def timesteps(self, value: int) -> None:
-        self._change(timesteps=value)
-
-    @rho.setter
-    def rho(self, value: int) -> None:
-        self._change(rho=value)
-
-    @iterations.setter
-    def iterations(self, value: int | None) -> None:
-        self._change(iterations=value)
-
-    @emission.setter
-    def emission(self, value: str) -> None:
-        self._change(emission=value)
-
-    @calibration.setter
-    def calibration(self, value: str) -> None:
-        self._change(calibration=value)
-
-    def set_layer(self, site: str, **changes: Any) -> None:
-        """Give one call site its own rho, iterations, emission or calibration; without any, it
-        follows the network again.
-
-        Every layer runs max(timesteps, watch_steps) steps.
-
-        Raises:
-            ValueError: there is no such call site, or a setting of another name.
-            TypeError, ValueError: a setting does not fit; nothing has changed then.
-        """
-        if site not in self.nodes():
-            raise ValueError(
-                f"site must be a call site of the network, got {site!r}; those are "
-                f"{list(self.nodes())}"
-            )
-        unknown = sorted(set(changes) - {"rho", "iterations", "emission", "calibration"})
-        if unknown:
-            raise ValueError(
-                f"a layer has rho, iterations, emission and calibration of its own, got {unknown}"
-            )
-        layers = {name: layer for name, layer in self._layers.items() if name != site}
-        if changes:
-            layers[site] = {**self._layers.get(site, {}), **changes}
-        self._change(layers=layers)
 
     @property
     def execution(self) -> str:
@@ -285,10 +124,14 @@ class SpikingNetwork(nn.Module):
             ValueError: there are no inputs, or batches of several sizes.
             RuntimeError: the model's control flow depends on values.
         """
-        batch = self._batch(as_inputs(inputs, "inputs"))
+        batch = batch_size(as_inputs(inputs, "inputs"))
         return memory.need(self, inputs, batch).peak
 
-    def _check_counts(self, own: dict[str, Any], layers: dict[str, dict[str, Any]]) -> int:
+    def _accept(self, own: Mapping[str, Any], layers: Mapping[str, Mapping[str, Any]]) -> None:
+        if self._execution == "counts":
+            self._shared_rho = self._check_counts(own, layers)
+
+    def _check_counts(self, own: Mapping[str, Any], layers: Mapping[str, Mapping[str, Any]]) -> int:
         """The rho that all layers share under these settings, or ValueError where their counts do
         not decide their spikes.
         """
@@ -298,7 +141,7 @@ class SpikingNetwork(nn.Module):
             static=bool(self.options.get("static")),
         )
 
-    def _counting(self) -> tuple[counts.Plan, int]:
+    def _counting(self) -> tuple[worlds.Plan, int]:
         """The plan by which counts are computed, and the layers' rho; ValueError with the reason
         where there can be none.
         """
@@ -307,7 +150,7 @@ class SpikingNetwork(nn.Module):
             self._layers,
         )
         if self._plan is None:
-            self._plan = counts.plan(self.module, lambda module: isinstance(module, TimeBroadcast))
+            self._plan = worlds.plan(self.module)
         return self._plan, rho
 
     @contextlib.contextmanager
@@ -390,15 +233,6 @@ class SpikingNetwork(nn.Module):
         """
         return super().train(False)
 
-    def nodes(self) -> dict[str, IFNode]:
-        """The neurons by call site, in execution order."""
-        root = self.module.model if isinstance(self.module, Walked) else self.module
-        return {
-            e.site: root.get_submodule(e.site)
-            for e in self.report.entries
-            if e.status == "converted"
-        }
-
     def forward(self, *inputs: Tensor) -> Tensor:
         """The ANN's inputs, [B, ...] each, to per-step outputs [T, B, ...]; in parts of the batch
         where `memory_limit` asks for it.
@@ -406,7 +240,7 @@ class SpikingNetwork(nn.Module):
         Floating-point inputs of another dtype than the network's (which all its parameters have)
         are converted to it.
         """
-        self._batch(inputs)
+        batch_size(inputs)
         if self._memory_limit is None or (
             self._memory_limit == "auto" and torch.compiler.is_compiling()
         ):
@@ -422,34 +256,16 @@ class SpikingNetwork(nn.Module):
 
     def _whole(self, *inputs: Tensor) -> Tensor:
         """:meth:`forward` of the whole batch at once."""
-        inputs = tuple(self._converted(x) for x in inputs)
-        batch = self._batch(inputs)
+        inputs = tuple(in_dtype_of(self, x) for x in inputs)
+        batch = batch_size(inputs)
         if self._execution == "counts":
+            assert self._plan is not None  # made when the mode was set
             out = self._plan.outputs(self.module, self._timesteps, self._shared_rho, *inputs)
             return out.unflatten(0, (self._timesteps, batch))
         out = self.module(*inputs)
         return out.unflatten(0, (self._steps, batch))[: self._timesteps]
 
-    @staticmethod
-    def _batch(inputs: tuple[Tensor, ...]) -> int:
-        batch = inputs[0].shape[0] if inputs else 0
-        if any(x.shape[0] != batch for x in inputs):
-            raise ValueError(f"inputs must have one batch size, got {[x.shape[0] for x in inputs]}")
-        return batch
-
-    def _converted(self, x: Tensor) -> Tensor:
-        """A floating-point input in the network's dtype, where all its parameters and potentials
-        have one.
-        """
-        if not x.is_floating_point():
-            return x
-        first = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
-        if first == x.dtype:
-            return x
-        dtypes = {t.dtype for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()}
-        return x.to(first) if dtypes == {first} else x
-
-    def _apply(self, fn, recurse: bool = True) -> SpikingNetwork:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingNetwork:
         self._needs = {}
         return super()._apply(fn, recurse)
 
@@ -467,7 +283,7 @@ class SpikingNetwork(nn.Module):
             TypeError, ValueError: an input is no tensor, there are none, or they have several batch
                 sizes.
         """
-        self._batch(as_inputs(example_inputs, "example_inputs"))
+        batch_size(as_inputs(example_inputs, "example_inputs"))
         return capture(self, example_inputs)
 
     def rate(self, *inputs: Tensor) -> Tensor:
@@ -476,7 +292,7 @@ class SpikingNetwork(nn.Module):
         """
         return self(*inputs).mean(0)
 
-    def statistics(self, batches: Iterable[Any], *, progress: bool = True) -> NetworkStatistics:
+    def statistics(self, batches: Iterable[Any], *, progress: bool = True) -> Any:
         """What the neurons of every layer do: offset spikes, spikes, silent and saturated shares,
         the split of the error.
 
@@ -495,7 +311,7 @@ class SpikingNetwork(nn.Module):
                 (or, without calibration, T > 256).
         """
         with self._by_steps():
-            return collect(self, batches, progress=progress)
+            return make_report("statistics", self, batches, progress=progress)
 
     def energy_report(
         self,
@@ -507,17 +323,16 @@ class SpikingNetwork(nn.Module):
         bits: int | None = None,
         quantised_mac_energy: float | None = None,
         progress: bool = True,
-    ) -> EnergyReport:
+    ) -> Any:
         """Synaptic operations, the ANN's multiplications, energies (pJ per operation) and latency,
         per image.
 
         What is counted, the arguments and the errors:
         :func:`cos_ext.analysis.energy.energy_report`.
         """
-        from ..analysis.energy import energy_report  # which needs this module
-
         with self._by_steps():
-            return energy_report(
+            return make_report(
+                "energy",
                 self,
                 batches,
                 ac_energy=ac_energy,
@@ -538,106 +353,4 @@ class SpikingNetwork(nn.Module):
         options. :func:`cos_ext.load_network` reads it beside the ANN's architecture. The file is
         complete or not there.
         """
-        thetas = {
-            site: node.v_threshold
-            for site, node in self.nodes().items()
-            if site in self.options["sites"]
-        }
-        thresholds = {
-            site: theta.item() if theta.dim() == 0 else list(theta.shape)
-            for site, theta in thetas.items()
-        }
-        biases = {
-            site: list(node.bias.shape)
-            for site, node in self.nodes().items()
-            if node.bias is not None
-        }
-        header = {
-            "format": FORMAT,
-            "cos_ext": build_info()["cos_ext"],
-            "timesteps": self._timesteps,
-            "rho": self._rho,
-            "iterations": self._iterations,
-            "emission": self._emission,
-            "calibration": self._calibration,
-            "execution": self._execution,
-            "layers": self._layers,
-            "thresholds": thresholds,
-            "biases": biases,
-            "static": self.static_calibration,
-            "max_pool": self.options["max_pool"],
-            "fold_batchnorm": self.options["fold_batchnorm"],
-            "fuse": self.options["fuse"],
-        }
-        write_tensors(path, self.state_dict(), header)
-
-
-class Walked(nn.Module):
-    """A model that could not be traced, its activations replaced: time is folded into the batch
-    from its inputs on.
-
-    sizes: by its neurons, their first size as a multiple of the batch on the example. Control flow
-    that depends on the size of the batch could change it, or call neurons more than once; that is
-    noticed at every call.
-    """
-
-    def __init__(self, model: nn.Module, sizes: dict[IFNode, Fraction]) -> None:
-        super().__init__()
-        self.model = model
-        self.broadcast = TimeBroadcast()
-        self.sizes = {name: sizes[node] for name, node in model.named_modules() if node in sizes}
-        self.seen: dict[str, list[int]] = {}
-        for name in self.sizes:
-            model.get_submodule(name).register_forward_pre_hook(functools.partial(self._note, name))
-
-    def _note(self, name: str, node: IFNode, args: tuple[Tensor, ...]) -> None:
-        self.seen.setdefault(name, []).append(args[0].shape[0])
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        self.seen = {}
-        folded = [self.broadcast(x) for x in inputs]
-        out = self.model(*folded)
-        batch = folded[0].shape[0]
-        for name, size in self.sizes.items():
-            if self.seen.get(name) != [size * batch]:
-                raise RuntimeError(
-                    f"{name} was called with batches of {self.seen.get(name, [])}, expected one of "
-                    f"{size * batch}: the "
-                    "model's control flow depends on the size of its batch, into which time is "
-                    "folded"
-                )
-        return out
-
-
-def check_settings(
-    timesteps: int,
-    rho: int,
-    iterations: int | None,
-    emission: str = "calibrated",
-    calibration: str = "cos",
-) -> int:
-    """The steps that hidden layers run; TypeError or ValueError where the settings do not fit."""
-    if isinstance(timesteps, bool) or not isinstance(timesteps, int):
-        raise TypeError(f"timesteps must be an int, got {type(timesteps).__name__}")
-    if timesteps < 1:
-        raise ValueError(f"timesteps must be >= 1, got {timesteps}")
-    most = max(timesteps, rho) if isinstance(rho, int) else timesteps
-    # Knows what they may be.
-    node = IFNode(
-        timesteps=most, rho=rho, iterations=iterations, emission=emission, calibration=calibration
-    )
-    return max(timesteps, node.watch_steps)
-
-
-def as_inputs(
-    example: Tensor | tuple[Tensor, ...] | list[Tensor], name: str = "example_input"
-) -> tuple[Tensor, ...]:
-    """One input or several as a tuple; TypeError for anything but tensors."""
-    inputs = tuple(example) if isinstance(example, (tuple, list)) else (example,)
-    wrong = [type(x).__name__ for x in inputs if not isinstance(x, torch.Tensor)]
-    if wrong or not inputs:
-        raise TypeError(
-            f"{name} must be a tensor or a tuple of tensors, got "
-            f"{', '.join(wrong) or 'an empty tuple'}"
-        )
-    return inputs
+        save(self, path)

@@ -1,0 +1,40 @@
+"""What a network takes: tensors of one batch size, in its dtype. Nothing is run here."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def as_inputs(
+    example: Tensor | tuple[Tensor, ...] | list[Tensor], name: str = "example_input"
+) -> tuple[Tensor, ...]:
+    """One input or several as a tuple; TypeError for anything but tensors."""
+    inputs = tuple(example) if isinstance(example, (tuple, list)) else (example,)
+    wrong = [type(x).__name__ for x in inputs if not isinstance(x, torch.Tensor)]
+    if wrong or not inputs:
+        raise TypeError(
+            f"{name} must be a tensor or a tuple of tensors, got "
+            f"{', '.join(wrong) or 'an empty tuple'}"
+        )
+    return inputs
+
+
+def batch_size(inputs: tuple[Tensor, ...]) -> int:
+    """The first size that all inputs share, 0 without inputs; ValueError where they differ."""
+    batch = inputs[0].shape[0] if inputs else 0
+    if any(x.shape[0] != batch for x in inputs):
+        raise ValueError(f"inputs must have one batch size, got {[x.shape[0] for x in inputs]}")
+    return batch
+
+
+def in_dtype_of(network: nn.Module, x: Tensor) -> Tensor:
+    """A floating-point input in the network's dtype, where all its tensors have one."""
+    if not x.is_floating_point():
+        return x
+    first = next((p.dtype for p in network.parameters() if p.is_floating_point()), x.dtype)
+    if first == x.dtype:
+        return x
+    tensors = (*network.parameters(), *network.buffers())
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return x.to(first) if dtypes == {first} else x

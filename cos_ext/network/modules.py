@@ -1,0 +1,66 @@
+"""Modules that stand in a converted model: repeating static tensors over time, and a model that
+could not be traced. Neurons and pooling are in files of their own; no settings and no running here.
+"""
+
+from __future__ import annotations
+
+import functools
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from ..neuron import IFNode
+
+
+def over_time(x: Tensor, timesteps: int) -> Tensor:
+    """[B, ...] at every step, [T*B, ...]; channels_last is kept."""
+    return torch.cat([x] * timesteps)
+
+
+class TimeBroadcast(nn.Module):
+    """Repeats a static tensor [B, ...] over time, [T*B, ...], where it meets a spiking one."""
+
+    def __init__(self, timesteps: int = 1) -> None:
+        super().__init__()
+        self.timesteps = timesteps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return over_time(x, self.timesteps)
+
+
+class Walked(nn.Module):
+    """A model that could not be traced, its activations replaced: time is folded into the batch
+    from its inputs on.
+
+    sizes: by its neurons, their first size as a multiple of the batch on the example. Control flow
+    that depends on the size of the batch could change it, or call neurons more than once; that is
+    noticed at every call.
+    """
+
+    def __init__(self, model: nn.Module, sizes: dict[IFNode, Fraction]) -> None:
+        super().__init__()
+        self.model = model
+        self.broadcast = TimeBroadcast()
+        self.sizes = {name: sizes[node] for name, node in model.named_modules() if node in sizes}
+        self.seen: dict[str, list[int]] = {}
+        for name in self.sizes:
+            model.get_submodule(name).register_forward_pre_hook(functools.partial(self._note, name))
+
+    def _note(self, name: str, node: IFNode, args: tuple[Tensor, ...]) -> None:
+        self.seen.setdefault(name, []).append(args[0].shape[0])
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        self.seen = {}
+        folded = [self.broadcast(x) for x in inputs]
+        out = self.model(*folded)
+        batch = folded[0].shape[0]
+        for name, size in self.sizes.items():
+            if self.seen.get(name) != [size * batch]:
+                raise RuntimeError(
+                    f"{name} was called with batches of {self.seen.get(name, [])}, expected one of "
+                    f"{size * batch}: the "
+                    "model's control flow depends on the size of its batch, into which time is "
+                    "folded"
+                )
+        return out

@@ -1,0 +1,210 @@
+"""The settings of a spiking network, for all layers and for one: what they may be, and changing
+them. Running a network is in network.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, cast
+
+from torch import Tensor, nn
+
+from ..neuron import IFNode
+from .modules import TimeBroadcast, Walked
+from .pooling import MaxPoolBefore
+
+
+class Entry(Protocol):
+    """A line of a conversion's report, as far as a network reads it."""
+
+    @property
+    def site(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+
+
+class Report(Protocol):
+    """A conversion's report, as far as a network reads it: which call sites have neurons."""
+
+    @property
+    def entries(self) -> Sequence[Entry]: ...
+
+
+class Configured(nn.Module):
+    """A converted model and the settings of its neurons. Where one is refused, nothing changes."""
+
+    module: nn.Module
+    report: Any
+    # What SpikingNetwork adds, for the files that it calls.
+    execution: str
+    memory_limit: int | str | None
+    _whole: Callable[..., Tensor]
+
+    def __init__(self, module: nn.Module, report: Report, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.module = module
+        self.report = report
+        # What save() needs: convert()'s arguments, the ANN's call sites, static_calibration.
+        self.options = options
+        self._layers: dict[str, dict[str, Any]] = {}  # by call site: what set_layer() changed
+        # What memory.py has found out, until a setting changes.
+        self._needs: dict[Any, Any] = {}
+
+    def _accept(self, own: Mapping[str, Any], layers: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse settings that do not go with how the network runs: a subclass knows."""
+
+    def nodes(self) -> dict[str, IFNode]:
+        """The neurons by call site, in execution order."""
+        root = self.module.model if isinstance(self.module, Walked) else self.module
+        sites = [entry.site for entry in self.report.entries if entry.status == "converted"]
+        return {site: cast(IFNode, root.get_submodule(site)) for site in sites}
+
+    def _configure(
+        self,
+        timesteps: int,
+        rho: int,
+        iterations: int | None,
+        emission: str,
+        layers: dict[str, dict[str, Any]],
+        calibration: str = "cos",
+    ) -> None:
+        own = {
+            "rho": rho,
+            "iterations": iterations,
+            "emission": emission,
+            "calibration": calibration,
+        }
+        # First, so that a bad value leaves every node as it was.
+        steps = max(
+            check_settings(timesteps, **{**own, **layer}) for layer in ({}, *layers.values())
+        )
+        if self.static_calibration is not None and any(
+            layer.get("rho", rho) for layer in ({}, *layers.values())
+        ):
+            raise ValueError(
+                "rho must stay 0 with the potentials of fit_v_init: calibration would aim at other "
+                "counts; convert anew"
+            )
+        self._accept(own, layers)
+        nodes = self.nodes()
+        for site, node in nodes.items():
+            node.configure(timesteps=steps, **{**own, **layers.get(site, {})})
+        for module in self.modules():
+            if isinstance(module, TimeBroadcast):
+                module.timesteps = steps
+            elif isinstance(module, MaxPoolBefore):
+                module.timesteps, module.rho = steps, nodes[module.site].watch_steps
+        self._timesteps, self._rho, self._iterations = timesteps, rho, iterations
+        self._emission, self._calibration = emission, calibration
+        self._layers, self._steps = layers, steps
+        self._needs = {}
+
+    @property
+    def timesteps(self) -> int:
+        return self._timesteps
+
+    @timesteps.setter
+    def timesteps(self, value: int) -> None:
+        self._change(timesteps=value)
+
+    @property
+    def rho(self) -> int:
+        return self._rho
+
+    @rho.setter
+    def rho(self, value: int) -> None:
+        self._change(rho=value)
+
+    @property
+    def iterations(self) -> int | None:
+        return self._iterations
+
+    @iterations.setter
+    def iterations(self, value: int | None) -> None:
+        self._change(iterations=value)
+
+    @property
+    def emission(self) -> str:
+        return self._emission
+
+    @emission.setter
+    def emission(self, value: str) -> None:
+        self._change(emission=value)
+
+    @property
+    def calibration(self) -> str:
+        return self._calibration
+
+    @calibration.setter
+    def calibration(self, value: str) -> None:
+        self._change(calibration=value)
+
+    @property
+    def watch_steps(self) -> int:
+        """The steps that pass before the first output: the largest rho of a layer whose calibration
+        watches, else 0.
+        """
+        return max(node.watch_steps for node in self.nodes().values())
+
+    @property
+    def static_calibration(self) -> dict[str, Any] | None:
+        """How :func:`cos_ext.fit_v_init` fitted the potentials (settings, samples), which makes rho
+        0 for good; None: it did not.
+        """
+        return self.options.get("static")
+
+    def _change(self, **changes: Any) -> None:
+        now = {
+            "timesteps": self._timesteps,
+            "rho": self._rho,
+            "iterations": self._iterations,
+            "emission": self._emission,
+            "layers": self._layers,
+            "calibration": self._calibration,
+        }
+        self._configure(**{**now, **changes})
+
+    def set_layer(self, site: str, **changes: Any) -> None:
+        """Give one call site its own rho, iterations, emission or calibration; without any, it
+        follows the network again.
+
+        Every layer runs max(timesteps, watch_steps) steps.
+
+        Raises:
+            ValueError: there is no such call site, or a setting of another name.
+            TypeError, ValueError: a setting does not fit; nothing has changed then.
+        """
+        if site not in self.nodes():
+            raise ValueError(
+                f"site must be a call site of the network, got {site!r}; those are "
+                f"{list(self.nodes())}"
+            )
+        unknown = sorted(set(changes) - {"rho", "iterations", "emission", "calibration"})
+        if unknown:
+            raise ValueError(
+                f"a layer has rho, iterations, emission and calibration of its own, got {unknown}"
+            )
+        layers = {name: layer for name, layer in self._layers.items() if name != site}
+        if changes:
+            layers[site] = {**self._layers.get(site, {}), **changes}
+        self._change(layers=layers)
+
+
+def check_settings(
+    timesteps: int,
+    rho: int,
+    iterations: int | None,
+    emission: str = "calibrated",
+    calibration: str = "cos",
+) -> int:
+    """The steps that hidden layers run; TypeError or ValueError where the settings do not fit."""
+    if isinstance(timesteps, bool) or not isinstance(timesteps, int):
+        raise TypeError(f"timesteps must be an int, got {type(timesteps).__name__}")
+    if timesteps < 1:
+        raise ValueError(f"timesteps must be >= 1, got {timesteps}")
+    most = max(timesteps, rho) if isinstance(rho, int) else timesteps
+    # Knows what they may be.
+    node = IFNode(
+        timesteps=most, rho=rho, iterations=iterations, emission=emission, calibration=calibration
+    )
+    return max(timesteps, node.watch_steps)

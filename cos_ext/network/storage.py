@@ -1,0 +1,47 @@
+"""The file of a spiking network: its format and what save() writes. Reading one needs conversion,
+which is a higher room.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .._files import write_tensors
+from .._ops import build_info
+from .settings import Configured
+
+FORMAT = "cos_ext spiking network, 1"
+
+
+def save(network: Configured, path: str | Path) -> None:
+    """:meth:`cos_ext.SpikingNetwork.save`."""
+    write_tensors(path, network.state_dict(), header(network))
+
+
+def header(network: Configured) -> dict[str, Any]:
+    """What a file says beside its tensors."""
+    nodes, options = network.nodes(), network.options
+    thetas = {site: node.v_threshold for site, node in nodes.items() if site in options["sites"]}
+    return {
+        "format": FORMAT,
+        "cos_ext": build_info()["cos_ext"],
+        "timesteps": network.timesteps,
+        "rho": network.rho,
+        "iterations": network.iterations,
+        "emission": network.emission,
+        "calibration": network.calibration,
+        "execution": network.execution,
+        "layers": network._layers,
+        "thresholds": {
+            site: theta.item() if theta.dim() == 0 else list(theta.shape)
+            for site, theta in thetas.items()
+        },
+        "biases": {
+            site: list(node.bias.shape) for site, node in nodes.items() if node.bias is not None
+        },
+        "static": network.static_calibration,
+        "max_pool": options["max_pool"],
+        "fold_batchnorm": options["fold_batchnorm"],
+        "fuse": options["fuse"],
+    }
