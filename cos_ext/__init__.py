@@ -7,6 +7,7 @@ from ._ops import build_info
 from .analysis.energy import EnergyReport
 from .analysis.evaluation import Evaluation, evaluate
 from .analysis.offsets import OffsetSpikeReport, offset_spike_report
+from .analysis.statistics import NetworkStatistics
 from .calibration.light import fit_light
 from .calibration.potentials import fit_v_init
 from .calibration.thresholds import calibrate_thresholds, load_thresholds, save_thresholds
@@ -23,6 +24,7 @@ __all__ = [
     "EnergyReport",
     "Evaluation",
     "IFNode",
+    "NetworkStatistics",
     "OffsetSpikeReport",
     "SpikingNetwork",
     "build_info",

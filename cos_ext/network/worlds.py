@@ -60,10 +60,7 @@ class _Worlds:
     pair (node, world).
     """
 
-    def __init__(
-        self,
-        module: fx.GraphModule,
-    ) -> None:
+    def __init__(self, module: fx.GraphModule) -> None:
         self.module, self.nodes = module, list(module.graph.nodes)
         called = {n: module.get_submodule(n.target) for n in self.nodes if n.op == "call_module"}
         self.neurons = {n: m for n, m in called.items() if isinstance(m, IFNode)}
@@ -71,9 +68,8 @@ class _Worlds:
         self.pools = {n for n, m in called.items() if isinstance(m, MaxPoolBefore)}
         self.pooled = {n for n, m in called.items() if isinstance(m, PooledBefore)}
         self.maxima = {n for n, m in called.items() if isinstance(m, MAX_POOLS)}
-        self.timed: set[fx.Node] = (
-            set()
-        )  # evaluated by world; all others are static, the same in both
+        # Evaluated by world; all others are static, the same in both.
+        self.timed: set[fx.Node] = set()
         for node in self.nodes:
             if (
                 node in self.neurons
@@ -165,15 +161,11 @@ class _Worlds:
                 made[node, "static"] = self._copy(graph, node, "static", made)
             if (node, "mean") not in needed:
                 continue
-            source, *others = (
-                (made[value] for value in self.sources(node, "mean"))
-                if node.all_input_nodes
-                else (None,)
-            )
+            # A node that reads nothing is copied, and its source not looked at.
+            source, *others = [made[value] for value in self.sources(node, "mean")] or [node]
             if node in self.neurons:
-                both = (
-                    counts is not None or (node, "step") in needed
-                )  # then the currents are read twice
+                # Then the currents are read twice.
+                both = counts is not None or (node, "step") in needed
                 neuron, residual = graph.get_attr(node.target), others[0] if others else None
                 if counts is not None:
                     counts[node.target] = graph.call_function(
