@@ -11,7 +11,8 @@ from .analysis.statistics import NetworkStatistics
 from .calibration.light import fit_light
 from .calibration.potentials import fit_v_init
 from .calibration.thresholds import calibrate_thresholds, load_thresholds, save_thresholds
-from .conversion.pipeline import convert, load_network
+from .conversion.loading import load_network
+from .conversion.pipeline import convert
 from .conversion.report import ConversionError, ConversionReport
 from .network.network import SpikingNetwork
 from .neuron import IFNode

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from .. import functional as F
 from .._batches import check_batches, device_of, model_inputs, number_of_inputs
 from .._tables import percent, table
-from ..conversion.tracing import owner_of
+from ..conversion.graphs import owner_of
 from ..network.modules import Walked
 from ..network.network import SpikingNetwork
 from ..network.reports import report

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from .. import functional as F
 from .._batches import check_batches, device_of, model_inputs, number_of_inputs
 from .._files import write_tensors
-from ..conversion.tracing import clip_of, trace
+from ..conversion.rules.rectifiers import clip_of
+from ..conversion.tracing import trace
 from ..qcfs import QCFS
 
 METHODS = ("max", "percentile", "mse", "balance")

@@ -6,14 +6,18 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from .tracing import attribute, changed
+from .classify import ranks_by_modules
+from .graphs import attribute, called, changed, set_module
+from .report import Entry
+from .rules.normalisation import BATCH_NORMS
+from .state import Conversion
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -26,6 +30,25 @@ class Fold:
     kind: str
     layer: str
     why_not: str
+
+
+class FoldBatchNorm:
+    """Folds BatchNorm where convert() was asked to, and keeps the ANN as it then is: the reference
+    of the last check. (The fold has a check of its own, to the rounding of the model's dtype.)
+    """
+
+    def apply(self, conversion: Conversion) -> None:
+        module = conversion.traced.module
+        assert isinstance(module, fx.GraphModule)
+        if conversion.settings.fold_batchnorm:
+            ranks = ranks_by_modules(module.graph, module, conversion.facts.ranks).ranks
+            for fold in fold_batchnorms(module, ranks):
+                if fold.why_not:
+                    conversion.unfolded[fold.norm] = f"not folded: {fold.why_not}"
+                else:
+                    entry = Entry(fold.norm, fold.kind, "folded", "", f"into {fold.layer}")
+                    conversion.folded[fold.layer] = entry
+        conversion.reference = fx.GraphModule(copy.deepcopy(module), copy.deepcopy(module.graph))
 
 
 def fold_batchnorms(module: fx.GraphModule, ranks: dict[fx.Node, int]) -> list[Fold]:
@@ -41,12 +64,12 @@ def fold_batchnorms(module: fx.GraphModule, ranks: dict[fx.Node, int]) -> list[F
     """
     folds = []
     for node in list(module.graph.nodes):
-        if node.op != "call_module" or type(module.get_submodule(node.target)) not in BATCH_NORMS:
+        if node.op != "call_module" or type(called(module, node)) not in BATCH_NORMS:
             continue
-        kind = type(module.get_submodule(node.target)).__name__
+        kind = type(called(module, node)).__name__
         source = node.all_input_nodes[0]
         why_not = _fold(module, node, ranks)
-        folds.append(Fold(node.target, kind, str(source.target), why_not))
+        folds.append(Fold(str(node.target), kind, str(source.target), why_not))
         if not why_not:
             node.replace_all_uses_with(source)
             module.graph.erase_node(node)
@@ -56,45 +79,52 @@ def fold_batchnorms(module: fx.GraphModule, ranks: dict[fx.Node, int]) -> list[F
 
 def _fold(module: fx.GraphModule, node: fx.Node, ranks: dict[fx.Node, int]) -> str:
     """Replace the layer before a BatchNorm by the two in one, or say why not."""
-    norm, sources = module.get_submodule(node.target), node.all_input_nodes
+    norm: Any = called(module, node)
     if norm.running_mean is None or norm.running_var is None:
         return "it has no running statistics"
-    if len(sources) != 1 or sources[0].op != "call_module":
-        return "it does not follow a convolution or Linear"
-    (source,) = sources
-    layer = module.get_submodule(source.target)
+    sources = node.all_input_nodes
+    layer: Any = None
+    if len(sources) == 1 and sources[0].op == "call_module":
+        layer = called(module, sources[0])
     if type(layer) not in (*CONVOLUTIONS, *TRANSPOSED, nn.Linear):
         return "it does not follow a convolution or Linear"
-    if len(source.users) != 1:
-        return f"others read {source.target} too"
-    for called, what in ((layer, source.target), (norm, node.target)):
-        sites = [
-            n
-            for n in module.graph.nodes
-            if n.op == "call_module" and module.get_submodule(n.target) is called
-        ]
-        if len(sites) != 1:
-            return f"{what} is called at {len(sites)} places"
-        if changed(called):
-            return f"{what} has hooks or a patched forward"
-    own = {id(parameter) for parameter in layer.parameters()}
-    if any(
-        n.op == "get_attr" and id(attribute(module, n.target)) in own for n in module.graph.nodes
-    ):
-        return f"forward reads the weights of {source.target} elsewhere too"
+    (source,) = sources
+    if why_not := _read_elsewhere(module, node, source):
+        return why_not
     if type(layer) is nn.Linear and ranks.get(source) != 2:
-        return "the Linear before it may have more than two dimensions, and BatchNorm counts channels from the front"
+        return (
+            "the Linear before it may have more than two dimensions, and BatchNorm counts "
+            "channels from the front"
+        )
     if type(layer) in TRANSPOSED and layer.groups != 1:
         return "a grouped transposed convolution mixes its channels' order"
     fused = _fused(layer, norm)
     if not _agrees(layer, norm, fused):
         return "the fold differs from the two layers on random inputs"
-    parent, _, leaf = source.target.rpartition(".")
-    module.get_submodule(parent).add_module(leaf, fused)
+    set_module(module, str(source.target), fused)
     return ""
 
 
-def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module:
+def _read_elsewhere(module: fx.GraphModule, node: fx.Node, source: fx.Node) -> str:
+    """Why a layer and its BatchNorm are not each other's alone, or "" where they are."""
+    if len(source.users) != 1:
+        return f"others read {source.target} too"
+    calls = [called(module, n) for n in module.graph.nodes if n.op == "call_module"]
+    for each in (source, node):
+        layer = called(module, each)
+        times = sum(other is layer for other in calls)
+        if times != 1:
+            return f"{each.target} is called at {times} places"
+        if changed(layer):
+            return f"{each.target} has hooks or a patched forward"
+    own = {id(parameter) for parameter in called(module, source).parameters()}
+    reads = (n for n in module.graph.nodes if n.op == "get_attr")
+    if any(id(attribute(module, n.target)) in own for n in reads):
+        return f"forward reads the weights of {source.target} elsewhere too"
+    return ""
+
+
+def _fused(layer: Any, norm: Any) -> Any:
     wide = copy.deepcopy(norm).double()
     weight, bias = layer.weight.double(), None if layer.bias is None else layer.bias.double()
     statistics = (wide.running_mean, wide.running_var, wide.eps, wide.weight, wide.bias)
@@ -111,7 +141,7 @@ def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _agrees(layer: nn.Module, norm: nn.Module, fused: nn.Module) -> bool:
+def _agrees(layer: Any, norm: Any, fused: Any) -> bool:
     """On random inputs, to the rounding of the layer's dtype."""
     if type(layer) is nn.Linear:
         shape = (4, layer.in_features)

@@ -1,23 +1,31 @@
 """Checks of a conversion on an example: that the graph is the model, sample by sample, and the
 network the quantised ANN.
 
-They know nothing of the rules by which it was converted.
+They know nothing of the rules by which it was converted. On the example and on further inputs made
+from it, at thresholds that these inputs exercise: what is checked is the structure, and with
+thresholds that nothing reaches it would pass unseen.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import math
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..network.modules import Walked
 from ..network.network import SpikingNetwork
 from ..network.pooling import average_of
 from ..qcfs import quantise
+from .graphs import set_module
+from .max_pooling import OF_SPIKES
 from .report import ConversionError
-from .tracing import Traced, set_module
+from .state import Conversion
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class _Quantised(nn.Module):
@@ -39,170 +47,177 @@ def _differ(ours: Tensor, theirs: Tensor) -> bool:
     )
 
 
-def _in_float64(
-    module: nn.Module, examples: tuple[Tensor, ...]
-) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    # In float32 a sum may be rounded across a level of a quantised activation, which proves
-    # nothing.
-    return copy.deepcopy(module).double(), tuple(
-        x.double() if x.is_floating_point() else x for x in examples
-    )
+def _in_float64(module: Module, examples: tuple[Tensor, ...]) -> tuple[Module, tuple[Tensor, ...]]:
+    """Copies: in float32 a sum may be rounded across a level, which proves nothing."""
+    wide = tuple(x.double() if x.is_floating_point() else x for x in examples)
+    return copy.deepcopy(module).double(), wide
 
 
-def shapes_on(module: fx.GraphModule, examples: tuple[Tensor, ...]) -> dict[fx.Node, torch.Size]:
-    """The shape of every tensor in the graph."""
-    shapes: dict[fx.Node, torch.Size] = {}
-
-    class Interpreter(fx.Interpreter):
-        def run_node(self, node: fx.Node):
-            value = super().run_node(node)
-            if isinstance(value, Tensor):
-                shapes[node] = value.shape
-            return value
-
-    with torch.no_grad():
-        Interpreter(module).run(*(x.clone() for x in examples))
-    return shapes
+LEVELS = 4  # of the quantised ANN, and steps of the network, in the check
 
 
-@torch.no_grad()
-def check_model(model: nn.Module, traced: Traced, examples: tuple[Tensor, ...]) -> Tensor:
-    """ConversionError unless the traced graph is the model, sample by sample, on the example.
-    Returns the model's output.
+class VerifyTrace:
+    """Checks on the example that the traced graph is the model, sample by sample.
 
     Tracing cannot see everything, and an operation that mixes the samples of a batch would mix the
-    time-steps.
+    time-steps. Leaves the model's output on the example.
     """
-    name = type(model).__name__
-    model, inputs = _in_float64(
-        model.eval() if not model.training else copy.deepcopy(model).eval(), examples
-    )
-    ours, _ = _in_float64(traced.module, ())
 
-    def run(module: nn.Module, values: tuple[Tensor, ...]) -> Tensor:
-        return module(*(x.clone() for x in values))
-
-    try:
-        expected = run(model, inputs)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ConversionError(
-            f"{name} does not run on example_input in float64: {error}"
-        ) from error
-    if not isinstance(expected, Tensor):
-        raise ConversionError(
-            f"the output of {name} must be one tensor, got {type(expected).__name__}"
-        )
-    if _differ(run(ours, inputs), expected):
-        raise ConversionError(
-            f"the traced graph of {name} differs from the model on example_input; look for "
-            "in-place operations on tensors "
-            "that are read again"
-        )
-    other = _others(inputs)
-    try:
-        both = run(ours, tuple(torch.cat(pair) for pair in zip(inputs, other)))
-        alone = run(model, other)
-    except (RuntimeError, ValueError) as error:
-        raise ConversionError(
-            f"{name} does not take a batch twice as large as example_input: {error}"
-        ) from error
-    if _differ(both, torch.cat([expected, alone])):
-        raise ConversionError(
-            f"the output of {name} for a sample depends on the other samples of the batch"
-        )
-    return expected
-
-
-@torch.no_grad()
-def check_network(
-    network: SpikingNetwork,
-    reference: nn.Module,
-    traced: Traced,
-    examples: tuple[Tensor, ...],
-    expected: Tensor,
-) -> None:
-    """ConversionError unless T = rho = 4 steps, calibrated exactly, are the ANN with activations of
-    4 levels, in float64.
-
-    Args:
-        reference: the ANN after folding and before neurons; `expected` is the source model's output
-            on the example.
-
-    On the example and on further inputs made from it, at thresholds that these inputs exercise:
-    what is checked is the structure, and with thresholds that nothing reaches it would pass unseen.
-    """
-    levels, report = 4, network.report
-    snn, inputs = _in_float64(network, examples)
-    ann, _ = _in_float64(reference, ())
-    eps = max(
-        [torch.finfo(p.dtype).eps for p in network.parameters() if p.is_floating_point()],
-        default=1e-12,
-    )
-    scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
-    folded = ann(*(x.clone() for x in inputs))
-    if folded.shape != expected.shape or (folded - expected).abs().max() > 1e4 * eps * scale:
-        raise ConversionError(
-            "the model with its BatchNorm folded differs from the model on example_input", report
-        )
-    inputs = tuple(torch.cat(pair) for pair in zip(inputs, _others(inputs)))
-    copies, nodes = network.options["copies"], snn.nodes()
-    thresholds = _exercised(ann, [site for site in nodes if site not in copies], inputs)
-    dead = []
-    for site, node in nodes.items():
-        theta = thresholds[copies.get(site, site)]
-        node.v_threshold = theta.expand(node.v_threshold.shape).clone()
-        if site not in copies:
-            # A threshold of its own for every channel, where there are such.
-            node.v_threshold *= 1 + torch.linspace(
-                0, 0.5, node.v_threshold.numel(), dtype=torch.float64
-            ).view_as(node.v_threshold)
-            quantised = _Quantised(node.v_threshold, levels)
-            quantised.register_forward_hook(
-                lambda m, i, o, site=site: (
-                    dead.append(site) if (o == o.flatten()[0]).all() else None
-                )
-            )
-            set_module(ann, site, quantised)
-    for site, source in copies.items():
-        nodes[site].v_threshold = nodes[source].v_threshold.clone()
-    for node in nodes.values():
-        node.v_init = node.v_threshold / 2
-    # Poolings that are approximations are compared as averages, on both sides.
-    for entry in report.entries:
-        spikes = entry.reason == "maximum over the spikes of each step"
-        if entry.status != "replaced" and not spikes:
-            continue
-        average = average_of(ann.get_submodule(entry.site))
-        if isinstance(average, str):
-            if traced.graph is None:
-                raise ConversionError(f"{entry.site} cannot be checked: {average}", report)
+    @torch.no_grad()
+    def apply(self, conversion: Conversion) -> None:
+        if conversion.examples is None:
             return
-        set_module(ann, entry.site, average)
-        if spikes:
-            root = snn.module.model if isinstance(snn.module, Walked) else snn.module
-            set_module(root, entry.site, average)
-    snn._configure(levels, levels, None, "calibrated", {})
-    try:
-        ours = snn.rate(*inputs)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ConversionError(
-            f"the converted network does not run on example_input: {error}", report
-        ) from error
-    theirs = ann(*inputs)
-    if _differ(ours, theirs):
-        error = (ours - theirs).abs().max().item() if ours.shape == theirs.shape else math.inf
-        raise ConversionError(
-            "the converted network is not the quantised ANN on example_input (largest difference "
-            f"{error:.3g}); what it computes cannot be vouched for",
-            report,
-        )
-    if dead and traced.graph is None:
-        raise ConversionError(
-            f"example_input does not exercise {dead}: all its activations are equal there, so that "
-            "a model that cannot "
-            "be traced cannot be checked on it",
-            report,
-        )
+        name, source = conversion.name, conversion.source
+        source = copy.deepcopy(source).eval() if source.training else source.eval()
+        model, inputs = _in_float64(source, conversion.examples)
+        ours, _ = _in_float64(conversion.model, ())
+        expected = self._expected(name, model, inputs)
+        if _differ(_run(ours, inputs), expected):
+            raise ConversionError(
+                f"the traced graph of {name} differs from the model on example_input; look for "
+                "in-place operations on tensors that are read again"
+            )
+        other = _others(inputs)
+        try:
+            both = _run(ours, tuple(torch.cat(pair) for pair in zip(inputs, other)))
+            alone = _run(model, other)
+        except (RuntimeError, ValueError) as error:
+            raise ConversionError(
+                f"{name} does not take a batch twice as large as example_input: {error}"
+            ) from error
+        if _differ(both, torch.cat([expected, alone])):
+            raise ConversionError(
+                f"the output of {name} for a sample depends on the other samples of the batch"
+            )
+        conversion.expected = expected
+
+    @staticmethod
+    def _expected(name: str, model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        try:
+            expected = _run(model, inputs)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ConversionError(
+                f"{name} does not run on example_input in float64: {error}"
+            ) from error
+        if not isinstance(expected, Tensor):
+            raise ConversionError(
+                f"the output of {name} must be one tensor, got {type(expected).__name__}"
+            )
+        return expected
+
+
+class VerifyNetwork:
+    """Checks that T = rho = 4 steps, calibrated exactly, are the ANN with activations of 4 levels,
+    in float64. The ANN is the one after folding, which is compared with the model first.
+    """
+
+    @torch.no_grad()
+    def apply(self, conversion: Conversion) -> None:
+        if conversion.examples is None:
+            return
+        report, traced = conversion.report, conversion.traced.graph is not None
+        snn, inputs = _in_float64(conversion.network, conversion.examples)
+        ann, _ = _in_float64(conversion.reference, ())
+        self._check_fold(conversion, ann, inputs)
+        inputs = tuple(torch.cat(pair) for pair in zip(inputs, _others(inputs)))
+        dead = self._quantise(conversion, snn, ann, inputs)
+        if not self._average_approximations(conversion, snn, ann):
+            return
+        snn._configure(LEVELS, LEVELS, None, "calibrated", {})
+        try:
+            ours = snn.rate(*inputs)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ConversionError(
+                f"the converted network does not run on example_input: {error}", report
+            ) from error
+        theirs = ann(*inputs)
+        if _differ(ours, theirs):
+            same = ours.shape == theirs.shape
+            difference = (ours - theirs).abs().max().item() if same else math.inf
+            raise ConversionError(
+                "the converted network is not the quantised ANN on example_input (largest "
+                f"difference {difference:.3g}); what it computes cannot be vouched for",
+                report,
+            )
+        if dead and not traced:
+            raise ConversionError(
+                f"example_input does not exercise {dead}: all its activations are equal there, so "
+                "that a model that cannot be traced cannot be checked on it",
+                report,
+            )
+
+    @staticmethod
+    def _check_fold(conversion: Conversion, ann: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        expected = conversion.expected
+        assert expected is not None
+        parameters = (p for p in conversion.network.parameters() if p.is_floating_point())
+        eps = max((torch.finfo(p.dtype).eps for p in parameters), default=1e-12)
+        scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
+        folded = _run(ann, inputs)
+        if folded.shape != expected.shape or (folded - expected).abs().max() > 1e4 * eps * scale:
+            raise ConversionError(
+                "the model with its BatchNorm folded differs from the model on example_input",
+                conversion.report,
+            )
+
+    @staticmethod
+    def _quantise(
+        conversion: Conversion, snn: SpikingNetwork, ann: nn.Module, inputs: tuple[Tensor, ...]
+    ) -> list[str]:
+        """Thresholds that the inputs exercise, in both. Returns the call sites, filled as the ANN
+        runs, whose activations are all equal.
+        """
+        copies, nodes = conversion.copies, snn.nodes()
+        thresholds = _exercised(ann, [site for site in nodes if site not in copies], inputs)
+        dead: list[str] = []
+
+        def note(site: str, module: nn.Module, args: Any, out: Tensor) -> None:
+            if (out == out.flatten()[0]).all():
+                dead.append(site)
+
+        for site, node in nodes.items():
+            if site in copies:
+                continue
+            theta = thresholds[site].expand(node.v_threshold.shape).clone()
+            # A threshold of its own for every channel, where there are such.
+            spread = torch.linspace(0, 0.5, theta.numel(), dtype=torch.float64)
+            node.v_threshold = theta * (1 + spread.view_as(theta))
+            quantised = _Quantised(node.v_threshold, LEVELS)
+            quantised.register_forward_hook(functools.partial(note, site))
+            set_module(ann, site, quantised)
+        for site, origin in copies.items():
+            nodes[site].v_threshold = nodes[origin].v_threshold.clone()
+        for node in nodes.values():
+            node.v_init = node.v_threshold / 2
+        return dead
+
+    @staticmethod
+    def _average_approximations(
+        conversion: Conversion, snn: SpikingNetwork, ann: nn.Module
+    ) -> bool:
+        """Compare poolings that are approximations as averages, on both sides; False where there is
+        no such average, and nothing can be compared.
+        """
+        for entry in conversion.report.entries:
+            spikes = entry.reason == OF_SPIKES
+            if entry.status != "replaced" and not spikes:
+                continue
+            average = average_of(ann.get_submodule(entry.site))
+            if isinstance(average, str):
+                if conversion.traced.graph is None:
+                    raise ConversionError(
+                        f"{entry.site} cannot be checked: {average}", conversion.report
+                    )
+                return False
+            set_module(ann, entry.site, average)
+            if spikes:
+                root = snn.module.model if isinstance(snn.module, Walked) else snn.module
+                set_module(root, entry.site, average)
+        return True
+
+
+def _run(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    return module(*(x.clone() for x in inputs))
 
 
 def _others(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -1,0 +1,205 @@
+"""Deciding what becomes of every call in a traced graph, by asking its rule. Nothing is changed."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from ..neuron import IFNode
+from .facts import Facts
+from .graphs import called, changed, label_of, site_of
+from .neurons import make_neuron
+from .ownership import owned
+from .rules import Call, Refusal, Rule, rule_for, rule_of
+from .rules.base import NO_RULE, WRITE_ONE
+from .rules.pooling import MaxPool
+from .rules.rectifiers import Rectifier
+from .sizes import Size
+from .state import Conversion
+
+CHANGED = Refusal(
+    "has forward hooks or a patched forward, which would see time-steps or be lost",
+    "remove them before converting",
+)
+BATCH_SIZE = Refusal(
+    "uses the size of the batch, into which time is folded",
+    "leave the batch out of what is computed, or use -1 for it in a view",
+)
+SPIKING_SIZE = Refusal(
+    "uses the size of the batch of a spiking tensor, into which time is folded",
+    "take the size from the model's input",
+)
+
+
+def module_rank(call: Call, rule: Rule | None) -> int | None:
+    """The rank of a module's output; what has no rule is taken to keep it."""
+    return rule.rank(call) if rule is not None else call.rank
+
+
+def ranks_by_modules(graph: fx.Graph, root: nn.Module, known: dict[fx.Node, int]) -> Facts:
+    """Facts with the ranks that are known, and what modules alone tell of the others."""
+    facts = Facts(ranks=dict(known))
+    for node in graph.nodes:
+        if node.op == "call_module" and node not in facts.ranks:
+            rank = module_rank(Call(node, root, facts), rule_of(node, root))
+            if rank is not None:
+                facts.ranks[node] = rank
+    return facts
+
+
+class Classify:
+    """Walks the graph in the order of execution, notes facts, asks rules, and makes neurons.
+
+    Everything that a rule refuses is entered in the report; so is everything that is kept.
+    """
+
+    def apply(self, conversion: Conversion) -> None:
+        facts, graph = conversion.facts, conversion.graph
+        for node in graph.nodes:
+            facts.depend(node)
+            if node.op == "call_module":
+                self._module(conversion, node)
+            elif node.op in ("call_function", "call_method"):
+                self._function(conversion, node)
+            elif node.op == "output":
+                self._output(conversion, node)
+        for site, module in conversion.traced.uncalled.items():
+            kind = type(module)
+            if isinstance(rule_for(kind), (Rectifier, MaxPool)):
+                conversion.add(site, kind.__name__, "unused", "forward does not call it")
+        if not conversion.report.unsupported():
+            self._require_neurons(conversion)
+
+    def _output(self, conversion: Conversion, node: fx.Node) -> None:
+        (result,) = node.args
+        if not isinstance(result, fx.Node) or result in conversion.facts.lists:
+            why = Refusal("one tensor output is supported", "wrap the model so that it returns one")
+            conversion.refuse("forward", "output", why)
+
+    def _require_neurons(self, conversion: Conversion) -> None:
+        outputs = [node for node in conversion.graph.nodes if node.op == "output"]
+        if not conversion.neurons:
+            why = Refusal("there is no activation to convert", "train it with nn.ReLU or QCFS")
+            conversion.refuse("forward", conversion.name, why)
+        elif not any(node in conversion.facts.spiking for node in outputs):
+            why = Refusal(
+                "the output does not depend on any activation", "return what the activations reach"
+            )
+            conversion.refuse("forward", "output", why)
+
+    # Modules
+
+    def _module(self, conversion: Conversion, node: fx.Node) -> None:
+        facts, site = conversion.facts, str(node.target)
+        module = called(conversion.model, node)
+        call, rule = Call(node, conversion.model, facts), rule_of(node, conversion.model)
+        if node not in facts.ranks and (rank := module_rank(call, rule)) is not None:
+            facts.ranks[node] = rank
+        activation = site in conversion.traced.sites
+        if activation:
+            facts.spiking.add(node)
+        elif node not in facts.spiking and not changed(module) and not isinstance(module, IFNode):
+            if rule is None or not rule.leads(call):
+                facts.lose_batch(node)
+            if node in facts.batched:
+                self._keep(conversion, site, module, "static, runs once")
+            return
+        refusal = self._refusal(conversion, call, rule, activation)
+        if refusal is not None:
+            conversion.refuse(site, type(module).__name__, refusal, node)
+        elif not activation:
+            self._keep(conversion, site, module)
+
+    def _refusal(
+        self, conversion: Conversion, call: Call, rule: Rule | None, activation: bool
+    ) -> Refusal | None:
+        """Why a spiking call of a module cannot be; an activation gets its neurons."""
+        module = call.module
+        assert module is not None
+        if changed(module):
+            return CHANGED
+        if activation:
+            return self._activation(conversion, call, module)
+        if isinstance(module, IFNode):
+            return Refusal("the model is spiking already", "convert the ANN it was made from")
+        if len(call.sources) != 1:
+            return Refusal("is called with several tensors", "call it with one")
+        return rule.check(call) if rule is not None else Refusal(f"{NO_RULE} module", WRITE_ONE)
+
+    def _activation(self, conversion: Conversion, call: Call, module: nn.Module) -> Refusal | None:
+        facts, sources = conversion.facts, call.sources
+        if len(sources) != 1 or sources[0] not in facts.batched:
+            return Refusal(
+                "is not called with one tensor that depends on the model's input",
+                "activations of parameters can be computed once, before converting",
+            )
+        static = sources[0] not in facts.spiking
+        inplace = not static and owned(conversion.model, sources[0])
+        site = str(call.node.target)
+        return make_neuron(conversion, site, module, static=static, inplace=inplace)
+
+    def _keep(self, conversion: Conversion, site: str, module: nn.Module, reason: str = "") -> None:
+        if any(entry.site == site for entry in conversion.report.entries):
+            return  # called at several places
+        reason = conversion.unfolded.get(site, reason)
+        conversion.add(site, type(module).__name__, "kept", reason)
+        if site in conversion.folded:
+            conversion.report.entries.append(conversion.folded[site])
+
+    # Functions and methods
+
+    def _function(self, conversion: Conversion, node: fx.Node) -> None:
+        facts = conversion.facts
+        call, rule = Call(node, conversion.model, facts), rule_of(node, conversion.model)
+        if rule is not None and (number := rule.number(call)) is not None:
+            facts.numbers[node] = number
+            return
+        if rule is not None and node not in facts.ranks and (rank := rule.rank(call)) is not None:
+            facts.ranks[node] = rank
+        refusal = self._function_refusal(call, rule)
+        if node in facts.spiking:
+            refusal = refusal or self._unsure(call)
+            if refusal is not None:
+                conversion.refuse(site_of(node), label_of(node), refusal, node)
+                return
+            conversion.add(site_of(node), label_of(node), "kept")
+        elif node in facts.batched:
+            # Whatever it is, it runs as in the ANN, but for sizes of tensors that have a time.
+            self._static_sizes(conversion, call, rule, refusal)
+            conversion.add(site_of(node), label_of(node), "kept", "static, runs once")
+        if rule is None or not rule.leads(call) or self._batch_sizes(call, rule):
+            facts.lose_batch(node)
+
+    def _function_refusal(self, call: Call, rule: Rule | None) -> Refusal | None:
+        if rule is None:
+            return Refusal(f"{NO_RULE} function", WRITE_ONE)
+        return BATCH_SIZE if self._batch_sizes(call, rule) else rule.check(call)
+
+    def _batch_sizes(self, call: Call, rule: Rule | None) -> list[fx.Node]:
+        """Numbers that may know the batch, but for those that the rule lets stand for it."""
+        numbers, free = call.facts.numbers, rule.free_sizes(call) if rule is not None else ()
+        known = ((source, numbers.get(source, Size.PLAIN)) for source in call.sources)
+        return [source for source, size in known if size is not Size.PLAIN and source not in free]
+
+    def _static_sizes(
+        self, conversion: Conversion, call: Call, rule: Rule | None, refusal: Refusal | None
+    ) -> None:
+        """Refuse sizes of spiking tensors in what is static, but where they stand for the batch."""
+        wrong = self._batch_sizes(call, rule if refusal is None else None)
+        if any(source in conversion.facts.spiking for source in wrong):
+            conversion.refuse(site_of(call.node), label_of(call.node), SPIKING_SIZE, call.node)
+
+    def _unsure(self, call: Call) -> Refusal | None:
+        """Where several tensors meet, each must be known to have the batch in front."""
+        facts = call.facts
+        batched = [s for s in facts.tensors(call.node) if s in facts.batched]
+        unsure = ", ".join(s.name for s in batched if s not in facts.leading)
+        if len(batched) < 2 or not unsure:
+            return None
+        if facts.seen is not None:
+            return Refusal(
+                f"the first dimension of {unsure} is not the batch", "bring the batch to the front"
+            )
+        return Refusal(
+            f"whether {unsure} has the batch as its first dimension is not known",
+            "pass example_input",
+        )

@@ -1,0 +1,78 @@
+"""Reading a saved spiking network: the file's header says how to convert the model again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..network.network import SpikingNetwork
+from ..network.storage import FORMAT
+from .pipeline import convert
+
+
+def load_network(
+    path: str | Path, model: nn.Module, example_input: Tensor | tuple[Tensor, ...] | None = None
+) -> SpikingNetwork:
+    """A network that :meth:`SpikingNetwork.save` wrote, beside the ANN it was made from.
+
+    Args:
+        path: the file.
+        model: the ANN's architecture; its weights do not matter, and it is not modified.
+        example_input: needed where the model cannot be traced.
+
+    Raises:
+        ValueError: the file is no such file, or does not fit the model.
+        ConversionError: the model does not convert with the options in the file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get("cos_ext", "{}"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no dict
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a saved spiking network: {error}") from error
+    if header.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has the format {header.get('format')!r}, this cos_ext reads {FORMAT!r}"
+        )
+    thresholds = {
+        site: torch.ones(value) if isinstance(value, list) else value
+        for site, value in header["thresholds"].items()
+    }
+    network = convert(
+        model,
+        timesteps=header["timesteps"],
+        rho=header["rho"],
+        iterations=header["iterations"],
+        emission=header["emission"],
+        calibration=header.get("calibration", "cos"),  # files from before the rivals have none
+        thresholds=thresholds,
+        max_pool=header["max_pool"],
+        fold_batchnorm=header["fold_batchnorm"],
+        fuse=header.get("fuse", False),  # older files have none
+        example_input=example_input,
+    )
+    for site, layer in header["layers"].items():
+        network.set_layer(site, **layer)
+    nodes = network.nodes()
+    for site, shape in header.get("biases", {}).items():
+        if site not in nodes:
+            raise ValueError(
+                f"{path} does not fit {type(model).__name__}: it has a bias for {site!r}, where it "
+                "has no neurons"
+            )
+        nodes[site].bias = nodes[site].v_threshold.new_zeros(shape)
+    network.options["static"] = header.get("static")  # older files have none
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} does not fit {type(model).__name__} (a network converted with an "
+            "example_input may need one here "
+            f"too): {error}"
+        ) from error
+    network.execution = header.get("execution", "steps")  # last: it needs the layers' settings
+    return network

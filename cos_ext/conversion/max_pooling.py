@@ -1,0 +1,97 @@
+"""What becomes of a max pooling of spikes: the user's choice, and when each choice can be had. What
+is computed then is in ../network/pooling.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from torch import fx, nn
+
+from ..network.pooling import MAX_POOLS, average_of
+from .graphs import called
+from .rules import Refusal
+from .rules.base import space_of
+from .state import Conversion
+
+Choice = Callable[[Conversion, fx.Node, nn.Module], "tuple[str, str] | Refusal"]
+
+REFUSED = Refusal(
+    "max pooling does not commute with the mean over time",
+    'retrain with average pooling, or choose max_pool="before" (exact with calibration), "avg" or '
+    '"spike"',
+)
+OF_SPIKES = "maximum over the spikes of each step"
+
+
+def _error(conversion: Conversion, node: fx.Node, pool: nn.Module) -> tuple[str, str] | Refusal:
+    return REFUSED
+
+
+def _spike(conversion: Conversion, node: fx.Node, pool: nn.Module) -> tuple[str, str] | Refusal:
+    """max_t is taken at every step; the mean of maxima is at least the maximum of means."""
+    return "kept", OF_SPIKES
+
+
+def _average(conversion: Conversion, node: fx.Node, pool: nn.Module) -> tuple[str, str] | Refusal:
+    """Another network, with average pooling over the same windows."""
+    average = average_of(pool)
+    if isinstance(average, str):
+        return Refusal(average, 'choose max_pool="before" or "spike"')
+    conversion.averages[str(node.target)] = average
+    return "replaced", f"by {type(average).__name__}"
+
+
+def _before(conversion: Conversion, node: fx.Node, pool: nn.Module) -> tuple[str, str] | Refusal:
+    """The neurons are monotone in their current, so that max(f(x)) = f(max(x)) for one θ."""
+    (activation,) = node.all_input_nodes
+    neuron = conversion.neurons.get(str(activation.target))
+    if activation.op != "call_module" or neuron is None:
+        return Refusal(
+            'max_pool="before" needs an activation whose output it reads',
+            'put the activation right before the pooling, or choose "avg" or "spike"',
+        )
+    if any(size != 1 for size in neuron.v_threshold.shape[-space_of(pool) :]):
+        return Refusal(
+            'max_pool="before" needs one threshold for all positions of a channel',
+            "give thresholds of shape [C, 1, 1] or a number",
+        )
+    conversion.before[node] = pool
+    return "moved", f"before the neurons of {activation.target}"
+
+
+CHOICES: dict[str, Choice] = {
+    "error": _error,
+    "avg": _average,
+    "spike": _spike,
+    "before": _before,
+}
+
+
+class ChooseMaxPooling:
+    """Decides every max pooling of spikes, as `max_pool` asks; its line in the report says how."""
+
+    def apply(self, conversion: Conversion) -> None:
+        kept = {e.site: i for i, e in enumerate(conversion.report.entries) if e.status == "kept"}
+        for node in conversion.graph.nodes:
+            if node.op != "call_module" or node not in conversion.facts.spiking:
+                continue
+            pool = called(conversion.model, node)
+            if isinstance(pool, MAX_POOLS) and node.target in kept:
+                self._decide(conversion, node, pool, kept[node.target])
+
+    def _decide(self, conversion: Conversion, node: fx.Node, pool: nn.Module, index: int) -> None:
+        choose = CHOICES[conversion.settings.max_pool]
+        chosen: tuple[str, str] | Refusal = REFUSED
+        if choose is not _error and getattr(pool, "return_indices", False):
+            chosen = Refusal("returns indices", "call it without return_indices")
+        else:
+            chosen = choose(conversion, node, pool)
+        entries = conversion.report.entries
+        if isinstance(chosen, Refusal):
+            line = conversion.traced.lines.get(node.name, "")
+            status, reason = "unsupported", f"{chosen} [{line}]" if line else str(chosen)
+        else:
+            status, reason = chosen
+        entries[index] = dataclasses.replace(entries[index], status=status, reason=reason)

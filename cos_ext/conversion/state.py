@@ -1,0 +1,100 @@
+"""What the passes of a conversion hand on to each other. No decisions here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Protocol
+
+from torch import Tensor, fx, nn
+
+from ..network.modules import Walked
+from ..network.network import SpikingNetwork
+from ..neuron import IFNode
+from .facts import Facts
+from .report import ConversionReport, Entry
+from .rules import Refusal
+from .tracing import Traced
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for: the arguments of :func:`cos_ext.convert`."""
+
+    timesteps: int
+    rho: int = 0
+    iterations: int | None = 1
+    emission: str = "calibrated"
+    calibration: str = "cos"
+    execution: str = "steps"
+    thresholds: Mapping[str, float | Tensor] = field(default_factory=dict)
+    max_pool: str = "error"
+    fold_batchnorm: bool = True
+    fuse: bool | str = True
+
+
+@dataclass
+class Conversion:
+    """A conversion on its way. A pass reads what earlier passes left, and adds its own.
+
+    source: the user's model, never modified. settings, examples: convert()'s arguments.
+
+    traced, expected: from Trace, the copy that is rewritten and the model's output on the example.
+    facts: what is known of the values in the graph. unfolded: by BatchNorm, why it was not folded.
+    folded: by layer, the entry of the BatchNorm that it took in. reference: the ANN after folding.
+    neurons, averages, before: what Rewrite puts in; a max pooling becomes an average, or moves
+    before its neurons. copies: further neurons of a call site, pooled before. first_sizes, walked:
+    of a model that cannot be traced. network: the result.
+    """
+
+    source: nn.Module
+    settings: Settings
+    examples: tuple[Tensor, ...] | None = None
+    report: ConversionReport = field(default_factory=ConversionReport)
+    traced: Traced = field(init=False)
+    expected: Tensor | None = None
+    facts: Facts = field(default_factory=Facts)
+    unfolded: dict[str, str] = field(default_factory=dict)
+    folded: dict[str, Entry] = field(default_factory=dict)
+    reference: nn.Module = field(init=False)
+    neurons: dict[str, IFNode] = field(default_factory=dict)
+    averages: dict[str, nn.Module] = field(default_factory=dict)
+    before: dict[fx.Node, nn.Module] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+    first_sizes: dict[str, Fraction] = field(default_factory=dict)
+    walked: Walked | None = None
+    network: SpikingNetwork = field(init=False)
+
+    @property
+    def name(self) -> str:
+        """What messages call the model."""
+        return type(self.source).__name__
+
+    @property
+    def model(self) -> nn.Module:
+        """The copy of the model that is rewritten."""
+        return self.traced.module
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The copy's graph; there is none where the model could not be traced."""
+        assert isinstance(self.traced.module, fx.GraphModule)
+        return self.traced.module.graph
+
+    def add(self, site: str, kind: str, status: str, reason: str = "", threshold: str = "") -> None:
+        self.report.entries.append(Entry(site, kind, status, threshold, reason))
+
+    def refuse(self, site: str, kind: str, why: Refusal, node: fx.Node | None = None) -> None:
+        """Enter an offender, once, with the line of the source that made the node."""
+        line = self.traced.lines.get(node.name, "") if node is not None else ""
+        reason = f"{why} [{line}]" if line else str(why)
+        entry = Entry(site, kind, "unsupported", "", reason)
+        if entry not in self.report.entries:
+            self.report.entries.append(entry)
+
+
+class Pass(Protocol):
+    """One step of a conversion."""
+
+    def apply(self, conversion: Conversion) -> None: ...
