@@ -117,6 +117,35 @@ class Clamp(Rectifier):
 
 
 @register
+class ClampMin(Rectifier):
+    """max(x, a), a rectifier where a = 0."""
+
+    functions = (torch.clamp_min, torch.clamp_min_)
+    methods = ("clamp_min", "clamp_min_")
+
+    def stand_in(self, node: fx.Node) -> nn.Module | None:
+        return nn.ReLU(writes(node)) if is_zero(argument(node, 1, "min")) else None
+
+
+@register
+class Threshold(Rectifier):
+    """x where x > a, else v: a rectifier where a = v = 0."""
+
+    modules = (nn.Threshold,)
+    functions = (TF.threshold, TF.threshold_, torch.threshold, torch.threshold_)
+
+    def starts_at_zero(self, module: nn.Module) -> bool:
+        assert isinstance(module, nn.Threshold)
+        return module.threshold == 0 and module.value == 0
+
+    def stand_in(self, node: fx.Node) -> nn.Module | None:
+        if not is_zero(argument(node, 1, "threshold")) or not is_zero(argument(node, 2, "value")):
+            return None
+        inplace = argument(node, 3, "inplace", False) or writes(node)
+        return nn.ReLU(inplace) if isinstance(inplace, bool) else None
+
+
+@register
 class Staircase(Rectifier):
     """The quantised rectifier that COS trains with: θ clip(floor(x L / θ + 1/2) / L, 0, 1)."""
 

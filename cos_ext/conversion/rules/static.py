@@ -26,6 +26,7 @@ NAMES = (
     "sqrt",
     "abs",
     "pow",
+    "clamp_max",
     "gelu",
     "silu",
     "leaky_relu",
