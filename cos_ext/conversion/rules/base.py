@@ -32,7 +32,7 @@ class Refusal(NamedTuple):
 
 
 NO_RULE = "no rule converts this"
-WRITE_ONE = "write it with operations that have one, or add a rule (docs/contributing/rules.md)"
+WRITE_ONE = "write it with operations that have one, or add a rule (docs/contributing/rule.md)"
 
 
 class Memory(enum.Enum):
