@@ -34,7 +34,7 @@ test-cuda-compile: $(VENV)/.installed
 	FORCE_CUDA=1 $(BIN)/python setup.py build_ext --build-lib build/cuda --build-temp build/cuda-temp
 	test -f build/cuda/cos_ext/_C_cuda.abi3.so
 	-$(BIN)/python -m pip install --quiet nvidia-cuda-nvdisasm
-	$(BIN)/python tests/cuda_kernels.py
+	$(BIN)/python tests/kernels/cuda_kernels.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m cos_ext bench --compile

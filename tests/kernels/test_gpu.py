@@ -515,7 +515,7 @@ CALLS = {
 def test_one_launch_and_no_allocation_but_the_results(
     name, layout, per_channel, dtype, bare, monkeypatch
 ):
-    monkeypatch.setattr(sys, "path", [str(Path(__file__).parent.parent / "bench"), *sys.path])
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2] / "bench"), *sys.path])
     from gpu_layer import graph_nodes
 
     operator, options, allocations = CALLS[name]

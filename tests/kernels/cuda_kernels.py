@@ -1,7 +1,7 @@
 """What nvcc makes of every CUDA kernel, without a GPU: registers, spills, and the width of its
 transactions.
 
-    python tests/cuda_kernels.py [--record]
+    python tests/kernels/cuda_kernels.py [--record]
 
 Compiles tests/cpp/compile_kernels.cu for sm_80 and sm_90 with setup.py's flags, prints a table, and
 fails where a kernel spills or uses local memory, needs more registers than data/cuda_registers.json
@@ -27,8 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-RECORD = ROOT / "tests" / "data" / "cuda_registers.json"
+ROOT = Path(__file__).resolve().parents[2]
+RECORD = ROOT / "tests" / "golden" / "cuda_registers.json"
 ARCHS = ("sm_80", "sm_90")
 TYPES = {
     "f": ("float32", 4),

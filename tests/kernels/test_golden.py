@@ -1,4 +1,4 @@
-"""The authors' own outputs (tests/data/cos_reference_public.npz): spikes must be EQUAL, but for the
+"""The authors' own outputs (golden/cos_reference_public.npz): spikes must be EQUAL, but for the
 authors' one defect.
 """
 
@@ -11,7 +11,7 @@ import torch
 from cos_ext import _core, reference
 from cos_ext import functional as F
 
-GOLDEN = np.load(Path(__file__).parent / "data" / "cos_reference_public.npz")
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "cos_reference_public.npz")
 CASES = sorted(int(name[4:]) for name in GOLDEN.files if name.startswith("meta"))
 
 

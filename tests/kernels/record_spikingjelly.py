@@ -1,9 +1,9 @@
-"""Records what SpikingJelly's integrate-and-fire neuron does, as data/spikingjelly_if.npz for
-test_spikingjelly.py.
+"""Records what SpikingJelly's integrate-and-fire neuron does, as golden/spikingjelly_if.npz
+for test_spikingjelly.py.
 
-Run by hand where spikingjelly is installed (the tests do not need it): ``python
-tests/record_spikingjelly.py``. The file in the repository was written by spikingjelly 2.0.0 with
-torch 2.13.0 on a CPU; versions are kept in it.
+Run by hand where spikingjelly is installed (the tests do not need it):
+``python tests/kernels/record_spikingjelly.py``. The file in the repository was written by
+spikingjelly 2.0.0 with torch 2.13.0 on a CPU; versions are kept in it.
 
 Arrays in the file; n counts cases, i counts inputs, none is pickled:
     spikingjelly, torch       versions, strings
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from spikingjelly.activation_based import neuron
 
-FILE = Path(__file__).parent / "data" / "spikingjelly_if.npz"
+FILE = Path(__file__).parents[1] / "golden" / "spikingjelly_if.npz"
 THRESHOLDS = (0.5, 1.0, 2.3)  # 2.3 is no float32: its rounding must happen before the comparison
 RESETS = (None, 0.0)
 STEPS = (1, 4, 9)

@@ -28,7 +28,7 @@ from cos_ext.data import distributed
 from cos_ext.data.prefetch import prefetched
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = (7, 7, 7, 7, 3)
 
 pytestmark = pytest.mark.usefixtures("one_thread")

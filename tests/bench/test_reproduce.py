@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import bench_script
-from test_checkpoints import make_state
+from authors import make_state
 
 import cos_ext
 from cos_ext import convert, data, evaluate, fit_light

@@ -36,7 +36,7 @@ class Case(NamedTuple):
 
 def _load() -> list[Case]:
     with np.load(
-        Path(__file__).parent / "data" / "spikingjelly_if.npz", allow_pickle=False
+        Path(__file__).parents[1] / "golden" / "spikingjelly_if.npz", allow_pickle=False
     ) as record:
         cases = zip(record["v_threshold"].tolist(), record["v_reset"].tolist(), record["input"])
         return [

@@ -24,7 +24,7 @@ from test_golden import CASES, case, is_excused
 from cos_ext import _ops
 from cos_ext import functional as F
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ALL = {"return_v": True, "return_count": True}
 ALL_COS = {**ALL, "return_v_init": True, "return_offset": True}
 SIZES = [1, 2, 3, 7, 31, 33, 127, 129, 4097, 16, 24, 64, 1000, 4096]
