@@ -1,67 +1,26 @@
-"""evaluate(): its counts, loading ahead, and the same numbers from several processes. The shipped
-network: test_network.py.
+"""evaluate(): its counts, loading ahead, and what it never does. Several processes:
+test_evaluate_processes.py; the shipped network: test_network.py.
 """
 
-import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from tiny_network import batches, numbers, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cos_ext
-from cos_ext import data, evaluate
+from cos_ext import evaluate
 from cos_ext.analysis.evaluation import _pass
-from cos_ext.cli import main
-from cos_ext.data import distributed
 from cos_ext.data.prefetch import prefetched
-
-CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parents[2]
-SIZES = (7, 7, 7, 7, 3)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-
-def tiny(classes=7, **changes):
-    """A small network, the same at every call."""
-    torch.manual_seed(1)
-    model = nn.Sequential(
-        nn.Conv2d(1, 6, 3),
-        cos_ext.QCFS(4, 1.0),
-        nn.Conv2d(6, 8, 3),
-        cos_ext.QCFS(4, 1.0),
-        nn.Flatten(),
-        nn.Linear(32, classes),
-    )
-    return cos_ext.convert(model, **{"timesteps": 4, "rho": 4, "iterations": 1, **changes})
-
-
-def batches(sizes=SIZES, classes=7):
-    generator = torch.Generator().manual_seed(2)
-    return [
-        (
-            3 * torch.randn(size, 1, 6, 6, generator=generator),
-            torch.randint(0, classes, (size,), generator=generator),
-        )
-        for size in sizes
-    ]
-
-
-def numbers(result):
-    """All of an Evaluation but the speed."""
-    return {key: value for key, value in asdict(result).items() if key != "images_per_second"}
+CPU = torch.device("cpu")
 
 
 def loading_threads():
@@ -188,10 +147,12 @@ def test_the_thread_ends_with_a_failing_evaluation(prefetch):
     with pytest.raises(ValueError, match=r"labels must be \[B\] = \(7,\)"):
         evaluate(network, endless(), progress=False, prefetch=prefetch)
     assert not loading_threads() and len(drawn) <= 3 + prefetch + 2
-    with pytest.raises(KeyboardInterrupt):
-        with prefetched(iter(endless()), CPU, prefetch) as arriving:
-            next(arriving)
-            raise KeyboardInterrupt
+    with (
+        pytest.raises(KeyboardInterrupt),
+        prefetched(iter(endless()), CPU, prefetch) as arriving,
+    ):
+        next(arriving)
+        raise KeyboardInterrupt
     assert not loading_threads()
 
 
@@ -301,250 +262,3 @@ def test_on_a_gpu_nothing_waits_and_nothing_changes():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert [count / 128 for count in correct.tolist()] == results[0]["accuracy"]
-
-
-def image_set(count):
-    images = torch.randint(0, 256, (count, 1, 2, 2), dtype=torch.uint8)
-    return data.ImageSet(images, torch.arange(count) % 10, (0.5,), (0.5,), 10)
-
-
-@given(
-    count=st.integers(0, 30),
-    size=st.integers(1, 7),
-    processes=st.integers(1, 5),
-    drop=st.booleans(),
-)
-@settings(max_examples=40, deadline=None)
-def test_shards_are_the_batches_dealt_out(count, size, processes, drop):
-    images = image_set(count)
-    whole = list(images.batches(size, drop_last=drop))
-    for index in range(processes):
-        share = images.batches(size, drop_last=drop, shard=(index, processes))
-        expected = whole[index::processes]
-        assert len(share) == len(expected) == len(list(share))
-        for (ours, our_labels), (theirs, their_labels) in zip(share, expected):
-            assert torch.equal(ours, theirs) and torch.equal(our_labels, their_labels)
-
-
-def test_shards_of_a_folder(tmp_path):
-    image = pytest.importorskip("PIL.Image", reason="needs the extra `vision`")
-    for number in range(7):
-        folder = tmp_path / f"class{number % 2}"
-        folder.mkdir(exist_ok=True)
-        image.new("RGB", (8, 8), (30 * number, 0, 0)).save(folder / f"{number}.png")
-    folder = data.ImageFolder(tmp_path, size=8)
-    whole = list(folder.batches(2))
-    for processes in (2, 5):
-        for index in range(processes):
-            share = folder.batches(2, shard=(index, processes))
-            expected = whole[index::processes]
-            assert len(share) == len(expected)
-            for ours, theirs in zip(share, expected, strict=True):
-                assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
-
-
-def test_shards_are_checked():
-    for shard in ((1, 1), (-1, 2), (0, 0)):
-        with pytest.raises(ValueError, match="shard must be"):
-            image_set(4).batches(2, shard=shard)
-    with pytest.raises(ValueError, match="shuffle must be False with a shard"):
-        image_set(4).batches(2, shuffle=True, shard=(0, 2))
-
-
-def _broken(loader):
-    yield loader[0]
-    raise OSError("disk")
-
-
-# By name: what each of the two processes does, and the loader whose evaluation by one process is
-# the same (None: an error).
-CASES = {
-    "shared out": (lambda rank, network: evaluate(network, batches(), progress=False), SIZES),
-    "generators": (
-        lambda rank, network: evaluate(network, iter(batches()), progress=False, prefetch=0),
-        SIZES,
-    ),
-    "one has none": (lambda rank, network: evaluate(network, batches((7,)), progress=False), (7,)),
-    "own shares": (
-        lambda rank, network: evaluate(network, batches()[rank::2], progress=False, shard=False),
-        SIZES,
-    ),
-    "all in the second": (
-        lambda rank, network: evaluate(
-            network, batches() if rank else [], progress=False, shard=False
-        ),
-        SIZES,
-    ),
-    "each alone": (
-        lambda rank, network: evaluate(network, batches(), progress=False, distributed=False),
-        SIZES,
-    ),
-    "no sample": (lambda rank, network: evaluate(network, [], progress=False), None),
-    "a broken loader": (
-        lambda rank, network: evaluate(
-            network, _broken(batches()) if rank else batches(), progress=False
-        ),
-        None,
-    ),
-    "a bad argument": (
-        lambda rank, network: evaluate(network, batches(), progress=False, prefetch=-rank),
-        None,
-    ),
-    "loaders that differ": (
-        lambda rank, network: evaluate(network, batches()[rank:], progress=False),
-        None,
-    ),
-    "shares taken for the whole": (
-        lambda rank, network: evaluate(network, batches([7] * 4)[rank::2], progress=False),
-        None,
-    ),
-    "settings that differ": (
-        lambda rank, network: (
-            setattr(network, "timesteps", 4 + rank),
-            evaluate(network, batches(), progress=False),
-        ),
-        None,
-    ),
-}
-
-
-def _process(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    found = {}
-    for name, (case, _) in CASES.items():
-        try:
-            result = case(rank, tiny())
-            found[name] = {**numbers(result), "images_per_second": result.images_per_second}
-        except Exception as error:
-            found[name] = f"{type(error).__name__}: {error}"
-    first = dist.new_group([0])
-    try:
-        found["a group"] = numbers(evaluate(tiny(), batches(), progress=False, group=first))
-    except ValueError as error:
-        found["a group"] = str(error)
-    found["whoami"] = distributed.whoami()
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    """What each of two gloo processes found, for every case."""
-    folder = tmp_path_factory.mktemp("processes")
-    context = torch.multiprocessing.spawn(_process, (str(folder),), nprocs=2, join=False)
-    deadline = time.monotonic() + 120
-    try:
-        while not context.join(1):
-            assert time.monotonic() < deadline, "the processes wait for each other"
-    finally:
-        for process in context.processes:
-            process.kill()
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
-
-
-@pytest.mark.parametrize("name", [name for name, (_, sizes) in CASES.items() if sizes is not None])
-def test_two_processes_find_what_one_does(name, two_processes):
-    expected = numbers(evaluate(tiny(), batches(CASES[name][1]), progress=False))
-    speeds = [found[name].pop("images_per_second") for found in two_processes]
-    assert [found[name] for found in two_processes] == [expected, expected]
-    assert (speeds[0] == speeds[1]) == (
-        name != "each alone"
-    )  # of all samples, by the slowest process's time
-
-
-def test_a_group_of_some_processes(two_processes):
-    assert two_processes[0]["a group"] == numbers(evaluate(tiny(), batches(), progress=False))
-    assert two_processes[1]["a group"].startswith("group must contain this process")
-    assert [found["whoami"] for found in two_processes] == [[0, 2], [1, 2]]
-
-
-@pytest.mark.parametrize(
-    "name, first, second",
-    [
-        ("no sample", "ValueError: loader must yield at least one sample", None),
-        (
-            "a broken loader",
-            "RemoteError: evaluation failed in process 1: OSError: disk",
-            "OSError: disk",
-        ),
-        (
-            "a bad argument",
-            "RemoteError: evaluation failed in process 1: ValueError: prefetch must be >= 0, got "
-            "-1",
-            "ValueError: prefetch must be >= 0, got -1",
-        ),
-        (
-            "loaders that differ",
-            "ValueError: loader must yield the same batches in every process with shard=True",
-            None,
-        ),
-        (
-            "shares taken for the whole",
-            "ValueError: loader must yield the same batches in every process",
-            None,
-        ),
-        (
-            "settings that differ",
-            "ValueError: the networks of all processes must have the same settings",
-            None,
-        ),
-    ],
-)
-def test_what_fails_in_one_process_fails_in_both(name, first, second, two_processes):
-    assert two_processes[0][name].startswith(first)
-    assert two_processes[1][name].startswith(first if second is None else second)
-
-
-def test_the_demo_under_torchrun_is_the_demo(tmp_path, capsys):
-    options = [
-        "--samples",
-        "70",
-        "--timesteps",
-        "2",
-        "--rho",
-        "2",
-        "--exact",
-        "--quiet",
-        "--device",
-        "cpu",
-        "--json",
-    ]
-    assert main(["demo", *options, str(tmp_path / "one.json")]) == 0
-    single = capsys.readouterr().out
-    several = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node=2",
-            "-m",
-            "cos_ext",
-            "demo",
-            *options,
-            str(tmp_path / "two.json"),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert several.returncode == 0, several.stderr
-    assert several.stdout.count("calibration ") == single.count("calibration ") == 1
-    assert "70 images on 2 processes, cpu; ANN accuracy" in several.stdout
-    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
-    assert one["ann_accuracy"] == two["ann_accuracy"]
-    for found in (one, two):
-        for result in found["results"].values():
-            assert result.pop("images_per_second") > 0
-    assert one["results"] == two["results"] and one["results"]["exact"]["samples"] == 70
-    assert not list(tmp_path.glob("*.part"))
-
-
-def test_the_report_under_torchrun_is_refused(monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["demo", "--report"]) == 2
-    assert "--report works in one process" in capsys.readouterr().err

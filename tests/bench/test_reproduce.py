@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import bench_script
 from authors import make_state
+from conftest import bench_script
 
 import cos_ext
 from cos_ext import convert, data, evaluate, fit_light

@@ -12,7 +12,7 @@ import types
 
 import pytest
 import torch
-from test_zoo import LEVELS, Quantised, thresholds_of
+from quantised import LEVELS, Quantised, thresholds_of
 from torch import nn
 from torch.nn import functional as TF
 

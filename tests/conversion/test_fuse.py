@@ -9,7 +9,7 @@ import copy
 import pytest
 import torch
 import zoo
-from test_zoo import thresholds_of
+from quantised import thresholds_of
 from torch import nn
 from torch.nn import functional as TF
 

@@ -1,8 +1,5 @@
 """convert() on networks as people write them (zoo.py): without loss where it converts, with reasons
-where it does not.
-
-The reference is this file's own: every rectifier of the source model quantised, by replacing
-torch's functions while it runs.
+where it does not. The reference is quantised.py.
 """
 
 from __future__ import annotations
@@ -13,56 +10,12 @@ import copy
 import pytest
 import torch
 import zoo
+from quantised import LEVELS, Quantised, thresholds_of
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 import cos_ext
 from cos_ext import ConversionError, convert
 from cos_ext.conversion.tracing import trace
-
-LEVELS = 5
-
-
-class Quantised(TorchFunctionMode):
-    """Every rectifier that is called, by module, function or method, becomes the quantised one of
-    the next threshold.
-    """
-
-    def __init__(self, thresholds):
-        self.thresholds = iter(thresholds)
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", "")
-        if name in ("relu", "relu_", "relu6", "hardtanh", "hardtanh_", "clamp", "clamp_"):
-            x, theta = args[0], next(self.thresholds)
-            with torch._C.DisableTorchFunctionSubclass():
-                y = torch.clamp(torch.floor(x * LEVELS / theta + 0.5) / LEVELS, 0, 1) * theta
-                return x.copy_(y) if name.endswith("_") or (kwargs or {}).get("inplace") else y
-        return func(*args, **(kwargs or {}))
-
-
-def thresholds_of(model, inputs):
-    """A threshold for every call site, some per channel, that about a tenth of the inputs exceed;
-    also the order of calls.
-    """
-    traced = trace(model)
-    found = {}
-    handles = [
-        module.register_forward_pre_hook(
-            lambda m, args, site=site: found.__setitem__(site, args[0].detach().clone())
-        )
-        for site, module in traced.sites.items()
-    ]
-    traced.module(*(x.clone() for x in inputs))
-    for handle in handles:
-        handle.remove()
-    thresholds = {}
-    for number, (site, x) in enumerate(found.items()):
-        theta = x.flatten().quantile(0.9).clamp_min(0.05)
-        if number % 2 and x.dim() == 4:  # per channel
-            theta = theta * (1 + torch.rand(x.shape[1], 1, 1, dtype=x.dtype))
-        thresholds[site] = theta
-    return thresholds
 
 
 @contextlib.contextmanager
@@ -271,74 +224,6 @@ def test_pooling_before_neurons_without_calibration_takes_the_maximum_of_each_st
     left, right = steps[..., ::2], steps[..., 1::2]
     expected = torch.where(left[:2].sum(0) >= right[:2].sum(0), left, right).flatten(0, 1)
     assert torch.equal(pool(x), expected)
-
-
-@pytest.mark.parametrize(
-    "layer, norm, shape",
-    [
-        (nn.Conv1d(3, 4, 3, padding=1), nn.BatchNorm1d(4), (3, 9)),
-        (nn.Conv2d(3, 6, 3, groups=3), nn.BatchNorm2d(6), (3, 8, 8)),
-        (nn.Conv3d(3, 4, 2, bias=False), nn.BatchNorm3d(4, affine=False), (3, 4, 4, 4)),
-        (nn.ConvTranspose2d(3, 4, 3, 2), nn.BatchNorm2d(4), (3, 5, 5)),
-        (nn.Linear(12, 4), nn.BatchNorm1d(4), (12,)),
-        (
-            nn.Conv2d(3, 4, 3, padding=2, padding_mode="circular", dilation=2),
-            nn.BatchNorm2d(4, eps=1e-3),
-            (3, 8, 8),
-        ),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_batchnorm_is_folded(layer, norm, shape):
-    torch.manual_seed(2)
-    model = nn.Sequential(layer, norm, nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)).double()
-    x = torch.randn(5, *shape).double()
-    model(x)  # in training mode: statistics of their own
-    model.eval()
-    network = convert(
-        model, timesteps=LEVELS, rho=LEVELS, iterations=None, thresholds={"2": 0.7}, example_input=x
-    )
-    assert {e.site: (e.status, e.reason) for e in network.report.entries}["1"] == (
-        "folded",
-        "into 0",
-    )
-    assert not any(
-        isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)) for m in network.modules()
-    )
-    with torch.no_grad(), Quantised([0.7]):
-        expected = model(x)
-    torch.testing.assert_close(network.rate(x), expected, rtol=1e-7, atol=1e-7)
-
-
-def test_batchnorm_that_cannot_be_folded_says_why():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.shared, self.wide = (
-                nn.Conv2d(3, 4, 3),
-                nn.Conv2d(4, 4, 1),
-                nn.ConvTranspose2d(4, 4, 1, groups=2),
-            )
-            self.a, self.b, self.c, self.d, self.e = (nn.BatchNorm2d(4) for _ in range(5))
-            self.relu, self.head = nn.ReLU(), nn.Linear(4, 2)
-
-        def forward(self, x):
-            y = self.conv(x)
-            y = self.relu(self.a(y) + y)
-            y = self.relu(self.b(self.shared(y)) + self.c(self.shared(y)))
-            return self.head(self.e(self.relu(self.d(self.wide(y)))).mean((2, 3)))
-
-    model, x = Net().eval(), torch.randn(2, 3, 6, 6)
-    sites = {"relu": 1.0, "relu_1": 1.0, "relu_2": 1.0}
-    network = convert(model, timesteps=4, thresholds=sites, example_input=x)
-    reasons = {e.site: e.reason for e in network.report.entries}
-    statuses = {e.site: e.status for e in network.report.entries if e.site in "abcde"}
-    assert statuses == {**dict.fromkeys("abce", "kept"), "d": "fused"}
-    assert (
-        "others read conv too" in reasons["a"]
-        and "shared is called at 2 places" in reasons["b"] == reasons["c"]
-    )
-    assert "grouped transposed" in reasons["d"] and "does not follow" in reasons["e"]
 
 
 def test_clips_are_thresholds_unless_told_otherwise():

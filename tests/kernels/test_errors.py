@@ -219,8 +219,8 @@ def test_in_place_needs_memory_of_its_own():
     ]
     for x in shared:
         for call in (
-            lambda: F.if_forward(x, 1.0, inplace=True),
-            lambda: F.cos_forward(x, 1.0, rho=1, inplace=True),
+            lambda x=x: F.if_forward(x, 1.0, inplace=True),
+            lambda x=x: F.cos_forward(x, 1.0, rho=1, inplace=True),
         ):
             with pytest.raises(
                 ValueError, match="inplace needs an x_seq whose elements do not share memory"

@@ -23,7 +23,8 @@ spec = importlib.util.spec_from_file_location("_core", {str(library)!r})
 core = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(core)
 import numpy as np
-print(core.cos_forward(np.ones((4, 3), np.float32), 2.0, rho=4)[2].tolist(), core.build_facts()["cpu_capability"])
+counts = core.cos_forward(np.ones((4, 3), np.float32), 2.0, rho=4)[2]
+print(counts.tolist(), core.build_facts()["cpu_capability"])
 """
     out = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True

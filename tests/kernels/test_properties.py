@@ -34,9 +34,7 @@ def populations(draw, dtype=np.float64, max_steps=12):
 
 
 def calibrated(x, theta, rho, iterations, v_init=None):
-    spikes, v, count, shifted, psi = _core.cos_forward(
-        x, theta, v_init, rho=rho, iterations=iterations
-    )
+    spikes, _, _, shifted, psi = _core.cos_forward(x, theta, v_init, rho=rho, iterations=iterations)
     return spikes > 0, shifted, psi
 
 
@@ -114,7 +112,7 @@ def test_offset_spikes_have_the_exact_floor_at_multiples_of_the_threshold(case, 
 )
 def test_nan_and_infinity_after_a_spike(dtype, value, fired, psi):
     x = np.array([[1.5], [value], [0.0], [0.0]], dtype)
-    spikes, _, _, shifted, offset = _core.cos_forward(x, 1.0, 0.0, rho=4, iterations=0)
+    spikes, _, _, _, offset = _core.cos_forward(x, 1.0, 0.0, rho=4, iterations=0)
     assert (spikes > 0)[:, 0].astype(int).tolist() == fired
     assert offset[0] == psi
     exact = F.cos_forward(

@@ -1,50 +1,28 @@
-"""execution="counts" against the step-by-step run, and its parts against integers and fractions.
-Nothing about its speed.
+"""execution="counts" against the step-by-step run. Nothing about its speed.
+
+Settings: test_count_settings.py; its parts against integers: test_count_arithmetic.py.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import math
-from fractions import Fraction
 
 import pytest
 import torch
 import zoo
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_zoo import thresholds_of
 from torch import nn
+from zoo_networks import converted
 
 import cos_ext
 from cos_ext import convert
-from cos_ext.network import counts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SETTINGS = [(4, 2), (4, 4), (4, 9), (8, 8)]  # rho, T
 TRACED = [name for name in zoo.CONVERTS if name != "untraceable"]
-
-
-def converted(name, dtype=torch.float64, **options):
-    """A network of the zoo, and inputs that it was not converted with."""
-    make, shapes = zoo.CONVERTS[name]
-    model = zoo.prepared(name, make).to(dtype)
-    inputs = tuple(x.to(dtype) for x in zoo.inputs_of(shapes))
-    with torch.no_grad():
-        thresholds = thresholds_of(model, inputs)
-    if any(isinstance(m, nn.MaxPool2d) for m in model.modules()):
-        options = {"max_pool": "before", **options}
-    network = convert(
-        model,
-        thresholds=thresholds,
-        example_input=inputs,
-        **{"timesteps": 4, "rho": 4, "emission": "even", **options},
-    )
-    return network, tuple(x.to(dtype) for x in zoo.inputs_of(shapes, batch=5))
 
 
 def run_with_spikes(network, inputs):
@@ -188,104 +166,6 @@ def test_a_maximum_over_spikes_is_exact_behind_the_last_neurons_and_refused_befo
     assert network.execution == "steps"
 
 
-def plain(**options):
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5))
-    return convert(
-        model,
-        **{
-            "timesteps": 4,
-            "rho": 4,
-            "emission": "even",
-            "thresholds": {"1": 0.7, "3": 0.5},
-            **options,
-        },
-    )
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"emission": "calibrated"}, r"emission to be one of \('even', 'front'\)"),
-        ({"rho": 0}, "rho >= 1"),
-    ],
-)
-def test_convert_refuses_what_does_not_hold(options, message):
-    with pytest.raises(ValueError, match=message):
-        plain(execution="counts", **options)
-    network = plain(**options)
-    with pytest.raises(ValueError, match=message):
-        network.execution = "counts"
-    assert network.execution == "steps"
-    with pytest.raises(ValueError, match=message):
-        network.counts(torch.randn(2, 6))
-    with pytest.raises(ValueError, match=message):
-        network.spike_train("1", torch.randn(2, 6))
-
-
-def test_names_of_modes_and_sites():
-    for make in (lambda: plain(execution="count"), lambda: setattr(plain(), "execution", "count")):
-        with pytest.raises(
-            ValueError, match=r"execution must be one of \('steps', 'counts'\), got 'count'"
-        ):
-            make()
-    with pytest.raises(
-        ValueError,
-        match=r"site must be a call site of the network, got '0'; those are \['1', '3'\]",
-    ):
-        plain().spike_train("0", torch.randn(2, 6))
-
-
-def test_settings_that_would_break_it_are_refused_and_change_nothing():
-    network, x = plain(execution="counts"), torch.randn(3, 6)
-    expected = network(x)
-    for change, message in (
-        (lambda: setattr(network, "emission", "calibrated"), "emission to be one of"),
-        (lambda: setattr(network, "rho", 0), "rho >= 1"),
-        (lambda: network.set_layer("3", rho=2), r"one rho for all layers.*'1': 4, '3': 2"),
-        (lambda: network.set_layer("3", rho=0), r"rho = 0 for \['3'\]"),
-        (lambda: network.set_layer("1", emission="calibrated"), r"got {'1': 'calibrated'}"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            change()
-        assert (network.execution, network.rho, network.emission, network._layers) == (
-            "counts",
-            4,
-            "even",
-            {},
-        )
-        assert torch.equal(network(x), expected)
-    network.execution = "steps"
-    for site in ("1", "3"):
-        network.set_layer(site, rho=2)
-    network.execution = "counts"  # one rho again, though not the network's
-    assert [count.amax() <= 2 for count in network.counts(x).values()] == [True, True]
-    network.rho = 3  # plays no part
-    by_counts = network(x)
-    network.execution = "steps"
-    assert torch.allclose(network(x), by_counts, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="one rho for all layers"):
-        network.set_layer("3")
-        network.execution = "counts"
-    assert network.execution == "steps"
-
-
-def test_refusals_of_static_calibration_and_of_models_without_a_graph():
-    network = plain()
-    network.options["static"] = True
-    with pytest.raises(ValueError, match="static calibration"):
-        network.execution = "counts"
-    network, _ = converted("untraceable")
-    with pytest.raises(ValueError, match="could not be traced"):
-        network.execution = "counts"
-
-
-def test_a_layer_changed_past_the_network_is_noticed():
-    network = plain(execution="counts")
-    network.nodes()["3"].rho = 2
-    with pytest.raises(RuntimeError, match="changed past the network"):
-        network(torch.randn(2, 6))
-
-
 def test_what_watches_steps_runs_by_steps():
     ann = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)).double()
     x = torch.randn(7, 6).double()
@@ -304,18 +184,6 @@ def test_what_watches_steps_runs_by_steps():
     assert again == by_steps and network.execution == "counts"
     with pytest.raises(ValueError, match="calibration 'cos' in every layer"):
         network.calibration = "srp"
-
-
-def test_settings_follow_without_converting_again():
-    network, x = plain(execution="counts").double(), torch.randn(5, 6).double()
-    assert network(x).dtype == torch.float64
-    network.timesteps, network.rho, network.emission = 11, 6, "front"
-    by_counts = network(x)
-    assert by_counts.shape == (11, 5, 5) and torch.equal(network.rate(x), by_counts.mean(0))
-    network.timesteps = 2
-    assert torch.equal(network(x), by_counts[:2])
-    network.execution, network.timesteps = "steps", 11
-    assert torch.allclose(network(x), by_counts, rtol=0, atol=1e-9)
 
 
 def test_files_and_copies_keep_the_mode(tmp_path):
@@ -337,7 +205,7 @@ def test_files_and_copies_keep_the_mode(tmp_path):
     with safe_open(tmp_path / "network", "pt") as file:
         header, tensors = (
             json.loads(file.metadata()["cos_ext"]),
-            {key: file.get_tensor(key) for key in file.keys()},
+            {key: file.get_tensor(key) for key in file.keys()},  # noqa: SIM118 (a file of safetensors is no dict)
         )
     assert header.pop("execution") == "counts"
     save_file(tensors, tmp_path / "old", metadata={"cos_ext": json.dumps(header)})
@@ -381,96 +249,6 @@ def test_low_precision(dtype):
         0.0,
         *low.nodes()["0.2"].v_threshold.flatten().tolist(),
     }
-
-
-def test_gradients_are_refused_as_in_the_step_by_step_run():
-    network = plain(execution="counts")
-    with pytest.raises(RuntimeError, match="no gradient"):
-        network(torch.randn(2, 6, requires_grad=True))
-
-
-number = st.integers(-40, 120).map(lambda n: Fraction(n, 16))
-
-
-@given(
-    x=st.lists(number, min_size=1, max_size=6),
-    theta=st.integers(1, 40).map(lambda n: Fraction(n, 8)),
-    init=number,
-    rho=st.integers(1, 9),
-    wide=st.booleans(),
-    inplace=st.booleans(),
-)
-def test_the_desired_count_is_that_of_exact_arithmetic(x, theta, init, rho, wide, inplace):
-    dtype = torch.float64 if wide else torch.float32
-    tensor = torch.tensor([float(value) for value in x], dtype=dtype)
-    count = counts.desired_count(
-        tensor.clone(), torch.tensor(float(theta)), torch.tensor(float(init)), rho, inplace=inplace
-    )
-    assert count.dtype == dtype
-    assert count.tolist() == [
-        min(max(math.floor((rho * value + init) / theta), 0), rho) for value in x
-    ]
-
-
-def test_the_desired_count_of_values_beyond_numbers():
-    x = torch.tensor([math.nan, math.inf, -math.inf, 1e30, -1e30])
-    kept = x.clone()
-    assert counts.desired_count(x, torch.tensor(1.0), torch.tensor(0.5), 4).tolist() == [
-        0,
-        4,
-        0,
-        4,
-        0,
-    ]
-    assert torch.equal(x.nan_to_num(), kept.nan_to_num())
-    low = torch.tensor([0.5], dtype=torch.bfloat16)
-    assert (
-        counts.desired_count(low, torch.tensor(1.0), torch.tensor(0.5), 4, inplace=True).dtype
-        == torch.float32
-    )
-    assert low.item() == 0.5
-
-
-def emitted_by(desired, step, rho, emission):
-    """n(t) in integers, from the definition in csrc/core/emission.h."""
-    if emission == "even":
-        return (2 * desired * step + rho) // (2 * rho)
-    return step // rho * desired + min(desired, step % rho)
-
-
-@given(
-    rho=st.integers(1, 40),
-    steps=st.integers(1, 100),
-    emission=st.sampled_from(["even", "front"]),
-    theta=st.floats(2.0**-10, 1024, width=32),
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
-)
-def test_trains_are_those_of_integers(rho, steps, emission, theta, dtype):
-    every = torch.arange(rho + 1)
-    state = torch.float64 if dtype == torch.float64 else torch.float32
-    threshold = torch.tensor(theta, dtype=state)
-    spikes = counts.train(
-        every.to(state), threshold, steps=steps, rho=rho, emission=emission, dtype=dtype
-    )
-    wanted = [
-        [
-            emitted_by(c, t, rho, emission) - emitted_by(c, t - 1, rho, emission)
-            for c in range(rho + 1)
-        ]
-        for t in range(1, steps + 1)
-    ]
-    assert spikes.dtype == dtype
-    assert torch.equal(spikes, torch.tensor(wanted, dtype=dtype) * threshold.to(dtype))
-    total = counts.spikes_within(every.to(state), steps, rho, emission)
-    assert total.tolist() == [emitted_by(c, steps, rho, emission) for c in range(rho + 1)]
-
-
-def test_trains_over_thousands_of_steps():
-    every = torch.arange(5001, dtype=torch.float32)
-    spikes = counts.train(
-        every.clone(), torch.tensor(0.3), steps=5000, rho=5000, emission="even", dtype=torch.float32
-    )
-    assert torch.equal((spikes != 0).sum(0), torch.arange(5001))
 
 
 def test_the_shipped_network_in_float64(shipped_model, test_set):

@@ -1,5 +1,5 @@
-"""Memory: estimates, limits and parts of the batch, peaks against the ANN's, captured forwards.
-Values: test_network.py.
+"""Memory: estimates, limits and parts of the batch, peaks against the ANN's. Values:
+test_network.py.
 """
 
 import copy
@@ -12,6 +12,7 @@ import weakref
 
 import pytest
 import torch
+from chains import Chain, TwoInputs, images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -19,13 +20,8 @@ from torch import nn
 import cos_ext
 from cos_ext import SpikingNetwork, convert, evaluate, models
 from cos_ext.network import memory
-from cos_ext.network.capture import CapturedForward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def images(count, *shape):
-    return torch.rand(count, *(shape or (1, 28, 28)))
 
 
 def parts_of(network, *inputs):
@@ -41,17 +37,6 @@ def parts_of(network, *inputs):
         patch.setattr(SpikingNetwork, "_whole", noted)
         out = network(*inputs)
     return sizes, out
-
-
-class Chain(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.one, self.act1 = nn.Conv2d(1, 3, 3, padding=1), cos_ext.QCFS(4, 1.0)
-        self.two, self.act2 = nn.Conv2d(3, 5, 3, padding=1), cos_ext.QCFS(4, 1.0)
-        self.out = nn.Linear(5 * 64, 7)
-
-    def forward(self, x):
-        return self.out(self.act2(self.two(self.act1(self.one(x)))).flatten(1))
 
 
 def test_the_estimate_is_what_a_chain_allocates():
@@ -180,16 +165,6 @@ def test_counted_spikes_and_statistics_do_not_depend_on_parts(shipped, test_set)
     assert found[0] == found[1]
 
 
-class TwoInputs(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(6, 9), nn.Linear(3, 9)
-        self.act1, self.act2, self.out = cos_ext.QCFS(4, 1.0), cos_ext.QCFS(4, 1.0), nn.Linear(9, 4)
-
-    def forward(self, x, y):
-        return self.out(self.act2(self.act1(self.a(x)) + self.b(y)))
-
-
 class Untraceable(nn.Module):
     def __init__(self):
         super().__init__()
@@ -252,14 +227,16 @@ import torch
 from cos_ext import convert, data, models
 from cos_ext.cli import DEMO_CHECKPOINT
 
-def resident(what):  # bytes by the kernel's count: VmRSS now, VmHWM at most since the peak was forgotten
+def resident(what):
+    # Bytes by the kernel's count: VmRSS now, VmHWM at most since the peak was forgotten.
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
 
 torch.set_num_threads(1)
 model = models.resnet20(10, 1)
 models.load_weights(model, DEMO_CHECKPOINT)
-network, x = convert(model, timesteps=8, rho=4), next(iter(data.fashion_mnist().first(120).batches(120)))[0]
+network = convert(model, timesteps=8, rho=4)
+x = next(iter(data.fashion_mnist().first(120).batches(120)))[0]
 used = []
 for limit in (24 * 2**20, None):  # first what is smaller: malloc keeps small blocks
     network.memory_limit = limit
@@ -387,61 +364,3 @@ def test_a_limit_works_around_a_compiled_network():
     with pytest.raises(Exception, match="compile with memory_limit=None"):
         torch.compile(network, fullgraph=True, backend="aot_eager")(x)
     assert torch.equal(torch.compile(network, backend="aot_eager")(x), expected)
-
-
-def test_capture_needs_cuda():
-    network = convert(Chain(), timesteps=2)
-    with pytest.raises(RuntimeError, match=r"capture needs CUDA: .* got \['cpu'\]"):
-        network.capture(images(2, 1, 8, 8))
-    with pytest.raises(TypeError, match="example_inputs must be a tensor"):
-        network.capture()
-    with pytest.raises(ValueError, match="one batch size"):
-        convert(TwoInputs(), timesteps=2).capture(torch.rand(2, 6), torch.rand(3, 3))
-
-
-def test_what_a_captured_forward_checks():
-    """All but the graph itself, which a run into the same output stands for (the graph:
-    test_gpu.py).
-    """
-    network = convert(Chain(), timesteps=2, rho=2)
-    own = images(3, 1, 8, 8)
-    out = network(own).clone()
-    captured = CapturedForward(network, (own,), out, lambda: out.copy_(network(own)))
-    x = images(3, 1, 8, 8)
-    expected = network(x)
-    first = captured(x)
-    assert torch.equal(first, expected) and captured(x, clone=False) is out
-    captured(images(3, 1, 8, 8))
-    assert torch.equal(first, expected)
-    for wrong, error, message in (
-        ((x, x), TypeError, "takes 1 inputs, got 2"),
-        (([1],), TypeError, "input 0 must be a tensor, got list"),
-        (
-            (x[:2],),
-            ValueError,
-            r"\(3, 1, 8, 8\) on cpu, as captured, got torch.float32 \(2, 1, 8, 8\)",
-        ),
-        ((x.double(),), ValueError, "got torch.float64"),
-        ((x.to("meta"),), ValueError, "on meta"),
-    ):
-        with pytest.raises(error, match=message):
-            captured(*wrong)
-    network.load_state_dict(convert(Chain(), timesteps=2, rho=2).state_dict())  # in place: seen
-    assert torch.equal(captured(x), network(x))
-    changes = {
-        "timesteps": lambda n: setattr(n, "timesteps", 4),
-        "layer": lambda n: n.set_layer("act1", iterations=0),
-        "limit": lambda n: setattr(n, "memory_limit", None),
-        "dtype": lambda n: n.double(),
-        "weight": lambda n: setattr(
-            n.module.one, "weight", nn.Parameter(torch.zeros(3, 1, 3, 3), requires_grad=False)
-        ),
-        "potential": lambda n: setattr(n.nodes()["act1"], "v_init", torch.tensor(0.1)),
-    }
-    for name, change in changes.items():
-        other = copy.deepcopy(network)
-        stale = CapturedForward(other, (own,), out, lambda: None)
-        stale(x)
-        change(other)
-        with pytest.raises(RuntimeError, match="changed since it was captured"):
-            stale(x)
