@@ -1,8 +1,8 @@
 """Models in which a conversion can go wrong without a sound: each must be exact, or refused, with
 and without an example.
 
-The reference is test_zoo's. What converts in everyday networks is in test_zoo.py, the single rules
-in test_convert.py.
+The reference is quantised.py. What converts in everyday networks is in test_zoo.py, the single
+rules are in test_convert.py and test_refusals.py.
 """
 
 from __future__ import annotations

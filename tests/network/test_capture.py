@@ -25,7 +25,7 @@ def test_capture_needs_cuda():
 
 def test_what_a_captured_forward_checks():
     """All but the graph itself, which a run into the same output stands for (the graph:
-    test_gpu.py).
+    test_gpu_runtime.py).
     """
     network = convert(Chain(), timesteps=2, rho=2)
     own = images(3, 1, 8, 8)
