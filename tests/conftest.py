@@ -1,15 +1,25 @@
 """What several test files share: devices, dtypes, layouts, the shipped model. No tests here."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
+# Threads that wait give their core away: the tests run in several processes. Read once, when torch
+# starts its threads.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import hypothesis
 import pytest
 import torch
 
 import cos_ext
 from cos_ext import data, models
 from cos_ext.cli import DEMO_CHECKPOINT
+
+# A busy machine is slow, which is no failure; a failure prints how to see it again anywhere.
+hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("tests")
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() and cos_ext.build_info()["cuda"] else [])

@@ -48,7 +48,7 @@ def test_demo_prints_one_table_and_writes_json(capsys, tmp_path):
 )
 def test_demo_chooses_calibrations(capsys, tmp_path, options, expected):
     path = tmp_path / "demo.json"
-    code, out, _ = run(
+    code, _, _ = run(
         capsys,
         "demo",
         "--samples",

@@ -1,0 +1,86 @@
+"""cos_ext._core: what it takes and refuses, and that it serves NumPy without torch. Its arithmetic:
+test_properties.py.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cos_ext import _core
+
+X = np.random.default_rng(0).normal(0.3, 1.0, (6, 3, 5)).astype(np.float32)
+
+
+def test_it_needs_no_torch():
+    library = Path(_core.__file__)
+    script = f"""
+import importlib.util, sys
+sys.modules["torch"] = None
+spec = importlib.util.spec_from_file_location("_core", {str(library)!r})
+core = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(core)
+import numpy as np
+counts = core.cos_forward(np.ones((4, 3), np.float32), 2.0, rho=4)[2]
+print(counts.tolist(), core.build_facts()["cpu_capability"])
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    ).stdout
+    assert out.split("]")[0] == "[2, 2, 2"
+
+
+@pytest.mark.parametrize(
+    "arguments, options, error, message",
+    [
+        ((X.astype(int), 1.0), {}, ValueError, "x_seq must be float16, float32 or float64"),
+        ((X.astype(">f4"), 1.0), {}, ValueError, "byte order"),
+        ((X[:0], 1.0), {}, ValueError, "1 <= T"),
+        ((X[::-1], 1.0), {}, ValueError, "non-negative strides"),
+        ((X, 0.0), {}, ValueError, "v_threshold must be positive"),
+        ((X, float("nan")), {}, ValueError, "v_threshold must not be NaN"),
+        (
+            (X.astype(np.float16), 7e4),
+            {},
+            ValueError,
+            "v_threshold must be positive and finite in x_seq's dtype",
+        ),
+        ((X, 1e-46), {}, ValueError, "v_threshold must be positive"),
+        ((X, 1.0, float("nan")), {}, ValueError, "v_init must not be NaN"),
+        ((X, np.array([1.0, 1, 1, 0, 1])), {}, ValueError, "v_threshold must be positive"),
+        ((X, np.ones(4)), {}, ValueError, "v_threshold does not broadcast"),
+        ((X, np.ones((1, 3, 5))), {}, ValueError, "v_threshold does not broadcast"),
+        ((X, 1.0, np.ones(2)), {}, ValueError, "v_init does not broadcast"),
+        ((X, 1.0, np.ones(5, int)), {}, TypeError, "v_init must be floating-point"),
+        ((X, 1.0), {"rho": 0}, ValueError, "rho must lie in 1..T = 6, got 0"),
+        ((X, 1.0), {"rho": 7}, ValueError, "rho must lie in 1..T = 6, got 7"),
+        ((X, 1.0), {"iterations": -1}, ValueError, "iterations must be >= 0 or None"),
+        ((X, 1.0), {"threads": 0}, ValueError, "threads must be >= 1"),
+    ],
+)
+def test_arguments(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        _core.cos_forward(*arguments, **{"rho": 2, **options})
+
+
+def test_any_strides_and_broadcast_parameters():
+    theta = np.linspace(0.5, 1.5, 3)[:, None]
+    expected = _core.cos_forward(X, np.broadcast_to(theta, (3, 5)).copy(), rho=4, iterations=None)
+    wide = np.zeros((6, 3, 11), np.float32)
+    wide[:, :, ::2][:, :, :5] = X
+    for x in (
+        X,
+        np.asfortranarray(X),
+        X.transpose(2, 0, 1).copy().transpose(1, 2, 0),
+        wide[:, :, ::2][:, :, :5],
+    ):
+        for ours, reference in zip(_core.cos_forward(x, theta, rho=4, iterations=None), expected):
+            assert np.array_equal(ours, reference)
+    static = np.broadcast_to(X[0], (6, 3, 5))
+    for ours, reference in zip(
+        _core.cos_forward(static, 1.0, rho=4), _core.cos_forward(static.copy(), 1.0, rho=4)
+    ):
+        assert np.array_equal(ours, reference)
+    assert _core.if_forward(np.zeros((3, 0), np.float32), 1.0)[0].shape == (3, 0)
