@@ -24,7 +24,7 @@ def rate_forward(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    r"""Gives the mean of a calibrated neuron's spikes over rho steps, from its mean input.
+    r"""The mean of a calibrated neuron's spikes over rho steps, from its mean input.
 
     .. math:: \theta\, C^* / \rho, \quad
               C^* = \mathrm{clip}(\lfloor (\rho \bar x + v(0)) / \theta \rfloor, 0, \rho)
@@ -72,9 +72,9 @@ def calibrate_v_init(
     rho: int,
     iterations: int | None = 1,
 ) -> Calibration:
-    """Does the calibration of :func:`~cos_ext.functional.cos_forward` alone.
+    """The calibration of :func:`~cos_ext.functional.cos_forward` alone.
 
-    Reads the first rho steps and emits nothing.
+    It reads the first rho steps and emits nothing.
 
     Args:
         x_seq: ``[T, *neurons]`` with T >= rho; steps after rho are not read.
