@@ -28,7 +28,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from cos_ext import QCFS, build_info, convert, data, evaluate, fit_light, models
-from cos_ext.cli import DEMO_CHECKPOINT, _device, _model, _record
+from cos_ext._commands.options import build_model as _model
+from cos_ext._commands.options import chosen_device as _device
+from cos_ext._commands.options import read_record as _record
+from cos_ext.data import DEMO_CHECKPOINT
 from cos_ext.training import train
 
 # The rows of every rho, by name: the network's settings.

@@ -1,5 +1,6 @@
-"""Data that measurements and fits read: what batches must be, the inputs in one, and where a module
-computes. Nothing is run here.
+"""Data that measurements and fits read: what batches must be, and the inputs in one.
+
+Also where a module computes, which says where they go. Nothing is run here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def check_batches(batches: Any) -> None:
-    """TypeError unless batches is an iterable that may yield batches."""
+    """Validate that batches is an iterable that may yield batches.
+
+    Raises:
+        TypeError: it is a tensor, a string, a mapping, or not iterable.
+    """
     if isinstance(batches, (Tensor, str, bytes, Mapping)) or not hasattr(batches, "__iter__"):
         raise TypeError(
             "batches must be an iterable of batches (a list, a DataLoader), got "
@@ -28,8 +33,9 @@ def check_batches(batches: Any) -> None:
 
 
 def number_of_inputs(graph: torch.fx.Graph | None) -> int:
-    """How many inputs a batch has: the arguments of forward without a default; 1 where the model is
-    not traced.
+    """How many inputs a batch has: as many as forward has arguments without a default.
+
+    1 where the model is not traced, and graph is None.
     """
     if graph is None:
         return 1
@@ -40,8 +46,15 @@ def number_of_inputs(graph: torch.fx.Graph | None) -> int:
 
 
 def model_inputs(batch: Any, wanted: int) -> list[Tensor]:
-    """The inputs in an element of batches; what follows them in a tuple, such as labels, is left
-    out.
+    """The inputs in an element of batches, without what follows them, such as labels.
+
+    Args:
+        batch: a tensor, or a tuple or list that begins with tensors.
+        wanted: how many inputs the model has.
+
+    Raises:
+        TypeError: the element, or one of its first members, is no tensor.
+        ValueError: there are fewer members than wanted, or no batch dimension.
     """
     elements = [batch] if isinstance(batch, Tensor) else batch
     if not isinstance(elements, (tuple, list)) or not all(

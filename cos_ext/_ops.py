@@ -1,5 +1,6 @@
-"""Loads the compiled operators and tells torch their shapes (fakes). No user-facing functions and
-no validation here.
+"""Loads the compiled operators and tells torch their shapes (fakes).
+
+No validation here, and of what users call only :func:`build_info`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ def _library(name: str) -> Path | None:
 
 
 def _load() -> str | None:
-    """Load _C, then _C_cuda if it is there and can be; return why CUDA is off, or None where it is
-    on.
+    """Load _C, then _C_cuda if it is there and can be.
+
+    Returns why CUDA is off, or None where it is on.
     """
     wanted = os.environ.get("COS_EXT_CPU_CAPABILITY", "avx512")
     if wanted not in ("baseline", "avx2", "avx512"):
@@ -52,6 +54,7 @@ def _load() -> str | None:
 
 
 def core_facts() -> dict[str, str]:
+    """The build facts that the compiled module carries, by name."""
     return import_module("cos_ext._core").build_facts()
 
 
@@ -63,9 +66,14 @@ def cuda_unavailable() -> str | None:
 def build_info() -> dict[str, Any]:
     """Versions and build facts, as a dict of plain values.
 
-    Keys: cos_ext, torch (versions); compiler, built_with_torch, built_with_cuda, cuda_archs (of the
-    build); cpu_capability (the instruction set chosen here: avx512, avx2 or baseline); cuda
-    (whether CUDA tensors are served) and cuda_off (why not, or None).
+    Returns:
+        A dict with the keys
+
+        * ``cos_ext``, ``torch``: the versions;
+        * ``compiler``, ``built_with_torch``, ``built_with_cuda``, ``cuda_archs``: of the build;
+        * ``cpu_capability``: the instruction set chosen here: avx512, avx2 or baseline;
+        * ``cuda``: whether CUDA tensors are served;
+        * ``cuda_off``: why not, or None.
     """
     facts = core_facts()
     facts.pop("cuda_off")
@@ -82,13 +90,8 @@ def build_info() -> dict[str, Any]:
     }
 
 
-TALLIES = (
-    "spikes",
-    "silent",
-    "saturated",
-    "clipping",
-    "quantisation",
-)  # after the histogram (csrc/core/statistics.h)
+# What follows the histogram in a row of sums (csrc/core/statistics.h).
+TALLIES = ("spikes", "silent", "saturated", "clipping", "quantisation")
 CUDA_SLOTS = 64  # rows of sums of a CUDA launch (csrc/cuda/kernels.cuh)
 
 _cuda_error = _load()
@@ -96,9 +99,7 @@ ops = torch.ops.cos_ext
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which membrane potentials are kept: float64 for float64, float32 for the
-    others.
-    """
+    """The dtype of membrane potentials for inputs of a dtype: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

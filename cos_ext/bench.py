@@ -1,8 +1,7 @@
-"""Side-by-side timing of the kernels, a copy, and what a user would run without cos_ext. In one
-process, interleaved.
+"""Side-by-side timing of the kernels, a copy, and what a user would run without cos_ext.
 
-The workloads and their byte floors (T·N·s read and T·N·s written) live here; bench/ runs them under
-pytest-benchmark.
+Everything runs in one process, interleaved. The workloads and their byte floor (T·N·s read and
+T·N·s written, s the bytes of an element) live here. bench/ runs them under pytest-benchmark.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ._ops import build_info
 
 
 def plain_if(x: Tensor, theta: float) -> Tensor:
-    """Integrate-and-fire as a plain torch loop with a fresh output."""
+    """Integrate-and-fire on x ``[T, N]`` as a plain torch loop with a fresh output."""
     return plain_if_into(x, theta, torch.empty_like(x))
 
 
@@ -54,19 +54,19 @@ def _stacked_if(x: Tensor, theta: float) -> Tensor:
 def plain_cos(x: Tensor, theta: float, rho: int) -> Tensor:
     """One iteration of the calibration as plain torch operations, the way public scripts do it.
 
-    Simulate rho steps and keep the potentials, take minimum and maximum over time, select, shift,
-    simulate T steps.
+    They simulate rho steps and keep the potentials, take minimum and maximum over time, select,
+    shift, and simulate T steps.
     """
     v = torch.full_like(x[0], theta / 2)
-    before, after, fired = [], [], []
+    charged, reset, spikes = [], [], []
     for t in range(rho):
         m = v + x[t]
         s = (m >= theta).to(x.dtype)
         v = m - theta * s
-        before.append(m)
-        after.append(v)
-        fired.append(s)
-    before, after, fired = torch.stack(before), torch.stack(after), torch.stack(fired)
+        charged.append(m)
+        reset.append(v)
+        spikes.append(s)
+    before, after, fired = torch.stack(charged), torch.stack(reset), torch.stack(spikes)
     count = fired.sum(0)
     lowest = torch.where(fired > 0, before, torch.full_like(before, torch.inf)).amin(0)
     highest = torch.where(fired > 0, torch.full_like(after, -torch.inf), after).amax(0)
@@ -79,8 +79,9 @@ def plain_cos(x: Tensor, theta: float, rho: int) -> Tensor:
 
 
 def spikingjelly_if(x: Tensor, theta: float) -> Callable[[], Any] | None:
-    """SpikingJelly's multi-step IFNode, in inference mode, its potential reset in every call; None
-    where it is missing.
+    """SpikingJelly's multi-step IFNode as a call; None where it is not installed.
+
+    It runs in inference mode, and its potential is reset in every call.
     """
     try:
         from spikingjelly.activation_based import neuron
@@ -99,11 +100,14 @@ def spikingjelly_if(x: Tensor, theta: float) -> Callable[[], Any] | None:
 def workloads(
     x: Tensor, rho: int, *, slow: bool = True, compiled: bool = False
 ) -> dict[str, Callable[[], Any]]:
-    """Name to a call on x [T, N]; the in-place ones overwrite x (callers restore it outside the
-    timing).
+    """The calls to compare, by name.
 
-    slow: also the plain torch versions, and SpikingJelly where it is installed. compiled: also
-    torch.compile of the plain IF loop, with a fresh output and into a preallocated one.
+    Args:
+        x: ``[T, N]``. The calls in place write over it; callers restore it outside the timing.
+        rho: steps to watch, 1 <= rho <= T.
+        slow: also the plain torch versions, and SpikingJelly where it is installed.
+        compiled: also torch.compile of the plain IF loop, with a fresh output and into one that is
+            there already. This compiles both.
     """
     y = torch.empty_like(x)
     calls: dict[str, Callable[[], Any]] = {
@@ -125,8 +129,8 @@ def workloads(
         if peer is not None:
             calls["SpikingJelly IFNode"] = peer
     if compiled:
-        # The fastest forms found: a stack of the steps, which inductor fuses into one kernel, and
-        # for a given output copies.
+        # The fastest forms found. inductor fuses a stack of the steps into one kernel; for a given
+        # output it is copies.
         fresh = torch.compile(_stacked_if, fullgraph=True, dynamic=False)
         calls["torch.compile loop, IF"] = lambda: fresh(x, 1.0)
         into = torch.compile(plain_if_into, fullgraph=True, dynamic=False)
@@ -139,8 +143,9 @@ def workloads(
 def measure(
     calls: dict[str, Callable[[], Any]], restore: Callable[[], Any], repeats: int
 ) -> dict[str, list[float]]:
-    """Seconds of every call, `repeats` rounds over all of them; restore() runs before each call,
-    untimed.
+    """The seconds of every call, in ``repeats`` rounds over all of them.
+
+    ``restore`` runs before each call, untimed. A round before the first warms up.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(repeats + 1):
@@ -150,7 +155,7 @@ def measure(
             kept = call()
             elapsed = time.perf_counter() - start
             del kept
-            if round_:  # the first round warms up
+            if round_:
                 seconds[name].append(elapsed)
     return seconds
 
@@ -165,7 +170,21 @@ def run_bench(
     compiled: bool = False,
     json_path: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Measure, print a table per size, and return (and write) one record per row."""
+    """Measure the workloads, and print a table for every size and number of steps.
+
+    Args:
+        mib: sizes of x_seq in MiB, float32.
+        timesteps: numbers of steps T.
+        rho: steps to watch, at most; T where that is smaller.
+        threads: of torch; None leaves them as they are.
+        repeats: rounds that are timed.
+        compiled: also torch.compile, as for :func:`workloads`.
+        json_path: where machine, build and records are written; None is nowhere.
+
+    Returns:
+        One record a row: the case, the call, median_ms and min_ms, gb_per_s by the byte floor, and
+        x_copy, the median in units of that of ``copy_``.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     if importlib.util.find_spec("spikingjelly") is None:
@@ -180,7 +199,7 @@ def run_bench(
         source = torch.randn(steps, count)
         x = source.clone()
         seconds = measure(
-            workloads(x, min(rho, steps), compiled=compiled), lambda: x.copy_(source), repeats
+            workloads(x, min(rho, steps), compiled=compiled), partial(x.copy_, source), repeats
         )
         copy = statistics.median(seconds["copy_"])
         floor = 2 * x.numel() * x.element_size()

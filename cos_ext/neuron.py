@@ -1,20 +1,22 @@
-"""IFNode: integrate-and-fire neurons as a module that stands where an activation was. The
-mathematics is in functional.
+"""IFNode: integrate-and-fire neurons as a module that stands where an activation was.
+
+What a node keeps, and how it sees its input, is here. Settings and the choice of an operator are in
+_neuron/, the mathematics in functional.py.
 """
 
 from __future__ import annotations
 
-import numbers
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as TF
 
 from . import functional as F
-from ._ops import TALLIES
-
-STEP_MODES = ("m", "s")
+from ._functional.checks import check_not_nan
+from ._neuron.parameters import check_loaded, fit_together, parameter
+from ._neuron.settings import Settings, check_settings, watch_steps
+from ._neuron.simulation import UNFUSED, Fused, fits_window, simulate
 
 
 def _setting(name: str) -> property:
@@ -25,54 +27,62 @@ def _setting(name: str) -> property:
 
 
 class IFNode(nn.Module):
-    """Integrate-and-fire neurons with soft or hard reset, and calibration of offset spikes where
-    rho > 0.
+    """Integrate-and-fire neurons with soft or hard reset, calibrated where rho > 0.
 
     Args:
-        v_threshold: θ > 0, a float (kept in torch's default dtype) or a tensor that broadcasts to
-            the neurons (per channel: [C, 1, 1]).
+        v_threshold: θ > 0. A float (kept in torch's default dtype), or a tensor that broadcasts to
+            the neurons (per channel: ``[C, 1, 1]``).
         v_init: v(0), likewise; None is θ/2.
         v_reset: None for soft reset, else the potential after a spike (hard reset).
-        timesteps: None: the input is [T, *neurons]. An int T: time is folded into the batch,
-            time-major, [T*B, ...], so that convolutions, BatchNorm, pooling and Flatten work
+        timesteps: None: the input is ``[T, *neurons]``. An int T: time is folded into the batch,
+            time-major, ``[T*B, ...]``, so that convolutions, BatchNorm, pooling and Flatten work
             unmodified between nodes.
         rho: steps to watch for calibration (:func:`cos_ext.functional.cos_forward`); 0 is none.
-        iterations: of the calibration; None is until exact.
+        iterations: of the calibration; None is until exact. For "cos" only.
         emission: the order in time of a calibrated neuron's spikes, as for
-            :func:`cos_ext.functional.cos_forward`.
-        calibration: "cos", or a rival of it: "srp" (:func:`cos_ext.functional.srp_forward`, tau =
-            rho), "parallel" (:func:`cos_ext.functional.parallel_forward`), "light" (a current per
-            channel that :func:`cos_ext.fit_light` found is added at every step), "none". iterations
-            and emission are for "cos" only; with "light" and "none" rho plays no part.
+            :func:`cos_ext.functional.cos_forward`. For "cos" only.
+        calibration: one of the five below. With "light" and "none" rho plays no part.
         step_mode: "m": each call is a whole simulation from v_init. "s": each call is one step,
-            input [*neurons], and the potential is kept until :meth:`reset`.
+            input ``[*neurons]``, and the potential is kept until :meth:`reset`.
         inplace: write the spikes over the input.
-        static_input: the input is [B, ...] and the same at every step; it is read once, and the
-            output is [T*B, ...].
+        static_input: the input is ``[B, ...]`` and the same at every step. It is read once, and the
+            output is ``[T*B, ...]``.
+
+    The calibrations are "cos", its rivals, and none:
+
+    * "cos": :func:`cos_ext.functional.cos_forward`.
+    * "srp": :func:`cos_ext.functional.srp_forward`, tau = rho.
+    * "parallel": :func:`cos_ext.functional.parallel_forward`.
+    * "light": a current per channel, found by :func:`cos_ext.fit_light`, is added at every step.
+    * "none".
 
     Called with (x) or (x, residual): the residual, like x, is added to the input in the same pass.
-    convert() also lets it scale and shift the input (buffers in_scale and in_bias, None unless
-    used) and pool the spikes (`pool`).
+    convert() also lets a node scale and shift the input (buffers ``in_scale`` and ``in_bias``, None
+    unless used) and pool the spikes (``pool``).
 
-    In float16 and bfloat16 the potential is float32, and θ is θ rounded to the input's dtype, for
-    the comparison, the reset and the spike alike: the next layer receives exactly what the reset
-    took off (also with a float32 node under torch.autocast). The network is then the exact one with
-    the rounded thresholds, where other residuals than these would be lost at every spike.
+    In float16 and bfloat16 the potential is float32, and θ is θ rounded to the input's dtype. That
+    holds for the comparison, the reset and the spike alike: the next layer receives exactly what
+    the reset took off (also with a float32 node under torch.autocast). The network is then the
+    exact one with the rounded thresholds. Other residuals than these would be lost at every spike.
 
-    v_threshold and v_init are buffers and part of the state_dict; so is bias, the current of
-    "light", once it is there. In float32 with ``v_init=0., v_threshold=1.`` the output equals,
-    spike for spike, that of a fresh (or reset) SpikingJelly ``neuron.IFNode(v_reset=None)``.
+    ``v_threshold`` and ``v_init`` are buffers and part of the state_dict; so is ``bias``, the
+    current of "light", once it is there.
+
+    In float32 with ``v_init=0., v_threshold=1.`` the output equals, spike for spike, that of a
+    SpikingJelly ``neuron.IFNode(v_reset=None)`` that is fresh or reset.
 
     Raises:
         RuntimeError: calibration "light" without a fitted bias, when run.
-        TypeError, ValueError: a bad argument (also when it is set later, or loaded), rho > 0 with
-            hard reset, step_mode "s" or more than `timesteps`, a batch that is not divisible by
-            timesteps; and as for the functional forms.
+        TypeError, ValueError: a bad argument, also when it is set later, or loaded; rho > 0 with
+            hard reset, with step_mode "s", or above ``timesteps``; a batch that timesteps does not
+            divide; and as for the functional forms.
     """
 
     v_threshold: Tensor
     v_init: Tensor
     bias: Tensor | None
+    in_scale: Tensor | None
+    in_bias: Tensor | None
 
     def __init__(
         self,
@@ -90,13 +100,13 @@ class IFNode(nn.Module):
         static_input: bool = False,
     ) -> None:
         super().__init__()
-        threshold = _parameter("v_threshold", v_threshold)
+        threshold = parameter("v_threshold", v_threshold)
         F.check_values("v_threshold", threshold)
         self.register_buffer("v_threshold", threshold)
         start = (
-            threshold / 2 if v_init is None else _parameter("v_init", v_init).to(threshold.device)
+            threshold / 2 if v_init is None else parameter("v_init", v_init).to(threshold.device)
         )
-        _check_not_nan("v_init", start)
+        check_not_nan("v_init", start)
         self.register_buffer("v_init", start)
         self.register_buffer("bias", None)
         # What convert() fuses into the pass: the input is x · in_scale + in_bias + a residual, the
@@ -115,57 +125,30 @@ class IFNode(nn.Module):
         # Where set, forward adds up the kernels' statistics (cos_ext.analysis.statistics).
         self.keep_statistics = False
         self.statistics: Tensor | None = None
-        self._settings: dict[str, Any] = {}
-        self.configure(
-            v_reset=v_reset,
-            timesteps=timesteps,
-            rho=rho,
-            iterations=iterations,
-            emission=emission,
-            calibration=calibration,
-            step_mode=step_mode,
-            static_input=bool(static_input),
+        self._settings = check_settings(
+            {
+                "v_reset": v_reset,
+                "timesteps": timesteps,
+                "rho": rho,
+                "iterations": iterations,
+                "emission": emission,
+                "calibration": calibration,
+                "step_mode": step_mode,
+                "static_input": bool(static_input),
+            }
         )
 
     def configure(self, **changes: Any) -> None:
-        """Change any of v_reset, timesteps, rho, iterations, emission, calibration, step_mode,
-        static_input; validated together.
+        """Change settings together; the node is unchanged if they do not fit.
 
-        The node is unchanged if they do not fit.
+        Args:
+            changes: any of v_reset, timesteps, rho, iterations, emission, calibration, step_mode
+                and static_input, as for the constructor.
+
+        Raises:
+            TypeError, ValueError: as for the constructor.
         """
-        new = {**self._settings, **changes}
-        timesteps, rho, v_reset = new["timesteps"], new["rho"], new["v_reset"]
-        if v_reset is not None:
-            new["v_reset"] = F.check_number("v_reset", v_reset)
-        if timesteps is not None and (
-            isinstance(timesteps, bool) or not isinstance(timesteps, int)
-        ):
-            raise TypeError(f"timesteps must be an int or None, got {type(timesteps).__name__}")
-        if timesteps is not None and timesteps < 1:
-            raise ValueError(f"timesteps must be >= 1, got {timesteps}")
-        if isinstance(rho, bool) or not isinstance(rho, int):
-            raise TypeError(f"rho must be an int, got {type(rho).__name__}")
-        if rho < 0:
-            raise ValueError(f"rho must be >= 0, got {rho}")
-        rho = rho if F.check_method(new["calibration"]) in F.WATCHING else 0
-        if timesteps is not None and rho > timesteps:
-            raise ValueError(f"rho must be at most timesteps = {timesteps}, got {rho}")
-        F.check_calibration(max(rho, 1), new["iterations"])
-        F.check_emission(new["emission"])
-        if new["step_mode"] not in STEP_MODES:
-            raise ValueError(f"step_mode must be one of {STEP_MODES}, got {new['step_mode']!r}")
-        if rho and v_reset is not None:
-            raise ValueError(
-                "rho must be 0 with hard reset (calibration is defined for v_reset=None), got "
-                f"{rho}"
-            )
-        if rho and new["step_mode"] == "s":
-            raise ValueError(
-                f"rho must be 0 with step_mode 's' (calibration needs the whole input), got {rho}"
-            )
-        if new["static_input"] and (timesteps is None or new["step_mode"] == "s"):
-            raise ValueError("static_input needs timesteps and step_mode 'm'")
-        self._settings = new
+        self._settings = check_settings(cast(Settings, {**self._settings, **changes}))
 
     v_reset = _setting("v_reset")
     timesteps = _setting("timesteps")
@@ -178,73 +161,94 @@ class IFNode(nn.Module):
 
     @property
     def watch_steps(self) -> int:
-        """The steps that are watched before the first spike: rho, or 0 where the calibration has no
-        use for it.
-        """
-        return self.rho if self.calibration in F.WATCHING else 0
+        """The steps watched before the first spike: rho, or 0 where the calibration uses none."""
+        return watch_steps(self._settings)
 
     def reset(self) -> None:
         """Forget the potential kept by step_mode "s"; the next step starts from v_init."""
         self.v = None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Simulate the neurons on an input current.
+
+        Args:
+            x: float32, float64, float16 or bfloat16, in the shape that ``timesteps``, ``step_mode``
+                and ``static_input`` ask for.
+            residual: added to x; None, or a tensor like it.
+
+        Returns:
+            The spikes, 0 or θ, in x's dtype.
+        """
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a tensor, got {type(x).__name__}")
         if x.dtype not in F.FLOAT_DTYPES:
             raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
-        timesteps, fused = self.timesteps, {}
+        operands: dict[str, Tensor] = {}
         if self._fuses(x, residual):
-            fused, owned = self._operands(x), self.inplace
+            operands, owned = self._operands(x), self.inplace
         else:
             x, owned = self._currents(x, residual)
             residual = None
         if self.step_mode == "s":
             return self._single_step(x)
+        timesteps = self.timesteps
         if timesteps is None:
-            return self._emit(x, owned, residual, fused)
+            return self._emit(x, owned, residual, operands)
         if x.dim() == 0:
             raise ValueError("x must have a batch dimension, got a tensor without dimensions")
-        if self.static_input:
-            over_time = [
-                None if t is None else t.unsqueeze(0).expand(timesteps, *t.shape)
-                for t in (x, residual)
-            ]
-            owned = False
-        elif x.shape[0] % timesteps:
+        if not self.static_input and x.shape[0] % timesteps:
             raise ValueError(
                 f"the batch must be divisible by timesteps = {timesteps} (time is folded into it), "
                 f"got shape {tuple(x.shape)}"
             )
-        else:
-            samples = x.shape[0] // timesteps
-            over_time = [
-                None if t is None else t.unflatten(0, (timesteps, samples)) for t in (x, residual)
-            ]
-        return self._emit(over_time[0], owned, over_time[1], fused).flatten(0, 1)
+        added = None if residual is None else self._over_time(residual)
+        owned = owned and not self.static_input
+        return self._emit(self._over_time(x), owned, added, operands).flatten(0, 1)
+
+    def _over_time(self, x: Tensor) -> Tensor:
+        """``[T, B, ...]`` of an input that is folded, or the same at every step."""
+        steps = self.timesteps
+        if self.static_input:
+            return x.unsqueeze(0).expand(steps, *x.shape)
+        return x.unflatten(0, (steps, x.shape[0] // steps))
 
     def _emit(
-        self, x_seq: Tensor, owned: bool, residual: Tensor | None, fused: dict[str, Tensor]
+        self, x_seq: Tensor, owned: bool, residual: Tensor | None, operands: dict[str, Tensor]
     ) -> Tensor:
+        """The spikes, pooled where convert() wants it; x_seq may be written over where owned."""
         window = self._window(x_seq)
-        spikes = self._simulate(
-            x_seq, owned and window is None, pool=window, residual=residual, **fused
+        fused = Fused(operands.get("scale"), operands.get("bias"), residual, window)
+        theta, v_init = self._parameters_for(x_seq)
+        spikes, total, sums = simulate(
+            x_seq,
+            theta,
+            v_init,
+            self._settings,
+            fused,
+            inplace=owned and window is None,
+            count=self.count_spikes,
+            keep_statistics=self.keep_statistics,
         )
+        if sums is not None:
+            self.statistics = sums if self.statistics is None else self.statistics + sums
+        if total is not None:
+            before, steps = self.emitted or (0, 0)
+            self.emitted = (before + total, steps + x_seq.numel())
         if self.pool is None or self.apart or window is not None:
             return spikes
         # What the kernel cannot pool.
-        return TF.avg_pool2d(spikes.flatten(0, 1), self._sizes(spikes)).unflatten(
-            0, spikes.shape[:2]
-        )
+        pooled = TF.avg_pool2d(spikes.flatten(0, 1), self._sizes(spikes, self.pool))
+        return pooled.unflatten(0, spikes.shape[:2])
 
     def _fuses(self, x: Tensor, residual: Tensor | None) -> bool:
         """Whether the kernels take in what stands around these neurons."""
-        if self.apart or self.calibration in ("srp", "parallel") or self.step_mode == "s":
+        if self.apart or self.calibration in UNFUSED or self.step_mode == "s":
             return False
         fits = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
         return fits and (self.timesteps or x.shape[0]) <= F.MAX_FUSED_STEPS
 
     def _operands(self, x: Tensor) -> dict[str, Tensor]:
-        """scale and bias as the kernels take them."""
+        """scale and bias as the kernels take them, each where there is one."""
         bias = self._light_bias()
         if self.in_bias is not None:
             bias = self.in_bias if bias is None else self.in_bias + bias
@@ -267,9 +271,7 @@ class IFNode(nn.Module):
         return self.bias
 
     def _currents(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, bool]:
-        """What the neurons see, in passes of their own, and whether spikes may be written over
-        it.
-        """
+        """What the neurons see, in passes of their own; whether spikes may be written over it."""
         given = self._operands(x)
         if not given and residual is None:
             return x, self.inplace
@@ -279,108 +281,37 @@ class IFNode(nn.Module):
             x = (scaled + given["bias"].to(state) if "bias" in given else scaled).to(x.dtype)
         return (x if residual is None else x + residual), True
 
-    def _sizes(self, x: Tensor) -> tuple[int, int]:
-        return tuple(x.shape[-2:]) if self.pool == (0, 0) else self.pool
+    @staticmethod
+    def _sizes(x: Tensor, pool: tuple[int, int]) -> tuple[int, int]:
+        return (x.shape[-2], x.shape[-1]) if pool == (0, 0) else pool
 
     def _window(self, x_seq: Tensor) -> tuple[int, int] | None:
         """The windows that the kernel pools over; None where there are none, or it cannot."""
-        if (
-            self.pool is None
-            or self.apart
-            or self.calibration in ("srp", "parallel")
-            or x_seq.dim() < 4
-        ):
+        if self.pool is None or self.apart or self.calibration in UNFUSED or x_seq.dim() < 4:
             return None
-        rows, columns = self._sizes(x_seq)
-        whole = (
-            x_seq.shape[-2] % rows == 0
-            and x_seq.shape[-1] % columns == 0
-            and x_seq.shape[0] <= F.MAX_FUSED_STEPS
-        )
-        served = x_seq.device.type != "cuda" or (rows, columns) == (2, 2)
+        window = self._sizes(x_seq, self.pool)
         counted = not self.count_spikes or 0 < self.watch_steps <= F.MAX_STATISTICS_RHO
-        return (rows, columns) if whole and served and counted else None
+        return window if counted and fits_window(x_seq, window) else None
 
     def _parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """θ and v(0) in dtypes that the kernels take."""
         allowed = (x.dtype, F.state_dtype(x.dtype))
         start = self.v_init if self.v_init.dtype in allowed else self.v_init.to(allowed[1])
-        return self.v_threshold.to(
-            x.dtype
-        ), start  # θ as the spikes carry it: a reset takes off what was sent
-
-    def _simulate(
-        self,
-        x_seq: Tensor,
-        inplace: bool,
-        *,
-        pool: tuple[int, int] | None = None,
-        **fused: Tensor | None,
-    ) -> Tensor:
-        theta, v_init = self._parameters_for(x_seq)
-        if self.keep_statistics and (
-            self.v_reset is not None or self.calibration in ("srp", "parallel")
-        ):
-            raise ValueError(
-                "statistics need soft reset, for which offset spikes are defined, and the kernels "
-                "of calibration 'cos', "
-                f"'light' or 'none', got v_reset={self.v_reset} and "
-                f"calibration={self.calibration!r}"
-            )
-        count = self.count_spikes and pool is None
-        options = {"inplace": inplace, "return_count": count}
-        rho = self.watch_steps
-        if self.calibration == "srp" and rho:
-            result = F.srp_forward(x_seq, theta, v_init, tau=rho, **options)
-        elif self.calibration == "parallel" and rho:
-            result = F.parallel_forward(x_seq, theta, v_init, rho=rho, **options)
-        elif rho or self.keep_statistics:
-            # Without calibration: watched, and left as they are.
-            iterations = self.iterations if rho else 0
-            emission = self.emission if rho else "calibrated"
-            sums = self.keep_statistics or (self.count_spikes and pool is not None)
-            result = F.cos_forward(
-                x_seq,
-                theta,
-                v_init,
-                rho=rho or x_seq.shape[0],
-                iterations=iterations,
-                emission=emission,
-                return_statistics=sums,
-                pool=pool,
-                **options,
-                **fused,
-            )
-        else:
-            result = F.if_forward(
-                x_seq, theta, v_init, v_reset=self.v_reset, pool=pool, **options, **fused
-            )
-        if self.keep_statistics:
-            sums = result.statistics
-            self.statistics = sums if self.statistics is None else self.statistics + sums
-        if self.count_spikes:
-            spikes, steps = self.emitted or (0, 0)
-            now = (
-                result.spike_count.sum()
-                if count
-                else result.statistics[2 * rho + 1 + TALLIES.index("spikes")]
-            )
-            self.emitted = (spikes + now, steps + x_seq.numel())
-        return result.spikes
+        # θ as the spikes carry it: a reset takes off what was sent.
+        return self.v_threshold.to(x.dtype), start
 
     def _single_step(self, x: Tensor) -> Tensor:
         theta, v_init = self._parameters_for(x)
-        if self.v is not None:
-            if (
-                self.v.shape != x.shape
-                or self.v.device != x.device
-                or self.v.dtype != F.state_dtype(x.dtype)
-            ):
+        kept = self.v
+        if kept is not None:
+            fits = kept.shape == x.shape and kept.device == x.device
+            if not fits or kept.dtype != F.state_dtype(x.dtype):
                 raise ValueError(
-                    f"x must fit the kept potential {self.v.dtype} {tuple(self.v.shape)} on "
-                    f"{self.v.device}, "
-                    f"got {x.dtype} {tuple(x.shape)} on {x.device}; call reset() between inputs"
+                    f"x must fit the kept potential {kept.dtype} {tuple(kept.shape)} on "
+                    f"{kept.device}, got {x.dtype} {tuple(x.shape)} on {x.device}; call reset() "
+                    "between inputs"
                 )
-            v_init = self.v
+            v_init = kept
         result = F.if_forward(
             x.unsqueeze(0), theta, v_init, v_reset=self.v_reset, inplace=self.inplace, return_v=True
         )
@@ -391,26 +322,15 @@ class IFNode(nn.Module):
         self,
         state_dict: dict[str, Any],
         prefix: str,
-        local_metadata,
-        strict,
-        missing_keys,
-        unexpected_keys,
-        error_msgs,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
+        own = {"v_threshold": self.v_threshold, "v_init": self.v_init, "bias": self.bias}
         try:
-            # As they will be: rounded to this node's dtype.
-            for name, check in (
-                ("v_threshold", F.check_values),
-                ("v_init", _check_not_nan),
-                ("bias", _check_not_nan),
-            ):
-                loaded = state_dict.get(prefix + name)
-                if (
-                    isinstance(loaded, Tensor)
-                    and not loaded.is_meta
-                    and getattr(self, name) is not None
-                ):
-                    check(prefix + name, loaded.detach().to(getattr(self, name).dtype))
+            check_loaded(state_dict, prefix, own)
         except ValueError as error:
             error_msgs.append(str(error))
             return
@@ -418,22 +338,22 @@ class IFNode(nn.Module):
         if (
             isinstance(start, Tensor)
             and start.shape != self.v_init.shape
-            and _fit_together(start, self.v_threshold)
+            and fit_together(start, self.v_threshold)
         ):
-            self.v_init = self.v_init.new_empty(
-                start.shape
-            )  # fit_v_init gives it a shape of its own
+            # fit_v_init gives it a shape of its own.
+            self.v_init = self.v_init.new_empty(start.shape)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def _apply(self, fn, recurse: bool = True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> IFNode:
         converted = fn(self.v_threshold)
         if converted.dtype != self.v_threshold.dtype and not converted.is_meta:
             F.check_values("v_threshold", converted)
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
+        """The settings, with θ where it is one number and its shape where it is a tensor."""
         theta = (
             f"{self.v_threshold.item():.4g}"
             if self.v_threshold.dim() == 0
@@ -450,22 +370,3 @@ class IFNode(nn.Module):
             f"step_mode={self.step_mode!r}",
         ]
         return ", ".join(parts)
-
-
-def _check_not_nan(name: str, value: Tensor) -> None:
-    if not value.is_meta and torch.isnan(value).any():
-        raise ValueError(f"{name} must not be NaN")
-
-
-def _fit_together(a: Tensor, b: Tensor) -> bool:
-    return all(m == n or 1 in (m, n) for m, n in zip(reversed(a.shape), reversed(b.shape)))
-
-
-def _parameter(name: str, value: float | Tensor) -> Tensor:
-    if isinstance(value, Tensor):
-        if not value.is_floating_point():
-            raise TypeError(f"{name} must be floating-point, got {value.dtype}")
-        return value.detach().clone()
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a float or a tensor, got {type(value).__name__}")
-    return torch.tensor(float(value), dtype=torch.get_default_dtype())

@@ -1,19 +1,19 @@
 """The QCFS activation: the trainable, quantised clip that integrate-and-fire neurons reproduce.
-Only that lives here.
+
+Only that lives here: nothing that spikes.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 class _QCFSFunction(torch.autograd.Function):
-    """Quantised clip with the straight-through gradient of floor, saving one tensor instead of
-    five.
-    """
+    """Quantised clip with the straight-through gradient of floor; saves one tensor, not five."""
 
     generate_vmap_rule = True  # so that torch.func works
 
@@ -22,12 +22,12 @@ class _QCFSFunction(torch.autograd.Function):
         return quantise(z, threshold, levels)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
         z, threshold, ctx.levels = inputs
         ctx.save_for_backward(z, threshold)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         z, threshold = ctx.saved_tensors
         inside = (z >= 0) & (z <= threshold)
         grad_z = grad * inside if ctx.needs_input_grad[0] else None
@@ -50,11 +50,12 @@ def quantise(z: Tensor, threshold: Tensor, levels: int) -> Tensor:
 class QCFS(nn.Module):
     r"""Quantisation clip-floor-shift activation (Bu et al., ICLR 2022, equation 7, with shift 1/2).
 
-    .. math:: a = \theta \, \mathrm{clip}\!\left(\frac{1}{L}\left\lfloor \frac{z L}{\theta} + \frac12 \right\rfloor,
-              0, 1\right)
+    .. math:: a = \theta \, \mathrm{clip}\!\left(\frac{1}{L}
+              \left\lfloor \frac{z L}{\theta} + \frac12 \right\rfloor, 0, 1\right)
 
-    An IF neuron with threshold θ and v_init = θ/2 that is driven for T = L steps and calibrated
-    exactly emits, neuron for neuron, the count a·L/θ; see :func:`cos_ext.functional.cos_forward`.
+    Take an IF neuron with threshold θ and v_init = θ/2, driven for T = L steps and calibrated
+    exactly. It emits, neuron for neuron, the count a·L/θ; see
+    :func:`cos_ext.functional.cos_forward`.
 
     Args:
         levels: L, the number of quantisation steps, an int >= 1.
@@ -62,8 +63,8 @@ class QCFS(nn.Module):
 
     Shape: any; the output has the input's shape and dtype.
 
-    Gradients: floor is straight-through, so da/dz is 1 for 0 <= z <= θ and 0 elsewhere, and da/dθ
-    is a/θ minus z/θ inside that range.
+    Gradients: floor is straight-through. So da/dz is 1 for 0 <= z <= θ and 0 elsewhere. da/dθ is
+    a/θ, and inside that range z/θ less.
 
     Raises:
         TypeError: levels is not an int, or the input is not a floating-point tensor.
@@ -83,9 +84,11 @@ class QCFS(nn.Module):
         self.threshold = nn.Parameter(torch.tensor(threshold))
 
     def forward(self, z: Tensor) -> Tensor:
+        """The activation a of z, elementwise, in z's shape and dtype."""
         if not z.is_floating_point():
             raise TypeError(f"QCFS needs a floating-point input, got {z.dtype}")
         return _QCFSFunction.apply(z, self.threshold.to(z.dtype), self.levels)
 
     def extra_repr(self) -> str:
+        """The number of levels and the threshold as it is now."""
         return f"levels={self.levels}, threshold={self.threshold.item():.4g}"

@@ -1,8 +1,7 @@
-"""The mathematics as a plain torch loop over time, to read beside the paper and to test the kernels
-against.
+"""The mathematics as a plain torch loop over time: to read beside the paper, and to test against.
 
 Slow on purpose and complete: every formula of :mod:`cos_ext.functional`, in its order of
-operations. No kernels here.
+operations. No kernels and no validation here.
 """
 
 from __future__ import annotations
@@ -22,7 +21,14 @@ def if_forward(
     *,
     v_reset: float | None = None,
 ) -> IFResult:
-    """Integrate and fire, all results. Arguments as for :func:`cos_ext.functional.if_forward`."""
+    """Integrates and fires.
+
+    Args:
+        x_seq, v_threshold, v_init, v_reset: as for :func:`cos_ext.functional.if_forward`.
+
+    Returns:
+        IFResult(spikes, v, spike_count), all of it.
+    """
     theta, v = _start(x_seq, v_threshold, v_init)
     spikes, count = torch.empty_like(x_seq), torch.zeros_like(v, dtype=torch.int32)
     for t in range(x_seq.shape[0]):
@@ -42,11 +48,19 @@ def calibrate_v_init(
     rho: int,
     iterations: int | None = 1,
 ) -> Calibration:
-    """The shifted v(0), ψ and N. Arguments as for :func:`cos_ext.functional.calibrate_v_init`."""
+    """Calibrates, and emits nothing.
+
+    Args:
+        x_seq, v_threshold, v_init, rho, iterations: as for
+            :func:`cos_ext.functional.calibrate_v_init`.
+
+    Returns:
+        Calibration(v_init, offset_spikes, spike_count), the shifted v(0), ψ and N.
+    """
     theta, start = _start(x_seq, v_threshold, v_init)
     residual, count, lowest, highest = _watch(x_seq, theta, start, rho)
-    # In float64 the quotient of float32 numbers has the exact floor; see csrc/core/calibration.h
-    # for float64 itself.
+    # In float64 the quotient of float32 numbers has the exact floor. For float64 itself see
+    # csrc/core/calibration.h.
     quotient = torch.floor(residual.double() / theta.double())
     quotient = torch.where(torch.isnan(quotient), 0.0, quotient)
     psi = torch.minimum(torch.maximum(quotient, -count.double()), (rho - count).double()).to(
@@ -77,8 +91,15 @@ def cos_forward(
     iterations: int | None = 1,
     emission: str = "calibrated",
 ) -> COSResult:
-    """Calibrate, then simulate; all results. Arguments as for
-    :func:`cos_ext.functional.cos_forward`.
+    """Calibrates, then simulates.
+
+    Args:
+        x_seq, v_threshold, v_init, rho, iterations, emission: as for
+            :func:`cos_ext.functional.cos_forward`.
+
+    Returns:
+        COSResult(spikes, v, spike_count, v_init, offset_spikes, None). ``v`` is None where
+        emission is not "calibrated".
     """
     if emission != "calibrated":
         return _planned(x_seq, v_threshold, v_init, rho, emission)
@@ -95,7 +116,7 @@ def _planned(
     rho: int,
     emission: str,
 ) -> COSResult:
-    """C* spikes in every rho steps, evenly or first; no potential."""
+    """C* spikes in every rho steps, spread evenly or first; no potential."""
     start, psi, count = calibrate_v_init(x_seq, v_threshold, v_init, rho=rho, iterations=0)
     theta, _ = _start(x_seq, v_threshold, v_init)
     desired = (count + psi).long()
@@ -112,7 +133,7 @@ def _planned(
 def _start(
     x_seq: Tensor, v_threshold: float | Tensor, v_init: float | Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """θ and v(0), each [*neurons] in the state dtype."""
+    """θ and v(0), each ``[*neurons]`` in the state dtype."""
     state, neurons = state_dtype(x_seq.dtype), x_seq.shape[1:]
     theta = torch.as_tensor(v_threshold, dtype=state, device=x_seq.device).expand(neurons)
     v = (
@@ -126,8 +147,9 @@ def _start(
 def _watch(
     x_seq: Tensor, theta: Tensor, v: Tensor, rho: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """v(rho), N, min of m(t) where it fired, max of v(t) where it did not, over the first rho steps
-    with soft reset.
+    """The first rho steps with soft reset: v(rho), N, and what a shift needs of the trajectory.
+
+    That is the minimum of m(t) where it fired, and the maximum of v(t) where it did not.
     """
     count = torch.zeros_like(v, dtype=torch.int32)
     lowest, highest = torch.full_like(v, torch.inf), torch.full_like(v, -torch.inf)

@@ -1,0 +1,110 @@
+"""The table of demo and eval: an ANN beside its spiking network under several calibrations."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .. import data
+from .._ops import build_info
+from .._tables import table
+from ..analysis.evaluation import Evaluation, evaluate
+from ..conversion.pipeline import convert
+from ..data import distributed
+from ..training import train
+from .options import batch_size, chosen_device
+
+
+def compare(
+    args: argparse.Namespace, model: nn.Module, test_set: data.ImageSet | data.ImageFolder
+) -> int:
+    """Evaluate the ANN and the SNN under each calibration, and print one table."""
+    device, progress = chosen_device(args.device), not args.quiet
+    if args.plot is not None:
+        pyplot()  # so that a missing matplotlib shows before the work
+    network = convert(model.to(device), timesteps=args.timesteps, rho=args.rho)
+    batches = test_set.batches(batch_size(args, device), shard=distributed.whoami())
+    answers = distributed.gather(
+        train.correct_answers(model, batches, device=device, progress=progress)
+    )
+    ann = sum(correct for correct, _ in answers) / max(sum(seen for _, seen in answers), 1)
+    wanted = _calibrations(args)
+    results: dict[str, Evaluation] = {}
+    for name, (rho, iterations) in wanted.items():
+        network.rho, network.iterations = rho, iterations
+        results[name] = evaluate(network, batches, progress=progress, shard=False)
+    times = sorted({t for t in (1, 2, 4, 8, 16, 32, 64) if t <= args.timesteps} | {args.timesteps})
+    where = f"{len(answers)} processes, {device.type}" if len(answers) > 1 else device
+    print(f"{len(test_set)} images on {where}; ANN accuracy {ann:.2%}\n")
+    print(_table(results, times, {name: rho for name, (rho, _) in wanted.items()}))
+    print("\nEach cell: accuracy (latency in time-steps, rho + t). Spikes: per neuron and step.")
+    if args.json is not None:
+        content = {
+            "ann_accuracy": ann,
+            "rho": args.rho,
+            "timesteps": args.timesteps,
+            "device": str(device),
+            "results": {name: result.to_dict() for name, result in results.items()},
+            "build": build_info(),
+        }
+        args.json.write_text(json.dumps(content, indent=2) + "\n")
+    if args.plot is not None and distributed.whoami()[0] == 0:
+        _plot(args.plot, ann, results)
+    return 0
+
+
+def pyplot() -> Any:
+    """matplotlib's pyplot, drawing to files.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot as module
+    except ImportError as error:
+        raise ImportError("--plot needs matplotlib: pip install 'cos_ext[plots]'") from error
+    return module
+
+
+def _calibrations(args: argparse.Namespace) -> dict[str, tuple[int, int | None]]:
+    """rho and iterations of the rows, by name."""
+    given = [args.iterations] if args.iterations is not None else [] if args.exact else [1, 2]
+    rows: dict[str, tuple[int, int | None]] = {"none": (0, 1)}
+    rows |= {f"{k} iteration{'s' if k != 1 else ''}": (args.rho, k) for k in given}
+    if args.exact or args.iterations is None:
+        rows["exact"] = (args.rho, None)
+    return rows
+
+
+def _table(results: dict[str, Evaluation], times: list[int], rho: dict[str, int]) -> str:
+    rows = [["calibration", "rho", *(f"t = {t}" for t in times), "images/s", "spikes"]]
+    for name, result in results.items():
+        cells = [f"{result.accuracy[t - 1]:.2%} ({result.latency[t - 1]})" for t in times]
+        speed, spikes = f"{result.images_per_second:.0f}", f"{result.spike_rate:.4f}"
+        rows.append([name, str(rho[name]), *cells, speed, spikes])
+    return table(rows, left=(0,))
+
+
+def _plot(path: Path, ann: float, results: dict[str, Evaluation]) -> None:
+    figure, axes = pyplot().subplots(figsize=(6, 4), layout="constrained")
+    axes.axhline(100 * ann, color="black", linestyle="--", linewidth=1, label="ANN")
+    for name, result in results.items():
+        label = name if name == "none" else f"{name}, rho = {result.latency[0] - 1}"
+        axes.plot(
+            range(1, len(result.accuracy) + 1),
+            [100 * a for a in result.accuracy],
+            marker="o",
+            markersize=3,
+            label=label,
+        )
+    axes.set_xlabel("time-step t (latency rho + t)")
+    axes.set_ylabel("accuracy (%)")
+    axes.legend()
+    figure.savefig(path, dpi=150)

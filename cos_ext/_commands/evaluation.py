@@ -1,0 +1,63 @@
+"""`eval`: the table of demo for a checkpoint, an architecture and a data set of the user's."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .. import data, models
+from .compare import compare
+from .options import add_calibration, add_data_set, add_device, build_model, read_record
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command and its options."""
+    evaluation = commands.add_parser(
+        "eval", help="the same for a checkpoint, an architecture and a data set of yours"
+    )
+    evaluation.set_defaults(run=run, shares_images=True)
+    evaluation.add_argument(
+        "--checkpoint", type=Path, required=True, help=".safetensors or a weights-only state dict"
+    )
+    evaluation.add_argument(
+        "--arch",
+        choices=sorted(models.ARCHITECTURES),
+        help="default: from the JSON beside the checkpoint",
+    )
+    evaluation.add_argument(
+        "--levels", type=int, help="QCFS levels L; default: from the JSON beside the checkpoint"
+    )
+    evaluation.add_argument(
+        "--stem",
+        choices=("cifar", "imagenet"),
+        help="default: from the JSON, or the architecture's own",
+    )
+    add_calibration(evaluation)
+    add_data_set(evaluation)
+    add_device(evaluation)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read the checkpoint and its record, and print the table."""
+    test_set = data.load(args.dataset, args.data, size=args.size)
+    record = read_record(args.checkpoint) if args.checkpoint.with_suffix(".json").exists() else {}
+    record["num_classes"] = test_set.num_classes
+    record["in_channels"] = 1 if args.dataset == "fashion-mnist" else 3
+    for key, value in (("architecture", args.arch), ("levels", args.levels), ("stem", args.stem)):
+        if value is not None:
+            record[key] = value
+        elif key not in record and key != "stem":
+            raise ValueError(
+                f"--{key.replace('architecture', 'arch')} is needed: there is no JSON beside "
+                f"{args.checkpoint}"
+            )
+    model = build_model(record)
+    models.load_weights(model, str(args.checkpoint))
+    print(f"{record['architecture']}, L = {record['levels']}, {args.dataset}")
+    if args.samples is None:
+        return compare(args, model, test_set)
+    if not isinstance(test_set, data.ImageSet):
+        raise ValueError(
+            f"--samples is not for --dataset {args.dataset}: it is read image by image"
+        )
+    return compare(args, model, test_set.first(args.samples))

@@ -1,0 +1,22 @@
+"""`info`: what is installed, and what it can serve."""
+
+from __future__ import annotations
+
+import argparse
+
+from .._ops import build_info
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command, which has no options."""
+    info = commands.add_parser(
+        "info", help="versions, CPU capability, CUDA architectures, and why CUDA is off"
+    )
+    info.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the facts, one a line."""
+    for key, value in build_info().items():
+        print(f"{key:18} {'-' if value in (None, '') else value}")
+    return 0

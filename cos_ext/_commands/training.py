@@ -1,0 +1,109 @@
+"""`train`: trains a QCFS network, and writes a checkpoint with a record beside it."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import data, models
+from ..training import train
+from .options import add_data_set, add_device, chosen_device
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command and its options."""
+    training = commands.add_parser("train", help="train a QCFS network")
+    training.set_defaults(run=run)
+    training.add_argument("--arch", choices=sorted(models.ARCHITECTURES), default="resnet20")
+    training.add_argument("--levels", type=int, default=8, help="QCFS levels L (default 8)")
+    training.add_argument("--threshold", type=float, default=8.0, help="initial θ (default 8)")
+    training.add_argument(
+        "--stem", choices=("cifar", "imagenet"), help="default: the architecture's own"
+    )
+    training.add_argument("--epochs", type=int, default=300)
+    training.add_argument("--lr", type=float, default=0.1, help="peak learning rate (default 0.1)")
+    training.add_argument("--momentum", type=float, default=0.9)
+    training.add_argument("--weight-decay", type=float, default=5e-4)
+    training.add_argument("--label-smoothing", type=float, default=0.0)
+    training.add_argument("--schedule", choices=train.SCHEDULES, default="cosine")
+    training.add_argument("--precision", choices=sorted(train.PRECISIONS), default="float32")
+    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--batch-size", type=int, default=128)
+    training.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="the checkpoint, .safetensors; a JSON is written beside it",
+    )
+    training.add_argument(
+        "--resume", action="store_true", help="go on from OUTPUT.state if it is there"
+    )
+    add_data_set(training)
+    add_device(training)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, and write the checkpoint and its record."""
+    config = train.TrainConfig(
+        epochs=args.epochs,
+        learning_rate=args.lr,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        label_smoothing=args.label_smoothing,
+        schedule=args.schedule,
+        precision=args.precision,
+        seed=args.seed,
+    )
+    train_set = data.load(args.dataset, args.data, train=True, size=args.size)
+    test_set = data.load(args.dataset, args.data, size=args.size)
+    generator = torch.Generator().manual_seed(args.seed)
+    options: dict[str, Any] = {"shuffle": True, "drop_last": True, "generator": generator}
+    if isinstance(train_set, data.ImageSet):  # a folder knows by itself
+        options["augment"] = True
+    batches = train_set.batches(args.batch_size, **options)
+    record = {
+        "architecture": args.arch,
+        "levels": args.levels,
+        "num_classes": train_set.num_classes,
+        "in_channels": 1 if args.dataset == "fashion-mnist" else 3,
+        "stem": args.stem,
+    }
+    torch.manual_seed(args.seed)
+    stem = {"stem": args.stem} if args.stem else {}
+    model = models.build(
+        args.arch,
+        record["num_classes"],
+        record["in_channels"],
+        levels=args.levels,
+        threshold=args.threshold,
+        **stem,
+    )
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stub
+    history = train.fit(
+        model,
+        batches,
+        test_set.batches(args.batch_size),
+        config,
+        device=chosen_device(args.device),
+        state_path=args.output.with_suffix(".state"),
+        resume=args.resume,
+        progress=not args.quiet,
+    )
+    record |= {
+        "dataset": args.dataset,
+        "test_accuracy": history[-1]["test_accuracy"],
+        "seed": args.seed,
+        "command": "python -m cos_ext " + shlex.join(sys.argv[1:]),
+        "history": history,
+    }
+    train.save_checkpoint(model, args.output, record)
+    print(
+        f"test accuracy {history[-1]['test_accuracy']:.2%}; wrote {args.output} and "
+        f"{args.output.with_suffix('.json')}"
+    )
+    return 0

@@ -1,0 +1,50 @@
+"""The tensors of a neuron, θ and v(0): made from what a user gives, and read from a state dict."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import functional as F
+from .._functional.checks import check_not_nan
+
+
+def parameter(name: str, value: float | Tensor) -> Tensor:
+    """A number in torch's default dtype, or a copy of a floating-point tensor without its graph.
+
+    Raises:
+        TypeError: value is neither.
+    """
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            raise TypeError(f"{name} must be floating-point, got {value.dtype}")
+        return value.detach().clone()
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
+        raise TypeError(f"{name} must be a float or a tensor, got {type(value).__name__}")
+    return torch.tensor(float(value), dtype=torch.get_default_dtype())
+
+
+def check_loaded(state: Mapping[str, Any], prefix: str, own: Mapping[str, Tensor | None]) -> None:
+    """Validate the tensors of a node in a state dict, rounded to the dtypes of its ``own``.
+
+    Raises:
+        ValueError: a threshold is not positive and finite, or a v(0) or a bias is NaN.
+    """
+    checks: dict[str, Callable[[str, Tensor], None]] = {
+        "v_threshold": F.check_values,
+        "v_init": check_not_nan,
+        "bias": check_not_nan,
+    }
+    for name, check in checks.items():
+        loaded, current = state.get(prefix + name), own[name]
+        if isinstance(loaded, Tensor) and not loaded.is_meta and current is not None:
+            check(prefix + name, loaded.detach().to(current.dtype))
+
+
+def fit_together(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors broadcast with each other."""
+    return all(m == n or 1 in (m, n) for m, n in zip(reversed(a.shape), reversed(b.shape)))

@@ -1,0 +1,73 @@
+"""The settings of a neuron: what they are, and which of them fit together. No tensors here."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from .. import functional as F
+
+STEP_MODES = ("m", "s")
+
+
+class Settings(TypedDict):
+    """What ``IFNode.configure`` changes; :class:`cos_ext.IFNode` says what each one means."""
+
+    v_reset: float | None
+    timesteps: int | None
+    rho: int
+    iterations: int | None
+    emission: str
+    calibration: str
+    step_mode: str
+    static_input: bool
+
+
+def watch_steps(settings: Settings) -> int:
+    """The steps that are watched before the first spike: rho, or 0 where it plays no part."""
+    return settings["rho"] if settings["calibration"] in F.WATCHING else 0
+
+
+def check_settings(settings: Settings) -> Settings:
+    """Validate settings, each by itself and all together.
+
+    Returns:
+        The settings, v_reset as a float.
+
+    Raises:
+        TypeError: a setting has another type.
+        ValueError: a setting is out of range, or two do not fit together.
+    """
+    timesteps, rho, v_reset = settings["timesteps"], settings["rho"], settings["v_reset"]
+    if v_reset is not None:
+        v_reset = F.check_number("v_reset", v_reset)
+    if timesteps is not None:
+        _check_int("timesteps", timesteps, 1, " or None")
+    _check_int("rho", rho, 0)
+    F.check_method(settings["calibration"])
+    watched = watch_steps(settings)
+    if timesteps is not None and watched > timesteps:
+        raise ValueError(f"rho must be at most timesteps = {timesteps}, got {watched}")
+    F.check_calibration(max(watched, 1), settings["iterations"])
+    F.check_emission(settings["emission"])
+    step_mode = settings["step_mode"]
+    if step_mode not in STEP_MODES:
+        raise ValueError(f"step_mode must be one of {STEP_MODES}, got {step_mode!r}")
+    if watched and v_reset is not None:
+        raise ValueError(
+            "rho must be 0 with hard reset (calibration is defined for v_reset=None), got "
+            f"{watched}"
+        )
+    if watched and step_mode == "s":
+        raise ValueError(
+            f"rho must be 0 with step_mode 's' (calibration needs the whole input), got {watched}"
+        )
+    if settings["static_input"] and (timesteps is None or step_mode == "s"):
+        raise ValueError("static_input needs timesteps and step_mode 'm'")
+    return {**settings, "v_reset": v_reset}
+
+
+def _check_int(name: str, value: int, least: int, other: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int{other}, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be >= {least}, got {value}")
