@@ -13,7 +13,9 @@ from torch import nn
 from torch.nn import functional as TF
 
 import cos_ext
-from cos_ext.calibration import thresholds as calibrate
+from cos_ext.calibration import histograms
+from cos_ext.calibration.activation_statistics import Statistics
+from cos_ext.calibration.threshold_files import FORMAT
 from cos_ext.calibration.thresholds import (
     METHODS,
     calibrate_thresholds,
@@ -162,21 +164,21 @@ def test_histogram_counts_are_those_of_binning_everything_at_the_end():
         * torch.logspace(-12, 3, 64)[:, None, None]
         * torch.tensor([1.0, 1e-3, 0.0, 1e4])[:, None]
     )
-    seen = calibrate._Histogram("", x[:0], None, True)
+    seen = histograms.Histogram("", x[:0], None, True)
     for part in x[torch.randperm(64)].split([1, 2, 13, 20, 28]):
         seen.see(part, inplace=False)
     assert torch.equal(
-        calibrate._merged(seen.counts, torch.zeros(4, dtype=torch.int64)), seen.counts
+        histograms.merged(seen.counts, torch.zeros(4, dtype=torch.int64)), seen.counts
     )
     for channel, (counts, exponent) in enumerate(zip(seen.counts, seen.exponent)):
         a = x[:, channel].double().clamp(min=0).flatten()
         if channel == 2:
             assert counts[0] == counts.sum() == a.numel()
             continue
-        width = 2.0 ** int(exponent) / calibrate.BINS
-        assert a.max() < width * calibrate.BINS <= 2 * a.max()
+        width = 2.0 ** int(exponent) / histograms.BINS
+        assert a.max() < width * histograms.BINS <= 2 * a.max()
         assert torch.equal(
-            counts, torch.bincount((a / width).ceil().long(), minlength=calibrate.BINS + 1)
+            counts, torch.bincount((a / width).ceil().long(), minlength=histograms.BINS + 1)
         )
 
 
@@ -199,7 +201,7 @@ def test_large_batches_are_binned_in_parts(monkeypatch):
     x = torch.randn(30, 4, 5, 5)
     for per_channel in (False, True):
         whole = bare(x, method="mse", per_channel=per_channel)
-        monkeypatch.setattr(calibrate, "_CHUNK", 250)
+        monkeypatch.setattr(histograms, "_CHUNK", 250)
         assert torch.equal(bare(x, method="mse", per_channel=per_channel), whole)
         monkeypatch.undo()
 
@@ -500,7 +502,7 @@ def test_neither_the_model_nor_the_data_are_changed(method, block, images):
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_only_statistics_are_kept(method, per_channel, monkeypatch):
     held, sites = [], set()
-    see = calibrate._Statistics.see
+    see = Statistics.see
 
     def watched(self, x, inplace):
         result = see(self, x, inplace)
@@ -513,7 +515,7 @@ def test_only_statistics_are_kept(method, per_channel, monkeypatch):
         held.append(sum(tensor.untyped_storage().nbytes() for tensor in tensors))
         return result
 
-    monkeypatch.setattr(calibrate._Statistics, "see", watched)
+    monkeypatch.setattr(Statistics, "see", watched)
     model = nn.Sequential(nn.Conv2d(1, 5, 1), nn.ReLU(), nn.Conv2d(5, 5, 1), nn.ReLU())
     found(
         model,
@@ -522,7 +524,7 @@ def test_only_statistics_are_kept(method, per_channel, monkeypatch):
         per_channel=per_channel,
     )
     channels = 5 if per_channel else 1
-    histogram = 8 * (calibrate.BINS + 1) if method in ("percentile", "mse") else 0
+    histogram = 8 * (histograms.BINS + 1) if method in ("percentile", "mse") else 0
     assert len(held) == 12 and len(sites) == 2
     assert max(held) <= channels * (histogram + 32) + 8  # an activation has 655,360 bytes and more
 
@@ -596,7 +598,7 @@ def test_only_thresholds_are_saved_and_loaded(tmp_path):
         load_thresholds(path)
 
     def header(sites):
-        return {"cos_ext": json.dumps({"format": calibrate.FORMAT, "sites": sites})}
+        return {"cos_ext": json.dumps({"format": FORMAT, "sites": sites})}
 
     for match, tensors, metadata in (
         ("must be a file of save_thresholds", {"a": one}, None),

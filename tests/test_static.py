@@ -15,7 +15,7 @@ from torch import nn
 import cos_ext
 from cos_ext import QCFS, IFNode, convert, evaluate, fit_v_init, reference
 from cos_ext._files import write_tensors
-from cos_ext.calibration.potentials import PER, STATISTICS, _Statistic
+from cos_ext.calibration.shift_statistics import PER, STATISTICS, ShiftStatistic
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RHO = 4
@@ -231,7 +231,7 @@ def test_statistics_of_any_currents_in_any_split(data):
     cut = draw(st.integers(1, 11))
     results = []
     for parts in ((12,), (cut, 12 - cut)):
-        seen = _Statistic(
+        seen = ShiftStatistic(
             "site", {"statistic": statistic, "per": per}, torch.Size(neurons), x.device
         )
         for part in x.split(parts, 1):
