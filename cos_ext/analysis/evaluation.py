@@ -1,7 +1,8 @@
 """Evaluation of a spiking network at every time-step in one pass over the data, by one process or
 several.
 
-Conversion, data, loading ahead and the exchange between processes are elsewhere.
+Loading ahead and the exchange between processes are in cos_ext.data. Nothing here converts, trains
+or plots.
 """
 
 from __future__ import annotations
@@ -25,11 +26,16 @@ from ..neuron import IFNode
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results at t = 1..T, from the running sum of the outputs. Prints as a table.
+    """Results at t = 1, ..., T, from the running sum of the outputs. Prints as a table.
 
-    accuracy, top5: fractions of the samples (top5 is None with five classes or fewer); latency:
-    watch_steps + t time-steps; spike_rate: spikes per neuron and step, over all neurons;
-    images_per_second: wall clock, data included, of the slowest process where there are several.
+    Attributes:
+        accuracy: top-1, as fractions of the samples.
+        top5: likewise; None with five classes or fewer.
+        samples: how many were run, by all processes.
+        latency: watch_steps + t time-steps.
+        spike_rate: spikes per neuron and step, over all neurons.
+        images_per_second: by the wall clock, data included; of the slowest process where there are
+            several.
     """
 
     accuracy: list[float]
@@ -40,6 +46,7 @@ class Evaluation:
     images_per_second: float
 
     def to_dict(self) -> dict[str, Any]:
+        """The results as numbers and lists."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -56,7 +63,7 @@ class Evaluation:
 
 @dataclass
 class _Share:
-    """What one process has counted: plain numbers, to be added exactly. An `error` stands for all
+    """What one process has counted: plain numbers, to be added exactly. An ``error`` stands for all
     of it.
     """
 
@@ -85,7 +92,7 @@ def evaluate(
     group: Any = None,
     shard: bool = True,
 ) -> Evaluation:
-    """Accuracy of `network` at every time-step.
+    """Accuracy of a spiking network at every time-step.
 
     Nothing is read back from the device before the last batch: outputs [T, B, classes] and counts
     stay there.
@@ -95,8 +102,8 @@ def evaluate(
     Evaluation. An error in one is raised in all, once the others have come to their end.
 
     Args:
-        network: from :func:`cos_ext.convert`; put in eval mode, and moved to `device` where one is
-            given.
+        network: from :func:`cos_ext.convert`; put in eval mode, and moved to ``device`` where one
+            is given.
         loader: an iterable of (inputs [B, ...], labels int64 [B]).
         device: where to compute; None: where the network is.
         progress: a progress bar on stderr, of the group's first process.
@@ -105,10 +112,13 @@ def evaluate(
         distributed: False: this process alone, even where torch.distributed is initialised.
         group: its processes take part; None: the default group. Any backend.
         shard: with several processes, True: the loader is the same in all of them and each takes
-            every n-th of its batches; False: each process's loader gives only its own share
-            (`batches(..., shard=(rank, processes))` of :mod:`cos_ext.data`), so that nothing is
-            loaded in vain; shares may differ in size or be empty. A DistributedSampler is no such
+            every n-th of its batches. False: each process's loader gives only its own share
+            (``batches(..., shard=(rank, processes))`` of :mod:`cos_ext.data`), so that nothing is
+            loaded in vain. Shares may differ in size or be empty. A DistributedSampler is no such
             share where the samples do not divide evenly: it repeats some, which then count twice.
+
+    Returns:
+        What was measured, the same in every process.
 
     Raises:
         TypeError: network is not a SpikingNetwork, prefetch not an int, or the loader yields no
@@ -143,24 +153,23 @@ def evaluate(
             share, group, device=device_of(network) if isinstance(network, SpikingNetwork) else None
         )
     except Exception:
-        if failure is not None:  # the cause, rather than what it did to the exchange
-            raise failure
-        raise
-    if failure is not None:
+        if failure is None:
+            raise
+        shares = []
+    if failure is not None:  # the cause, rather than what it did to the exchange
         raise failure
     return _merged(shares)
 
 
 def _every(loader: Iterable[Any], rank: int, processes: int, seen: Any) -> Iterator[Any]:
-    """Every `processes`-th batch from `rank` on. `seen` digests the labels of all that lie on the
-    host.
+    """Every ``processes``-th batch from ``rank`` on. ``seen`` digests the labels of all that lie on
+    the host.
     """
     for number, batch in enumerate(loader):
         labels = batch[1] if isinstance(batch, (tuple, list)) and len(batch) == 2 else None
         if isinstance(labels, Tensor):
-            on_host = (
-                labels.device.type == "cpu" and labels.dtype == torch.int64
-            )  # reading another would wait for its device
+            # Reading one elsewhere would wait for its device.
+            on_host = labels.device.type == "cpu" and labels.dtype == torch.int64
             seen.update(
                 str(tuple(labels.shape)).encode()
                 + (labels.contiguous().numpy().tobytes() if on_host else b"")
@@ -184,7 +193,7 @@ def _counted(
     prefetch: int,
     length: int | None = None,
 ) -> _Share:
-    """One pass over `loader`, and the only time that the host waits for the device, at its end."""
+    """One pass over ``loader``. The host waits for the device once, at its end."""
     if not isinstance(network, SpikingNetwork):
         raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
     check_depth(prefetch)
@@ -223,8 +232,8 @@ def _counted(
 def _pass(
     network: SpikingNetwork, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[Any, Any, int, int | None]:
-    """(correct int64 [T], the same for top-5 or None, samples, classes); the counts are on the
-    device, nothing waits for it.
+    """(correct int64 [T], the same for top-5 or None, samples, classes). The counts are on the
+    device, and nothing waits for it.
     """
     correct: Tensor | int = 0
     correct5: Tensor | int | None = 0
@@ -265,26 +274,18 @@ def _merged(shares: list[_Share]) -> Evaluation:
     if any(share.labels != shares[0].labels for share in shares):
         raise ValueError(
             "loader must yield the same batches in every process with shard=True, got other "
-            "labels; use shard=False "
-            "where each process's loader gives its own share"
+            "labels; use shard=False where each process's loader gives its own share"
         )
     samples, steps = sum(share.samples for share in shares), sum(share.steps for share in shares)
     if samples == 0:
         raise ValueError("loader must yield at least one sample, it yielded none")
-    accuracy = [
-        sum(counts) / samples
-        for counts in zip(*(share.correct for share in shares if share.samples))
-    ]
-    top5 = [
-        sum(counts) / samples
-        for counts in zip(*(share.correct5 for share in shares if share.samples))
-    ]
-    settings = shares[0].settings
+    full, settings = [share for share in shares if share.samples], shares[0].settings
+    correct5 = zip(*(share.correct5 for share in full))
     return Evaluation(
-        accuracy,
-        top5 or None,
-        samples,
-        [settings["watch_steps"] + t for t in range(1, settings["timesteps"] + 1)],
-        sum(share.spikes for share in shares) / max(steps, 1),
-        samples / max(share.seconds for share in shares),
+        accuracy=[sum(counts) / samples for counts in zip(*(share.correct for share in full))],
+        top5=[sum(counts) / samples for counts in correct5] or None,
+        samples=samples,
+        latency=[settings["watch_steps"] + t for t in range(1, settings["timesteps"] + 1)],
+        spike_rate=sum(share.spikes for share in shares) / max(steps, 1),
+        images_per_second=samples / max(share.seconds for share in shares),
     )

@@ -1,47 +1,51 @@
 """Statistics of spiking layers, summed by the kernels while they simulate: reading the sums, and
 collecting them over a data set.
 
-What is counted, and how, is in csrc/core/statistics.h; the comparison with an ANN is in offsets.py.
+What is counted, and how, is in csrc/core/statistics.h. The comparison with an ANN is in offsets.py.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from .._batches import check_batches, device_of, model_inputs, number_of_inputs
+from .._batches import check_batches, device_of, number_of_inputs
+from .._loops import inputs_on
 from .._ops import TALLIES
+from .._tables import table
 from ..network.network import SpikingNetwork
 from ..network.reports import report
-
+from .files import write_json
 
 ERROR_UNIT = 2.0**-24  # of the sums of errors, in spikes (csrc/core/statistics.h)
 
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    r"""What the neurons of a layer did, over all of them and all samples.
+    """What the neurons of a layer did, over all of them and all samples.
 
-    neurons: how many, one per neuron and sample. rho, timesteps: the steps that were watched, and
-    emitted. offset_histogram: how many have ψ = -rho, ..., rho before calibration. spikes: emitted
-    in all; silent_share, saturated_share: the fractions that emitted none, and one at every step.
+    The last three split the conversion error of the uncalibrated neuron over the first rho steps.
+    They are means of absolute values in units of θ. Let u = Σx(t)/θ. A rectifier in an ANN would
+    answer max(u, 0)/rho, the neuron answers N/rho. The three are those of Bu et al., "Optimal
+    ANN-SNN conversion for high-accuracy and ultra-low-latency spiking neural networks", ICLR 2022,
+    section 4. u is taken from the residual membrane potential: u = (v(rho) - v(0))/θ + N.
 
-    The rest splits the conversion error of the uncalibrated neuron over the first rho steps, as
-    means of absolute values in units of θ: with u = Σx(t)/θ, an ANN's rectifier would answer max(u,
-    0)/rho, the neuron N/rho.
-
-    clipping: (u - rho)/rho where u exceeds rho. quantisation: abs(clip(u, 0, rho) - C*)/rho.
-    unevenness: abs(ψ)/rho, the part that calibration removes. (The three errors of Bu et al.,
-    "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency spiking neural networks",
-    ICLR 2022, section 4.) u is taken from the residual membrane potential, (v(rho) - v(0))/θ + N.
+    Attributes:
+        neurons: how many, one per neuron and sample.
+        rho: steps that were watched.
+        timesteps: steps that were emitted.
+        offset_histogram: how many neurons have ψ = -rho, ..., rho before calibration.
+        spikes: emitted in all.
+        silent_share: the fraction of the neurons that emitted no spike.
+        saturated_share: the fraction that emitted one at every step.
+        clipping: (u - rho)/rho where u exceeds rho.
+        quantisation: abs(clip(u, 0, rho) - C*)/rho, C* the desired count.
+        unevenness: abs(ψ)/rho, the part that calibration removes.
     """
 
     neurons: int
@@ -67,47 +71,57 @@ class LayerStatistics:
 
 
 def read_statistics(sums: Tensor, *, rho: int, timesteps: int) -> LayerStatistics:
-    """The `statistics` of :func:`cos_ext.functional.cos_forward`, or sums of several such, in
-    words. Waits for the device.
+    """The ``statistics`` of :func:`cos_ext.functional.cos_forward`, or sums of several such, in
+    words.
+
+    Waits for the device.
 
     Args:
         sums: int64 [2 rho + 6].
-        rho, timesteps: of the calls that gave them; the same for all.
+        rho: steps that were watched, the same in all calls that gave the sums.
+        timesteps: steps that were emitted, likewise.
+
+    Raises:
+        ValueError: sums has another number of elements.
     """
     values = sums.tolist()
-    if len(values) != 2 * rho + 1 + len(TALLIES):
-        raise ValueError(
-            f"sums must have {2 * rho + 1 + len(TALLIES)} elements with rho = {rho}, got "
-            f"{len(values)}"
-        )
+    size = 2 * rho + 1 + len(TALLIES)
+    if len(values) != size:
+        raise ValueError(f"sums must have {size} elements with rho = {rho}, got {len(values)}")
     histogram, named = tuple(values[: 2 * rho + 1]), dict(zip(TALLIES, values[2 * rho + 1 :]))
     neurons = sum(histogram)
     weight = max(neurons, 1)
     uneven = sum(abs(index - rho) * count for index, count in enumerate(histogram))
     return LayerStatistics(
-        neurons,
-        rho,
-        timesteps,
-        histogram,
-        named["spikes"],
-        named["silent"] / weight,
-        named["saturated"] / weight,
-        named["clipping"] * ERROR_UNIT / (rho * weight),
-        named["quantisation"] * ERROR_UNIT / (rho * weight),
-        uneven / (rho * weight),
+        neurons=neurons,
+        rho=rho,
+        timesteps=timesteps,
+        offset_histogram=histogram,
+        spikes=named["spikes"],
+        silent_share=named["silent"] / weight,
+        saturated_share=named["saturated"] / weight,
+        clipping=named["clipping"] * ERROR_UNIT / (rho * weight),
+        quantisation=named["quantisation"] * ERROR_UNIT / (rho * weight),
+        unevenness=uneven / (rho * weight),
     )
 
 
 @dataclass(frozen=True)
 class NetworkStatistics:
-    """What :meth:`SpikingNetwork.statistics` collected: layers by call site, in execution order.
-    Prints as a table.
+    """What :meth:`cos_ext.SpikingNetwork.statistics` collected. Prints as a table.
+
+    Attributes:
+        layers: by call site, in execution order.
+        samples: how many were run.
     """
 
     layers: dict[str, LayerStatistics]
     samples: int
 
     def to_dict(self) -> dict[str, Any]:
+        """The statistics, and the rates and shares that follow from them, as numbers, strings,
+        lists and dicts.
+        """
         derived = {
             site: {"spike_rate": s.spike_rate, "offset_share": s.offset_share}
             for site, s in self.layers.items()
@@ -119,48 +133,19 @@ class NetworkStatistics:
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`to_dict` as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(path, self.to_dict())
 
     def __str__(self) -> str:
-        head = (
-            "layer",
-            "neurons",
-            "spike rate",
-            "silent",
-            "saturated",
-            "ψ ≠ 0",
-            "clipping",
-            "quantisation",
-            "unevenness",
-        )
-        rows = [head]
+        head = ["layer", "neurons", "spike rate", "silent", "saturated", "ψ ≠ 0"]
+        rows = [[*head, "clipping", "quantisation", "unevenness"]]
         for site, s in self.layers.items():
             shares = (s.silent_share, s.saturated_share, s.offset_share)
             errors = (s.clipping, s.quantisation, s.unevenness)
-            rows.append(
-                (
-                    site,
-                    str(s.neurons),
-                    f"{s.spike_rate:.4f}",
-                    *(f"{share:.2%}" for share in shares),
-                    *(f"{error:.5f} θ" for error in errors),
-                )
-            )
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        lines = [
-            "  ".join(
-                cell.rjust(w) if i else cell.ljust(w)
-                for i, (cell, w) in enumerate(zip(row, widths))
-            )
-            for row in rows
-        ]
-        return "\n".join(
-            [
-                *lines,
-                f"{self.samples} samples; ψ and errors are those before calibration, over each "
-                "layer's own rho "
-                "steps, or over all steps where it has none",
-            ]
+            numbers = [f"{share:.2%}" for share in shares] + [f"{error:.5f} θ" for error in errors]
+            rows.append([site, str(s.neurons), f"{s.spike_rate:.4f}", *numbers])
+        return (
+            f"{table(rows, left=(0,))}\n{self.samples} samples; ψ and errors are those before "
+            "calibration, over each layer's own rho steps, or over all steps where it has none"
         )
 
 
@@ -169,29 +154,25 @@ class NetworkStatistics:
 def collect(
     network: SpikingNetwork, batches: Iterable[Any], *, progress: bool = True
 ) -> NetworkStatistics:
-    """See :meth:`SpikingNetwork.statistics`."""
-
+    """See :meth:`cos_ext.SpikingNetwork.statistics`."""
     check_batches(batches)
     nodes = network.nodes()
-    where = device_of(network)
     wanted = number_of_inputs(getattr(network.module, "graph", None))
     for node in nodes.values():
         node.statistics, node.keep_statistics = None, True
     samples = 0
     try:
-        for batch in tqdm(batches, desc="statistics", disable=not progress, leave=False):
-            inputs = [tensor.to(where, non_blocking=True) for tensor in model_inputs(batch, wanted)]
-            if inputs[0].shape[0]:
-                network(*inputs)
-                samples += inputs[0].shape[0]
-        if samples == 0:
-            raise ValueError("batches must yield at least one sample, it yielded none")
-        layers = {
-            site: read_statistics(
+        for inputs in inputs_on(
+            device_of(network), batches, wanted, title="statistics", progress=progress
+        ):
+            network(*inputs)
+            samples += inputs[0].shape[0]
+        layers = {}
+        for site, node in nodes.items():
+            assert node.statistics is not None  # every layer has run, and summed them
+            layers[site] = read_statistics(
                 node.statistics, rho=node.watch_steps or node.timesteps, timesteps=node.timesteps
             )
-            for site, node in nodes.items()
-        }
     finally:
         for node in nodes.values():
             node.statistics, node.keep_statistics = None, False

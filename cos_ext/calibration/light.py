@@ -1,5 +1,6 @@
 """fit_light: the bias correction of "SNN calibration", a rival of COS, from data and the ANN.
-Applied in neuron.py.
+
+The biases are fitted here and applied in neuron.py. Nothing here measures accuracy.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .._batches import check_batches, device_of, model_inputs, number_of_inputs
-from ..analysis.offsets import _counterparts
-from ..conversion.tracing import trace
+from .._loops import inputs_on
+from ..conversion.counterparts import check_ann, counterparts, traced_ann
+from ..conversion.tracing import Traced
 from ..network.network import SpikingNetwork
 from ..neuron import IFNode
 
@@ -26,7 +27,7 @@ class _Reached(Exception):
 def fit_light(
     network: SpikingNetwork, ann: nn.Module, batches: Iterable[Any], *, progress: bool = True
 ) -> dict[str, Tensor]:
-    r"""Corrects the mean output of every channel by a constant current, and sets
+    r"""Correct the mean output of every channel by a constant current, and set
     ``network.calibration = "light"``.
 
     The light pipeline of Li, Deng, Dong, Gong, Gu, "A free lunch from ANN: towards efficient,
@@ -36,20 +37,22 @@ def fit_light(
 
     .. math:: b_c \leftarrow b_c + \mu_c\Big(a - \frac1T \sum_{t=1}^{T} s(t)\Big)
 
-    μ_c is the mean over the samples and over all positions of channel c (dimension 1). The error is
-    taken after the activation; b is added before it, to the layer's current at every step. Layers
-    are corrected one after another, in the order of execution, each measured with those before it
-    corrected: a pass over the data for each layer. Read in the authors' code
-    (yhhhli/SNN_Calibration, models/calibration.py; of the paper only the abstract was to be had),
-    which takes one batch, and for three dimensions a mean for every position; its thresholds (the
-    least squares of :func:`cos_ext.calibrate_thresholds`) and its advanced pipeline (potentials,
-    weights) are not part of this.
+    :math:`\mu_c` is the mean over the samples and over all positions of channel c (dimension 1).
+    The error is taken after the activation; b is added before it, to the layer's current at every
+    step. Layers are corrected one after another, in the order of execution, each measured with
+    those before it corrected. That takes a pass over the data for each layer.
+
+    The rule was read in the authors' code (yhhhli/SNN_Calibration, models/calibration.py); of the
+    paper only the abstract was to be had. Their code takes one batch, and for three dimensions a
+    mean for every position. Its thresholds (the least squares of
+    :func:`cos_ext.calibrate_thresholds`) and its advanced pipeline (potentials, weights) are not
+    part of this.
 
     The biases are stored in the neurons (``IFNode.bias``, [C, 1, ...], the dtype of their
-    threshold; in the state_dict and in what :meth:`SpikingNetwork.save` writes). They are fitted
-    for the network's `timesteps`: with another T they stay as they are, and fitting again is
-    better. Biases of an earlier fit do not matter. A layer for which
-    :meth:`SpikingNetwork.set_layer` has set another calibration keeps that and gets none.
+    threshold), in the state_dict and in what :meth:`cos_ext.SpikingNetwork.save` writes. They are
+    fitted for the network's ``timesteps``. With another T they stay as they are, and fitting again
+    is better. Biases of an earlier fit do not matter. A layer for which
+    :meth:`cos_ext.SpikingNetwork.set_layer` has set another calibration keeps that and gets none.
 
     Args:
         network: from :func:`cos_ext.convert`; put in eval mode. Its weights do not change.
@@ -63,75 +66,46 @@ def fit_light(
 
     Returns:
         The biases by call site, in the order of execution. How the data are split into batches
-            plays no part, but for the
-        models' own rounding and that of sums in float64.
+        plays no part, but for the models' own rounding and that of sums in float64.
 
     Raises:
         TypeError: ann is no nn.Module, network no SpikingNetwork, or batches no iterable or one of
-            something else.
+            something else. The network is as it was then, and also after the following.
         ValueError: batches yields no sample; ann has other activation call sites, shapes or another
             dtype than the network's; neurons that correspond to no activation of it; a mean that is
             not finite.
-        The network is as it was then.
     """
     _check_arguments(network, ann, batches)
-    traced = trace(ann)
-    if set(traced.sites) != set(network.options["sites"]):
-        raise ValueError(
-            f"ann must be the model that the network was converted from, with activations at "
-            f"{list(network.options['sites'])}; it has {list(traced.sites)}"
-        )
+    traced = traced_ann(ann, network)
     network.eval()
-    where = device_of(network)
-    model = traced.module.to(where)
-    ours, theirs = (
-        next((p.dtype for p in m.parameters() if p.is_floating_point()), None)
-        for m in (network, model)
-    )
-    if ours is not None and theirs is not None and ours != theirs:
-        raise ValueError(f"ann must have the network's dtype {ours}, it has {theirs}")
     wanted = number_of_inputs(traced.graph)
-    data = [
-        inputs
-        for inputs in (model_inputs(batch, wanted) for batch in batches)
-        if inputs[0].shape[0]
-    ]
-    if not data:
-        raise ValueError("batches must yield at least one sample, it yielded none")
+    every = (model_inputs(batch, wanted) for batch in batches)
+    data = [inputs for inputs in every if inputs[0].shape[0]]
+    where = device_of(network)
 
     def inputs_of(title: str) -> Iterator[list[Tensor]]:
-        for inputs in tqdm(data, desc=title, disable=not progress, leave=False):
-            # Copies: an activation that works in place may be the first to read them.
-            yield [tensor.to(where, non_blocking=True, copy=True) for tensor in inputs]
+        # Copies: an activation that works in place may be the first to read them.
+        return inputs_on(where, data, wanted, title=title, progress=progress, copy=True)
 
     calibration, nodes = network.calibration, network.nodes()
     old = {site: node.bias for site, node in nodes.items()}
     try:
         network.calibration = "light"
         fitted = {site: node for site, node in nodes.items() if node.calibration == "light"}
-        desired = _ann_means(network, model, traced.sites, fitted, inputs_of("light: ANN"))
+        desired = _ann_means(network, traced, fitted, inputs_of("light: ANN"))
         for node in fitted.values():
             node.bias = node.v_threshold.new_zeros(())
+        biases = {}
         for site, node in fitted.items():
             emitted = _snn_mean(network, node, inputs_of(f"light: {site}"))
-            if emitted.shape != desired[site].shape:
-                raise ValueError(
-                    "ann must be the model that the network was converted from: its activation at "
-                    f"{site!r} has {desired[site].numel()} channels, the neurons {emitted.numel()}"
-                )
-            bias = desired[site] - emitted
-            if not torch.isfinite(bias).all():
-                raise ValueError(
-                    f"batches must give finite activations, those at {site!r} have a mean that is "
-                    "not"
-                )
-            node.bias = bias.to(node.v_threshold.dtype)
+            biases[site] = _correction(site, desired[site], emitted).to(node.v_threshold.dtype)
+            node.bias = biases[site]
     except BaseException:  # an interrupt, too, must not leave some layers corrected and others not
         for site, node in nodes.items():
             node.bias = old[site]
         network.calibration = calibration
         raise
-    return {site: node.bias.clone() for site, node in fitted.items()}
+    return {site: bias.clone() for site, bias in biases.items()}
 
 
 def _check_arguments(network: SpikingNetwork, ann: nn.Module, batches: Iterable[Any]) -> None:
@@ -141,22 +115,17 @@ def _check_arguments(network: SpikingNetwork, ann: nn.Module, batches: Iterable[
         raise ValueError(
             f"network must have execution 'steps' to be fitted, got {network.execution!r}"
         )
-    if not isinstance(ann, nn.Module):
-        raise TypeError(f"ann must be an nn.Module, got {type(ann).__name__}")
-    if isinstance(ann, SpikingNetwork):
-        raise TypeError(
-            "ann must be the model that the network was converted from, got a SpikingNetwork"
-        )
+    check_ann(ann)
     check_batches(batches)
 
 
 class _Mean:
-    """The running mean of a channel, in float64: over everything but dimension 1, where there is
-    one.
+    """The running mean of a channel, in float64, over everything but dimension 1; over everything
+    where there is no such dimension.
     """
 
     def __init__(self) -> None:
-        self.total: Tensor | float = 0.0
+        self.total: Tensor | None = None
         self.count = 0
 
     def add(self, x: Tensor) -> None:
@@ -164,25 +133,26 @@ class _Mean:
         channels = x.shape[1] if x.dim() > 1 else 1
         # [C, 1, ...], which broadcasts to [B, C, ...]; a number where there are no channels.
         shape = (channels, *[1] * (x.dim() - 2)) if x.dim() > 1 else ()
-        self.total = self.total + x.sum(dims, dtype=torch.float64).reshape(shape)
+        total = x.sum(dims, dtype=torch.float64).reshape(shape)
+        self.total = total if self.total is None else self.total + total
         self.count += x.numel() // channels
 
     def result(self) -> Tensor:
+        assert self.total is not None  # data without a sample are refused before
         return self.total / self.count
 
 
 def _ann_means(
     network: SpikingNetwork,
-    model: nn.Module,
-    sites: Mapping[str, nn.Module],
+    traced: Traced,
     fitted: Mapping[str, IFNode],
     data: Iterable[list[Tensor]],
 ) -> dict[str, Tensor]:
     """The mean of the ANN's activation per channel, for each site of neurons, pooled where they
     are.
     """
-    counterparts = _counterparts(network, sites)
-    unknown = [site for site in fitted if site not in counterparts]
+    known = counterparts(network, traced.sites)
+    unknown = [site for site in fitted if site not in known]
     if unknown:
         raise ValueError(f"ann has no activation that corresponds to the neurons at {unknown}")
     means = {site: _Mean() for site in fitted}
@@ -192,15 +162,15 @@ def _ann_means(
 
     handles = []
     for site in fitted:
-        own, pool = counterparts[site]
+        own, pool = known[site]
         handles.append(
-            sites[own].register_forward_hook(
+            traced.sites[own].register_forward_hook(
                 lambda _, args, a, site=site, pool=pool: note(a, site, pool)
             )
         )
     try:
         for inputs in data:
-            model(*inputs)
+            traced.module(*inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -208,12 +178,12 @@ def _ann_means(
 
 
 def _snn_mean(network: SpikingNetwork, node: IFNode, data: Iterable[list[Tensor]]) -> Tensor:
-    """The mean over time and samples of what `node` emits in the running network, per channel. What
-    follows does not run.
+    """The mean over time and samples of what ``node`` emits in the running network, per channel.
+    What follows it does not run.
     """
     mean, timesteps = _Mean(), network.timesteps
 
-    def note(_: nn.Module, args: tuple, spikes: Tensor) -> None:
+    def note(_: nn.Module, args: tuple[Any, ...], spikes: Tensor) -> None:
         # With layers of another calibration, hidden layers may run more steps than the network
         # answers at.
         mean.add(spikes.unflatten(0, (node.timesteps, -1))[:timesteps].flatten(0, 1))
@@ -231,3 +201,18 @@ def _snn_mean(network: SpikingNetwork, node: IFNode, data: Iterable[list[Tensor]
     finally:
         handle.remove()
     return mean.result()
+
+
+def _correction(site: str, desired: Tensor, emitted: Tensor) -> Tensor:
+    """What is missing in the mean of each channel, in float64."""
+    if emitted.shape != desired.shape:
+        raise ValueError(
+            "ann must be the model that the network was converted from: its activation at "
+            f"{site!r} has {desired.numel()} channels, the neurons {emitted.numel()}"
+        )
+    bias = desired - emitted
+    if not torch.isfinite(bias).all():
+        raise ValueError(
+            f"batches must give finite activations, those at {site!r} have a mean that is not"
+        )
+    return bias

@@ -1,17 +1,10 @@
 """Data sets, batches, loading ahead, and several processes. Nothing here knows a network."""
 
-from .datasets import (
-    ASSETS,
-    DATASETS,
-    Batches,
-    ImageFolder,
-    ImageSet,
-    cifar10,
-    cifar100,
-    fashion_mnist,
-    load,
-    read_idx,
-)
+from .cifar import cifar10, cifar100
+from .datasets import DATASETS, load
+from .fashion import ASSETS, fashion_mnist, read_idx
+from .folder import ImageFolder
+from .images import Batches, ImageSet
 
 # The network that `python -m cos_ext demo` converts, trained on Fashion-MNIST; a JSON beside it.
 DEMO_CHECKPOINT = ASSETS / "resnet20-fashion-mnist.safetensors"

@@ -25,8 +25,9 @@ def is_running() -> bool:
 
 
 def whoami(group: Any = None) -> tuple[int, int]:
-    """(rank, processes) in `group`, None being the default group; (0, 1) where torch.distributed is
-    not initialised.
+    """(rank, processes) in ``group``; (0, 1) where torch.distributed is not initialised.
+
+    None is the default group.
 
     Raises:
         ValueError: this process is not in the group.
@@ -40,11 +41,13 @@ def whoami(group: Any = None) -> tuple[int, int]:
 
 
 def gather(value: Any, group: Any = None, *, device: torch.device | None = None) -> list[Any]:
-    """The `value` (anything that pickles, small) of every process of the group, in the order of
-    their ranks.
+    """The values of all processes of the group, in the order of their ranks. Every process of the
+    group must call it.
 
-    Every process of the group must call it. device: where NCCL, which knows no host memory, may put
-    it.
+    Args:
+        value: this process's; anything that pickles, small.
+        group: None: the default group.
+        device: where NCCL, which knows no host memory, may put it.
     """
     if not is_running():
         return [value]
@@ -66,7 +69,7 @@ def launched() -> bool:
 def started() -> Iterator[tuple[int, int]]:
     """Join the processes that torchrun started, and leave them at the end; gives (rank, processes).
 
-    The group is gloo's, on GPUs too: what this package exchanges are host integers, and gloo can
+    The group is gloo's, on GPUs too. What this package exchanges are host integers, and gloo can
     still say that a GPU failed.
     """
     dist.init_process_group("gloo")

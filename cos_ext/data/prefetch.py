@@ -17,7 +17,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def check_depth(depth: int) -> None:
-    """TypeError or ValueError unless `depth` is an int >= 0."""
+    """TypeError or ValueError unless ``depth`` is an int >= 0."""
     if isinstance(depth, bool) or not isinstance(depth, int):
         raise TypeError(f"prefetch must be an int, got {type(depth).__name__}")
     if depth < 0:
@@ -28,19 +28,24 @@ def check_depth(depth: int) -> None:
 def prefetched(
     batches: Iterable[Batch], device: torch.device, depth: int
 ) -> Iterator[Iterator[Batch]]:
-    """An iterator over `batches` (inputs [B, ...], labels [B]) on `device`, in their order.
+    """An iterator over ``batches`` on ``device``, in their order.
 
-    A thread iterates `batches`, so that loading overlaps with what the caller does: up to `depth`
-    batches wait, and one more is being loaded. For a CUDA device the thread also pins the memory
-    and copies on a stream of its own; the caller's current stream waits for the copy, the host does
-    not. depth = 0: no thread and no pinning.
+    A thread iterates ``batches``, so that loading overlaps with what the caller does: up to
+    ``depth`` batches wait, and one more is being loaded. For a CUDA device the thread also pins the
+    memory and copies on a stream of its own. The caller's current stream waits for the copy, the
+    host does not.
 
-    An error of `batches` is raised where its batch would have come. Leaving the context ends the
+    An error of ``batches`` is raised where its batch would have come. Leaving the context ends the
     thread, after the batch that it is loading then. The thread has no gradients; other settings
     that torch keeps per thread (a default device) it lacks.
 
+    Args:
+        batches: an iterable of (inputs [B, ...], labels [B]).
+        device: where they are wanted.
+        depth: batches that may wait; 0: no thread and no pinning.
+
     Raises:
-        TypeError: an item of `batches` is not a pair of tensors.
+        TypeError: an item of ``batches`` is not a pair of tensors.
     """
     if depth == 0:
         yield (_moved(item, device, pin=False) for item in batches)
@@ -50,9 +55,8 @@ def prefetched(
     side = None
     if device.type == "cuda":
         side = torch.cuda.Stream(device)
-        side.wait_stream(
-            torch.cuda.current_stream(device)
-        )  # the loader may read what the caller has just computed
+        # The loader may read what the caller has just computed.
+        side.wait_stream(torch.cuda.current_stream(device))
 
     def load() -> None:
         try:
@@ -81,9 +85,8 @@ def prefetched(
                 stream = torch.cuda.current_stream(device)
                 stream.wait_event(copied)
                 for tensor in batch:
-                    tensor.record_stream(
-                        stream
-                    )  # its memory belongs to the side stream, which must not reuse it yet
+                    # Its memory belongs to the side stream, which must not reuse it yet.
+                    tensor.record_stream(stream)
             yield batch
 
     thread = threading.Thread(target=load, name="cos_ext prefetch", daemon=True)
@@ -93,9 +96,8 @@ def prefetched(
     finally:
         stop.set()
         with contextlib.suppress(queue.Empty):
-            while (
-                True
-            ):  # after this the thread puts at most one thing more, and there is room for it
+            # After this the thread puts at most one thing more, and there is room for it.
+            while True:
                 ahead.get_nowait()
         thread.join()
 

@@ -6,16 +6,17 @@ from .architectures import (
     BasicBlock,
     ResNet,
     build,
-    load_weights,
     resnet18,
     resnet20,
     resnet34,
     vgg16,
 )
 from .checkpoints import load_qcfs_checkpoint
+from .weights import DEMO_CHECKPOINT, load_weights
 
 __all__ = [
     "ARCHITECTURES",
+    "DEMO_CHECKPOINT",
     "VGG",
     "BasicBlock",
     "ResNet",

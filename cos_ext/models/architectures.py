@@ -1,15 +1,15 @@
 """The architectures of the ANN-SNN conversion literature, with QCFS activations and average
 pooling.
 
-Only module definitions and their initialisation live here. Every activation is its own module, so
-that `cos_ext.convert` gives each its own neuron.
+Only module definitions and their initialisation live here, no weights. Every activation is a module
+of its own, so that ``cos_ext.convert`` gives each its own neurons.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..qcfs import QCFS
@@ -40,7 +40,7 @@ def _conv(in_channels: int, out_channels: int, kernel_size: int = 3, stride: int
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a residual; the activation follows the sum, so the block converts
+    """Two 3x3 convolutions and a residual. The activation follows the sum, so the block converts
     without loss.
     """
 
@@ -111,29 +111,12 @@ class ResNet(nn.Module):
 
 
 class VGG(nn.Module):
-    """VGG-16 with BatchNorm and average pooling. Input [B, in_channels, H, W]; output [B,
-    num_classes].
+    """VGG-16 with BatchNorm and average pooling. Input [B, in_channels, H, W]; output
+    [B, num_classes].
     """
 
-    _PLAN = (
-        64,
-        64,
-        "pool",
-        128,
-        128,
-        "pool",
-        256,
-        256,
-        256,
-        "pool",
-        512,
-        512,
-        512,
-        "pool",
-        512,
-        512,
-        512,
-    )
+    # Channels of the convolutions between two pools.
+    _PLAN = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
     def __init__(
         self,
@@ -147,13 +130,13 @@ class VGG(nn.Module):
         _check_stem(stem)
         layers: list[nn.Module] = []
         width = in_channels
-        for item in self._PLAN:
-            if item == "pool":
+        for stage, channels in enumerate(self._PLAN):
+            if stage:
                 layers.append(nn.AvgPool2d(2))
-            else:
-                layers += [_conv(width, item), nn.BatchNorm2d(item), activation()]
-                width = item
-        # The fifth pool: global for small images, so that 28x28 (1x1 by now) and 32x32 (2x2) both
+            for out_width in channels:
+                layers += [_conv(width, out_width), nn.BatchNorm2d(out_width), activation()]
+                width = out_width
+        # The fifth pool is global for small images, so that 28x28 (1x1 by now) and 32x32 (2x2) both
         # give one value a channel.
         side = 1 if stem == "cifar" else 7
         layers.append(nn.AdaptiveAvgPool2d(1) if stem == "cifar" else nn.AvgPool2d(2))
@@ -189,16 +172,20 @@ def resnet20(
     stem: str = "cifar",
     activation: Callable[[], nn.Module] | None = None,
 ) -> ResNet:
-    """ResNet-20 (He et al. 2016, section 4.2): three stages of three blocks, 16, 32 and 64
-    channels.
+    """ResNet-20 (He et al., "Deep residual learning for image recognition", CVPR 2016, section
+    4.2): three stages of three blocks, 16, 32 and 64 channels.
 
     Args:
         num_classes: width of the output.
         in_channels: channels of the input image.
-        levels, threshold: L and the initial θ of every QCFS activation.
+        levels: L of every QCFS activation.
+        threshold: the θ that they begin with.
         stem: "cifar" (3x3, stride 1; 28x28 and 32x32 images) or "imagenet" (7x7, stride 2, average
             pool; 224x224).
         activation: makes one activation module per call site, instead of QCFS(levels, threshold).
+
+    Raises:
+        ValueError: there is no such stem.
     """
     return ResNet(
         [3, 3, 3],
@@ -239,8 +226,8 @@ def resnet34(
     stem: str = "imagenet",
     activation: Callable[[], nn.Module] | None = None,
 ) -> ResNet:
-    """ResNet-34 of basic blocks, 64 to 512 channels; the ImageNet stem by default. Arguments as for
-    :func:`resnet20`.
+    """ResNet-34 of basic blocks, 64 to 512 channels, with the ImageNet stem by default. Arguments
+    as for :func:`resnet20`.
     """
     return ResNet(
         [3, 4, 6, 3],
@@ -262,8 +249,9 @@ def vgg16(
     dropout: float = 0.0,
     activation: Callable[[], nn.Module] | None = None,
 ) -> VGG:
-    """VGG-16 with BatchNorm. Arguments as for :func:`resnet20`; `dropout` is the classifier's
-    rate.
+    """VGG-16 with BatchNorm (Simonyan, Zisserman, "Very deep convolutional networks for large-scale
+    image recognition", ICLR 2015). Arguments as for :func:`resnet20`; ``dropout`` is the
+    classifier's rate.
     """
     return VGG(num_classes, in_channels, stem, dropout, _activation(levels, threshold, activation))
 
@@ -276,60 +264,14 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build(architecture: str, num_classes: int, in_channels: int = 3, **options) -> nn.Module:
-    """The model called `architecture`; ValueError lists the known names."""
+def build(architecture: str, num_classes: int, in_channels: int = 3, **options: Any) -> nn.Module:
+    """The model of this name, one of ``ARCHITECTURES``; options as for :func:`resnet20`.
+
+    Raises:
+        ValueError: there is no such name; it lists the known ones.
+    """
     if architecture not in ARCHITECTURES:
         raise ValueError(
             f"architecture must be one of {sorted(ARCHITECTURES)}, got {architecture!r}"
         )
     return ARCHITECTURES[architecture](num_classes, in_channels, **options)
-
-
-def load_weights(model: nn.Module, path: str) -> dict[str, str]:
-    """Load a .safetensors file or a weights-only state dict into `model`; return the file's
-    metadata.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is truncated or corrupt, or its keys or shapes do not fit the model.
-            The model is unchanged.
-    """
-    state, metadata = _read_state(path)
-    expected = model.state_dict()
-    missing = sorted(expected.keys() - state.keys())
-    unexpected = sorted(state.keys() - expected.keys())
-    shapes = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in sorted(expected.keys() & state.keys())
-        if state[key].shape != expected[key].shape
-    ]
-    if missing or unexpected or shapes:
-        raise ValueError(
-            f"{path} does not fit the model: missing {missing}, unexpected {unexpected}, shapes "
-            f"{shapes}"
-        )
-    model.load_state_dict(state)
-    return metadata
-
-
-def _read_state(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import safe_open
-
-    with open(path, "rb") as probe:
-        zip_like = probe.read(2) == b"PK"
-    try:
-        if zip_like:
-            state, metadata = torch.load(path, map_location="cpu", weights_only=True), {}
-        else:
-            with safe_open(path, framework="pt") as file:
-                state, metadata = (
-                    {key: file.get_tensor(key) for key in file.keys()},
-                    file.metadata() or {},
-                )
-    except Exception as error:  # damaged bytes and refused pickles raise nearly anything
-        raise ValueError(f"{path} is truncated or is not a checkpoint: {error}") from error
-    if not isinstance(state, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
-    ):
-        raise ValueError(f"{path} holds no state dict of tensors")
-    return state, metadata

@@ -231,7 +231,7 @@ def test_neurons_without_a_site_in_the_ann_are_left_out_with_a_note(images, monk
     ann = small()
     network = convert(ann, timesteps=4, rho=4, max_pool="before")
     monkeypatch.setattr(
-        "cos_ext.analysis.offsets._counterparts",
+        "cos_ext.analysis.offsets.counterparts",
         lambda network, sites: {site: (site, None) for site in sites},
     )
     report = report_of(ann, network, [images])

@@ -12,7 +12,7 @@ from safetensors import safe_open
 import cos_ext
 from cos_ext import IFNode
 from cos_ext._files import write_tensors
-from cos_ext.calibration.potentials import PER
+from cos_ext.calibration.shift_statistics import PER
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

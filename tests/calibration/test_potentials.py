@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cos_ext import IFNode, convert, evaluate, reference
-from cos_ext.calibration.potentials import PER, STATISTICS, _Statistic
+from cos_ext.calibration.shift_statistics import PER, STATISTICS, ShiftStatistic
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -183,7 +183,7 @@ def test_statistics_of_any_currents_in_any_split(data):
     cut = draw(st.integers(1, 11))
     results = []
     for parts in ((12,), (cut, 12 - cut)):
-        seen = _Statistic(
+        seen = ShiftStatistic(
             "site", {"statistic": statistic, "per": per}, torch.Size(neurons), x.device
         )
         for part in x.split(parts, 1):

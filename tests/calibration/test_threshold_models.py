@@ -14,7 +14,9 @@ from torch import nn
 from torch.nn import functional as TF
 
 import cos_ext
-from cos_ext.calibration import thresholds as calibrate
+from cos_ext.calibration import histograms
+from cos_ext.calibration.activation_statistics import Statistics
+from cos_ext.calibration.threshold_files import FORMAT
 from cos_ext.calibration.thresholds import (
     METHODS,
     calibrate_thresholds,
@@ -277,7 +279,7 @@ def test_neither_the_model_nor_the_data_are_changed(method, block, images):
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_only_statistics_are_kept(method, per_channel, monkeypatch):
     held, sites = [], set()
-    see = calibrate._Statistics.see
+    see = Statistics.see
 
     def watched(self, x, inplace):
         result = see(self, x, inplace)
@@ -290,7 +292,7 @@ def test_only_statistics_are_kept(method, per_channel, monkeypatch):
         held.append(sum(tensor.untyped_storage().nbytes() for tensor in tensors))
         return result
 
-    monkeypatch.setattr(calibrate._Statistics, "see", watched)
+    monkeypatch.setattr(Statistics, "see", watched)
     model = nn.Sequential(nn.Conv2d(1, 5, 1), nn.ReLU(), nn.Conv2d(5, 5, 1), nn.ReLU())
     found(
         model,
@@ -299,7 +301,7 @@ def test_only_statistics_are_kept(method, per_channel, monkeypatch):
         per_channel=per_channel,
     )
     channels = 5 if per_channel else 1
-    histogram = 8 * (calibrate.BINS + 1) if method in ("percentile", "mse") else 0
+    histogram = 8 * (histograms.BINS + 1) if method in ("percentile", "mse") else 0
     assert len(held) == 12 and len(sites) == 2
     assert max(held) <= channels * (histogram + 32) + 8  # an activation has 655,360 bytes and more
 
@@ -373,7 +375,7 @@ def test_only_thresholds_are_saved_and_loaded(tmp_path):
         load_thresholds(path)
 
     def header(sites):
-        return {"cos_ext": json.dumps({"format": calibrate.FORMAT, "sites": sites})}
+        return {"cos_ext": json.dumps({"format": FORMAT, "sites": sites})}
 
     for match, tensors, metadata in (
         ("must be a file of save_thresholds", {"a": one}, None),

@@ -10,7 +10,7 @@ from bare_thresholds import bare, best_rms, found, rms
 from torch import nn
 
 import cos_ext
-from cos_ext.calibration import thresholds as calibrate
+from cos_ext.calibration import histograms
 from cos_ext.calibration.thresholds import (
     METHODS,
 )
@@ -64,21 +64,21 @@ def test_histogram_counts_are_those_of_binning_everything_at_the_end():
         * torch.logspace(-12, 3, 64)[:, None, None]
         * torch.tensor([1.0, 1e-3, 0.0, 1e4])[:, None]
     )
-    seen = calibrate._Histogram("", x[:0], None, True)
+    seen = histograms.Histogram("", x[:0], None, True)
     for part in x[torch.randperm(64)].split([1, 2, 13, 20, 28]):
         seen.see(part, inplace=False)
     assert torch.equal(
-        calibrate._merged(seen.counts, torch.zeros(4, dtype=torch.int64)), seen.counts
+        histograms.merged(seen.counts, torch.zeros(4, dtype=torch.int64)), seen.counts
     )
     for channel, (counts, exponent) in enumerate(zip(seen.counts, seen.exponent)):
         a = x[:, channel].double().clamp(min=0).flatten()
         if channel == 2:
             assert counts[0] == counts.sum() == a.numel()
             continue
-        width = 2.0 ** int(exponent) / calibrate.BINS
-        assert a.max() < width * calibrate.BINS <= 2 * a.max()
+        width = 2.0 ** int(exponent) / histograms.BINS
+        assert a.max() < width * histograms.BINS <= 2 * a.max()
         assert torch.equal(
-            counts, torch.bincount((a / width).ceil().long(), minlength=calibrate.BINS + 1)
+            counts, torch.bincount((a / width).ceil().long(), minlength=histograms.BINS + 1)
         )
 
 
@@ -101,7 +101,7 @@ def test_large_batches_are_binned_in_parts(monkeypatch):
     x = torch.randn(30, 4, 5, 5)
     for per_channel in (False, True):
         whole = bare(x, method="mse", per_channel=per_channel)
-        monkeypatch.setattr(calibrate, "_CHUNK", 250)
+        monkeypatch.setattr(histograms, "_CHUNK", 250)
         assert torch.equal(bare(x, method="mse", per_channel=per_channel), whole)
         monkeypatch.undo()
 

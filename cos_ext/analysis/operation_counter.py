@@ -1,0 +1,334 @@
+"""Counting the operations of a running network: every ATen operation is looked at, whichever way it
+was called.
+
+What follows from the counts is in energy_results.py, what is known of an operation in aten.py.
+Nothing here changes a network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ..conversion.graphs import owner_of
+from ..network.modules import Walked
+from ..network.network import SpikingNetwork
+from . import aten
+from .energy_results import LayerEnergy
+
+Call = tuple[str, int]  # a layer's site, and the number of its call in a pass
+
+
+class Origin(NamedTuple):
+    """What is known of a tensor of the running network.
+
+    Attributes:
+        level: 0 is a constant, 1 depends on the network's input, 2 on spikes: time is folded into
+            its first dimension, unless ``moved``.
+        moved: whether the steps are elsewhere, or some are left out.
+        layers: the calls of layers that it depends on, with no neurons between.
+        sites: the neurons that it depends on, with no others between.
+    """
+
+    level: int = 0
+    moved: bool = False
+    layers: frozenset[Call] = frozenset()
+    sites: frozenset[str] = frozenset()
+
+
+class LayerCount:
+    """Running sums of one call of a layer, on the data's device, never waited for."""
+
+    def __init__(self, kind: str, static: bool) -> None:
+        self.kind, self.static = kind, static
+        self.macs = 0  # of all samples
+        self.inputs = 0  # elements, of all steps
+        self.operations: Tensor | None = None  # [S] int64
+        self.nonzero: Tensor | None = None
+        self.low: Tensor | None = None  # per channel, of what is not 0
+        self.high: Tensor | None = None
+        # The neurons that read what it computes; None is the output.
+        self.readers: set[str | None] = set()
+
+    def see(self, x: Tensor, fan_out: Tensor | int, steps: int) -> None:
+        """Take in spikes ``[S*B, C, *space]``, each of which reaches ``fan_out`` outputs,
+        ``[*space]``.
+        """
+        fires = x != 0
+        counts = fires.unflatten(0, (steps, x.shape[0] // steps)).sum((1, 2))  # [S, *space]
+        operations = (counts * fan_out).reshape(steps, -1).sum(1)
+        others = [dim for dim in range(x.dim()) if dim != 1]
+        low = torch.where(fires, x, math.inf).amin(others)
+        high = torch.where(fires, x, -math.inf).amax(others)
+        self.inputs += x.numel()
+        self.operations = operations if self.operations is None else self.operations + operations
+        self.nonzero = counts.sum() if self.nonzero is None else self.nonzero + counts.sum()
+        self.low = low if self.low is None else torch.minimum(self.low, low)
+        self.high = high if self.high is None else torch.maximum(self.high, high)
+
+    def result(self, site: str, samples: int, watch: int, reads: Iterable[int]) -> LayerEnergy:
+        """What was counted, per image. Waits for the device."""
+        kind, operations, share = "static", [], 1.0
+        if not self.static:
+            assert self.operations is not None and self.nonzero is not None  # it has seen spikes
+            assert self.low is not None and self.high is not None
+            kind = "graded" if bool((self.low < self.high).any()) else "spikes"
+            operations = self.operations.tolist()
+            share = int(self.nonzero) / self.inputs
+        return LayerEnergy(
+            site=site,
+            kind=self.kind,
+            input=kind,
+            macs=self.macs / samples,
+            watch=watch,
+            reads=tuple(reads),
+            per_step=tuple(count / samples for count in operations),
+            nonzero=share,
+        )
+
+
+class OperationCounter(TorchDispatchMode):
+    """Runs a network and counts what its ATen operations do.
+
+    Attributes:
+        layers: what was counted, by call.
+        neurons: how many, of all samples, by site in order of execution.
+        readers: of the spikes of a site: other neurons; None is the output.
+        uncounted: elements that operations which are not counted go through, of all samples and
+            steps.
+    """
+
+    def __init__(self, network: SpikingNetwork) -> None:
+        super().__init__()
+        self.network, self.steps = network, network._steps
+        self.walked = isinstance(network.module, Walked)
+        self.layers: dict[Call, LayerCount] = {}
+        self.neurons: dict[str, int] = {}
+        self.readers: dict[str, set[str | None]] = {}
+        self.uncounted: Counter[str] = Counter()
+        self._refused: dict[str, None] = {}
+        self._fan_outs: dict[Any, tuple[Tensor, int]] = {}
+        self._origins = WeakTensorKeyDictionary()
+        self._calls: Counter[str] = Counter()  # of layers, by site, in this pass
+        self.here = [("forward", "")]  # site and kind of what is running
+
+    def run(self, inputs: list[Tensor]) -> None:
+        """Count one batch. ValueError if something in it cannot be counted."""
+        self._origins, self._calls = WeakTensorKeyDictionary(), Counter()
+        # In inference mode operations would reach this mode before they are broken up into those
+        # that it knows.
+        with torch.inference_mode(False), torch.no_grad():
+            # Copies: an operation in place may be the first to read them.
+            inputs = [x.clone() for x in inputs]
+            for x in inputs:
+                self._origins[x] = Origin(1)
+            with self:
+                output = self._outputs(inputs)
+        if self._refused:
+            raise ValueError(
+                "network computes in ways that cannot be counted:\n" + "\n".join(self._refused)
+            )
+        origin = self._of(output)
+        for key in origin.layers:
+            self.layers[key].readers.add(None)
+        for site in origin.sites:
+            self.readers[site].add(None)
+
+    def _outputs(self, inputs: list[Tensor]) -> Tensor:
+        module = self.network.module
+        if isinstance(module, fx.GraphModule):
+            return _Interpreter(module, self).run(*inputs)
+        assert isinstance(module, Walked)
+        return self._walk(module, inputs)
+
+    def _walk(self, walked: Walked, inputs: list[Tensor]) -> Tensor:
+        """A module that is no graph, with hooks that say which of its modules is running."""
+        handles = []
+
+        def leave(*_: Any) -> None:
+            self.here.pop()
+
+        try:
+            for name, module in walked.model.named_modules():
+                place = (name or "forward", type(module).__name__)
+                handles.append(
+                    module.register_forward_pre_hook(
+                        lambda *_, place=place: self.here.append(place)
+                    )
+                )
+                handles.append(module.register_forward_hook(leave))
+            return walked(*inputs)
+        finally:
+            del self.here[1:]
+            for handle in handles:
+                handle.remove()
+
+    def _of(self, tensor: Any) -> Origin:
+        return self._origins.get(tensor, Origin()) if isinstance(tensor, Tensor) else Origin()
+
+    def _set(self, tensor: Any, origin: Origin) -> None:
+        if isinstance(tensor, Tensor):
+            self._origins[tensor] = origin
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.split("::")[1]
+        if func.namespace == "cos_ext":
+            return self._neurons(func, name, args, kwargs)
+        sources = [self._of(leaf) for leaf in tree_leaves((args, kwargs))]
+        level = max((source.level for source in sources), default=0)
+        out = func(*args, **kwargs)
+        if level == 0:
+            return out
+        moved = any(source.moved for source in sources)
+        moved = moved or (level == 2 and aten.moves_time(name, args, kwargs))
+        layers = frozenset[Call]().union(*(source.layers for source in sources))
+        sites = frozenset[str]().union(*(source.sites for source in sources))
+        if name in aten.PRODUCTS:
+            layers = layers | self._product(name, args, out)
+        elif aten.is_opaque(name):
+            self._refuse(name, "has no rule")
+        elif level == 2 and not func.is_view and name not in aten.MOVES:
+            self._note_uncounted(name, args, kwargs, out)
+        self._pass_on(func, args, out, Origin(level, moved, layers, sites))
+        return out
+
+    def _pass_on(self, func: Any, args: tuple[Any, ...], out: Any, origin: Origin) -> None:
+        """Note where the results of an operation come from, and what it wrote into."""
+        for leaf in tree_leaves(out):
+            self._set(leaf, origin)
+        for argument, value in zip(func._schema.arguments, args):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self._set(value, origin)
+                # Whatever else looks at that memory.
+                self._set(getattr(value, "_base", None), origin)
+
+    def _note_uncounted(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        read = [leaf for leaf in tree_leaves((args, kwargs)) if self._of(leaf).level == 2]
+        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        self.uncounted[name.strip("_")] += max(tensor.numel() for tensor in (*read, *made))
+
+    def _refuse(self, name: str, reason: str) -> None:
+        site, kind = self.here[-1]
+        self._refused[f"  {site} ({kind or 'forward'}, {name}): {reason}"] = None
+
+    def _neurons(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The operators of neurons: x_seq ``[S, *neurons]`` first. Their spikes are written over
+        it, or the first result.
+        """
+        if name.rstrip("_") not in ("if_forward", "cos_forward"):
+            raise ValueError(
+                f"network must emit spikes step by step to be counted; {self.here[-1][0]} calls "
+                f"{name}"
+            )
+        site, x_seq = self.here[-1][0], args[0]
+        origin = self._of(x_seq)
+        for key in origin.layers:
+            self.layers[key].readers.add(site)
+        for source in origin.sites:
+            self.readers[source].add(site)
+        self.neurons[site] = self.neurons.get(site, 0) + x_seq.numel() // x_seq.shape[0]
+        self.readers.setdefault(site, set())
+        out = func(*args, **kwargs)
+        spikes = Origin(2, sites=frozenset([site]))
+        for leaf in (x_seq, *tree_leaves(out)) if name.endswith("_") else tree_leaves(out):
+            self._set(leaf, spikes)
+        return out
+
+    def _product(self, name: str, args: tuple[Any, ...], out: Tensor) -> frozenset[Call]:
+        """Count one multiplication by weights; its key, or none where both factors are
+        constants.
+        """
+        x, weight = (args[position] for position in aten.PRODUCTS[name])
+        level = max(self._of(x).level, self._of(weight).level)
+        if level == 0:
+            return frozenset()
+        site, kind = self.here[-1]
+        key = (site, self._calls[site])
+        self._calls[site] += 1
+        if level == 2:
+            reason = self._why_not(name, x, weight)
+            if reason:
+                self._refuse(name, reason)
+                return frozenset()
+        layer = self.layers.setdefault(key, LayerCount(kind or name, level == 1))
+        fan_out: Tensor | int
+        if name == "convolution":
+            fan_out, total = self._fan_out(x, args, out)
+            macs = x.shape[0] * x.shape[1] * total
+        else:
+            fan_out = weight.shape[-1]
+            macs = x.numel() * fan_out
+        # Of a static layer, too, where a model that is no graph runs it at every step.
+        layer.macs += macs // (self.steps if level == 2 or self.walked else 1)
+        if level == 2:
+            layer.see(x, fan_out, self.steps)
+        return frozenset([key])
+
+    def _why_not(self, name: str, x: Tensor, weight: Tensor) -> str:
+        if self._of(weight).level == 2:
+            return "its weights, or its second factor, depend on spikes"
+        if name in ("bmm", "baddbmm"):
+            return (
+                "a product of batches of matrices has no rule where time is folded into the batch"
+            )
+        if self._of(x).moved or x.shape[0] % self.steps:
+            return "the first dimension of its input is not time, with the batch"
+        return ""
+
+    def _fan_out(self, x: Tensor, args: tuple[Any, ...], out: Tensor) -> tuple[Tensor, int]:
+        """Outputs that an input at each position ``[*space]`` reaches, and their sum."""
+        weight, (stride, padding, dilation, transposed, _, groups) = args[1], args[3:9]
+        sizes = (x.shape[2:], out.shape[2:], weight.shape)
+        settings = (*map(tuple, (stride, padding, dilation)), transposed, groups)
+        key = (*sizes, *settings, x.device)
+        if key not in self._fan_outs:
+            total = aten.reached(
+                x.shape[2:],
+                out.shape[2:],
+                weight.shape[2:],
+                weight.shape[1] if transposed else weight.shape[0] // groups,
+                stride=stride,
+                padding=padding,
+                dilation=dilation,
+                transposed=transposed,
+            )
+            self._fan_outs[key] = (total.to(x.device), int(total.sum()))
+        return self._fan_outs[key]
+
+
+class _Interpreter(fx.Interpreter):
+    """Runs a traced network and says which of its nodes is running."""
+
+    def __init__(self, module: fx.GraphModule, counter: OperationCounter) -> None:
+        super().__init__(module)
+        self.counter = counter
+
+    def run_node(self, node: fx.Node) -> Any:
+        """One node of the graph, its name and kind noted before."""
+        target = node.target
+        if node.op == "call_module":
+            assert isinstance(target, str)
+            place = (target, type(self.fetch_attr(target)).__name__)
+        else:
+            owner = owner_of(node)
+            kind = target if isinstance(target, str) else getattr(target, "__name__", "")
+            place = (f"{owner + ': ' if owner else ''}{node.name}", kind)
+        self.counter.here[-1] = place
+        return super().run_node(node)
