@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds cos_ext on a machine with a GPU, tests it there and measures it: one command, under 9 minutes, no downloads.
-# The order of these steps and their time limits live here; what is tested and measured, in tests/ and gpu_layer.py.
+# How does one layer do on a GPU, and is it right there? The order of these steps and their time limits live here; what
+# is tested, in tests/; what is measured, in gpu_layer.py and _gpu_layer/.
 #
 #   bench/gpu_run.sh [PYTHON]                 PYTHON (python3) has a CUDA build of torch and what `prerequisites` asks
 #   bench/gpu_run.sh --without-gpu [PYTHON]   the part that needs no GPU, with the cos_ext that PYTHON imports

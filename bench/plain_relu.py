@@ -1,13 +1,12 @@
-"""Plain-ReLU networks on Fashion-MNIST, converted without retraining: the study that
-docs/plain_relu.md reports.
+"""How well do plain-ReLU networks convert without retraining, by threshold method and max pooling?
 
-    python bench/plain_relu.py train --net resnet20 --data FOLDER --epochs 8 --output
-    FILE.safetensors python bench/plain_relu.py convert --net resnet20 --data FOLDER --weights
-    FILE.safetensors [--json FILE]
+    python bench/plain_relu.py train --net resnet20 --data FOLDER --epochs 8 \\
+        --output FILE.safetensors
+    python bench/plain_relu.py convert --net resnet20 --data FOLDER \\
+        --weights FILE.safetensors [--samples N] [--calibration-images N] [--json FILE]
 
-The two networks, their short training and the tables live here; conversion, thresholds and
-evaluation are cos_ext's, and nothing here is imported by it. FOLDER holds Fashion-MNIST's four IDX
-files.
+FOLDER holds Fashion-MNIST's four IDX files. The two networks, their short training and the tables
+live here; conversion, thresholds and evaluation are cos_ext's, and no time is measured.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import json
-import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -30,6 +27,11 @@ import cos_ext
 from cos_ext import data, models
 from cos_ext.data import Batches
 from cos_ext.training import train
+
+sys.path.append(str(Path(__file__).parent))  # a test loads this file by its path
+from _shared import records
+from _shared import tables as markdown
+from _shared.machine import command_line
 
 
 class VGG(nn.Module):
@@ -123,7 +125,7 @@ def _train(args: argparse.Namespace) -> None:
     )
     record = {
         "net": args.net,
-        "command": "python bench/plain_relu.py " + shlex.join(sys.argv[1:]),
+        "command": command_line("plain_relu", sys.argv[1:]),
         "test_accuracy": history[-1]["test_accuracy"],
         "history": history,
     }
@@ -218,22 +220,13 @@ def tables(record: dict[str, Any]) -> str:
     for policy in dict.fromkeys(row["max_pool"] for row in record["rows"]):
         rows = [row for row in record["rows"] if row["max_pool"] == policy]
         times = [t for t in TIMES if t <= len(rows[0]["accuracy"])]
-        header = ["thresholds", "rho", "iterations", *(f"t = {t}" for t in times), "spikes"]
-        lines += ["", f'max_pool="{policy}"', "", f"| {' | '.join(header)} |"]
-        lines.append("| --- " + "| ---: " * (len(header) - 1) + "|")
+        heads = ["thresholds", "rho", "iterations", *markdown.steps(times), "spikes"]
+        lines += ["", f'max_pool="{policy}"', "", markdown.head(heads)]
         for row in rows:
-            iterations = (
-                "-"
-                if row["rho"] == 0
-                else "exact"
-                if row["iterations"] is None
-                else str(row["iterations"])
-            )
-            cells = [row["method"], str(row["rho"]), iterations]
-            cells += [f"{100 * row['accuracy'][t - 1]:.1f}" for t in times] + [
-                f"{row['spike_rate']:.3f}"
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
+            iterations = "exact" if row["iterations"] is None else row["iterations"]
+            cells = [row["method"], row["rho"], iterations if row["rho"] else "-"]
+            cells += [*markdown.percents(row["accuracy"], times, 1), f"{row['spike_rate']:.3f}"]
+            lines.append(markdown.row(cells))
     return "\n".join(lines)
 
 
@@ -267,16 +260,10 @@ def _convert(args: argparse.Namespace) -> None:
             "levels": LEVELS,
             "build": cos_ext.build_info(),
         }
-        args.json.write_text(as_json({**head, **record}))
-
-
-def as_json(record: dict[str, Any]) -> str:
-    """The record, with one line for each entry and each row."""
-    kept = ("max_pool", "method", "rho", "iterations", "accuracy", "spike_rate")
-    rows = [json.dumps({key: row[key] for key in kept}) for row in record["rows"]]
-    lines = [f'"{key}": {json.dumps(value)}' for key, value in record.items() if key != "rows"]
-    lines.append('"rows": [\n  ' + ",\n  ".join(rows) + "\n ]")
-    return "{\n " + ",\n ".join(lines) + "\n}\n"
+        kept = ("max_pool", "method", "rho", "iterations", "accuracy", "spike_rate")
+        rows = [{key: row[key] for key in kept} for row in record["rows"]]
+        found = {**head, **record, "rows": rows}
+        records.write(args.json, found, compact=found)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,23 +1,20 @@
-"""The paper's table for one checkpoint: COS beside the conversions that it is compared with, at T =
-1, 2, 4, 8.
+"""Does COS beat the conversions that the paper compares it with, on one checkpoint?
 
-    python bench/reproduce.py                                       # the shipped ResNet-20,
-    Fashion-MNIST python bench/reproduce.py --dataset cifar100 --data DIR --checkpoint VGG16.pth
-    --arch vgg16 --levels 4 --rho 4
+    python bench/reproduce.py       # the shipped ResNet-20, Fashion-MNIST
+    python bench/reproduce.py --dataset cifar100 --data DIR --checkpoint VGG16.pth \\
+        --arch vgg16 --levels 4 --rho 4
 
-Measures accuracy and never time. A cell is accuracy in percent (latency in time-steps: the steps
-watched, and then t). "Light" and "parallel, rho = T" depend on T and are a network of their own in
-every column; all other rows are one run. docs/reproduction.md has the tables, and the published
-figures to hold them against.
+Prints the paper's table at T = 1, 2, 4, 8. Measures accuracy and never time. A cell is accuracy in
+percent (latency in time-steps: the steps watched, and then t). "Light" and "parallel, rho = T"
+depend on T and are a network of their own in every column; all other rows are one run. No published
+figure belongs here: docs/ holds them against these tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
-import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,12 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from cos_ext import QCFS, build_info, convert, data, evaluate, fit_light, models
-from cos_ext._commands.options import build_model as _model
-from cos_ext._commands.options import chosen_device as _device
-from cos_ext._commands.options import read_record as _record
-from cos_ext.data import DEMO_CHECKPOINT
+from cos_ext import QCFS, SpikingNetwork, build_info, convert, data, evaluate, fit_light, models
+from cos_ext._commands.options import chosen_device
 from cos_ext.training import train
+
+sys.path.append(str(Path(__file__).parent))  # a test loads this file by its path
+from _shared import checkpoints, records, tables
+from _shared.machine import command_line
 
 # The rows of every rho, by name: the network's settings.
 WATCHING = {
@@ -45,6 +43,7 @@ WATCHING = {
     "SRP": {"calibration": "srp"},
 }
 Images = data.ImageSet | data.ImageFolder
+Cells = dict[int, tuple[float, int]]  # by T, accuracy and latency; 0 is none
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        default=DEMO_CHECKPOINT,
+        default=checkpoints.DEMO_CHECKPOINT,
         help="one of cos_ext's, with its JSON beside it, or one of the authors' code; default: the "
         "shipped one",
     )
@@ -111,12 +110,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace, argv: list[str]) -> int:
-    for name in ("rho", "timesteps", "samples", "fit_samples", "batch_size"):
-        values = getattr(args, name)
-        for value in values if isinstance(values, list) else [values]:
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be >= 1, got {value}")
-    device, progress = _device(args.device), not args.quiet
+    _check(args)
+    device, progress = chosen_device(args.device), not args.quiet
     batch_size = args.batch_size or (256 if device.type == "cuda" else 32)
     columns = sorted(set(args.timesteps))
     test = data.load(args.dataset, args.data, size=args.size)
@@ -131,28 +126,11 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
         f"is fitted on {origin}."
     )
     print(f"Each cell: accuracy in percent (latency in time-steps). ANN: {100 * ann:.2f}\n")
-    print("| calibration | rho | " + " | ".join(f"T = {t}" for t in columns) + " |")
-    print("| --- | ---: |" + " ---: |" * len(columns), flush=True)
-    rows: list[dict[str, Any]] = []
-
-    def row(name: str, rho: int | str, cells: dict[int, tuple[float, int]]) -> None:
-        shown = " | ".join(
-            f"{100 * accuracy:.2f}" + (f" ({latency})" if latency else "")
-            for accuracy, latency in cells.values()
-        )
-        print(f"| {name} | {rho} | {shown} |", flush=True)
-        rows.append(
-            {
-                "calibration": name,
-                "rho": rho,
-                "accuracy": {t: accuracy for t, (accuracy, _) in cells.items()},
-                "latency": {t: latency for t, (_, latency) in cells.items()},
-            }
-        )
-
+    table = Table(columns)
+    table.row("ANN", "-", dict.fromkeys(columns, (ann, 0)))
     network = convert(model, timesteps=columns[-1])
 
-    def cells() -> dict[int, tuple[float, int]]:
+    def cells() -> Cells:
         result = evaluate(network, batches, progress=progress)
         return {
             t: (result.accuracy[t - 1], result.latency[t - 1])
@@ -170,20 +148,19 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
         _set(network, {"rho": t, "calibration": "parallel"})
         return cells()[t]
 
-    row("ANN", "-", dict.fromkeys(columns, (ann, 0)))
     if not args.only_rho:
         _set(network, {"calibration": "none"})
-        row("none", "-", cells())
-        row("light, fitted for T", "-", {t: light(t) for t in columns})
-        row("parallel, rho = T", "T", {t: parallel(t) for t in columns})
+        table.row("none", "-", cells())
+        table.row("light, fitted for T", "-", {t: light(t) for t in columns})
+        table.row("parallel, rho = T", "T", {t: parallel(t) for t in columns})
     network.timesteps = columns[-1]
     for rho in args.rho:
         for name, settings in WATCHING.items():
             _set(network, {"rho": rho, **settings})
-            row(name, rho, cells())
+            table.row(name, rho, cells())
     if args.json is not None:
         content = {
-            "command": "python bench/reproduce.py " + shlex.join(argv),
+            "command": command_line("reproduce", argv),
             "architecture": architecture,
             "levels": levels,
             "dataset": args.dataset,
@@ -191,14 +168,45 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
             "fitted_on": origin,
             "device": str(device),
             "ann_accuracy": ann,
-            "rows": rows,
+            "rows": table.rows,
             "build": build_info(),
         }
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
+        records.write(args.json, content)
     return 0
 
 
-def _set(network, settings: dict[str, Any]) -> None:
+class Table:
+    """Prints its rows as they come, and keeps them for the record."""
+
+    def __init__(self, columns: list[int]) -> None:
+        self.rows: list[dict[str, Any]] = []
+        print(tables.head(["calibration", "rho", *tables.steps(columns, "T")]), flush=True)
+
+    def row(self, name: str, rho: int | str, cells: Cells) -> None:
+        shown = (
+            f"{100 * accuracy:.2f}" + (f" ({latency})" if latency else "")
+            for accuracy, latency in cells.values()
+        )
+        print(tables.row([name, rho, *shown]), flush=True)
+        self.rows.append(
+            {
+                "calibration": name,
+                "rho": rho,
+                "accuracy": {t: accuracy for t, (accuracy, _) in cells.items()},
+                "latency": {t: latency for t, (_, latency) in cells.items()},
+            }
+        )
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("rho", "timesteps", "samples", "fit_samples", "batch_size"):
+        values = getattr(args, name)
+        for value in values if isinstance(values, list) else [values]:
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be >= 1, got {value}")
+
+
+def _set(network: SpikingNetwork, settings: dict[str, Any]) -> None:
     """The given settings; those that are not given are convert()'s defaults."""
     for name, value in {"rho": 0, "iterations": 1, "emission": "calibrated", **settings}.items():
         setattr(network, name, value)
@@ -207,15 +215,13 @@ def _set(network, settings: dict[str, Any]) -> None:
 def _ann(args: argparse.Namespace, num_classes: int) -> tuple[nn.Module, str, int]:
     """The ANN, its architecture's name and its levels."""
     if args.checkpoint.with_suffix(".json").exists():
-        record = _record(args.checkpoint) | {
-            "num_classes": num_classes,
-            "in_channels": 1 if args.dataset == "fashion-mnist" else 3,
-        }
-        record |= {
-            k: v for k, v in (("architecture", args.arch), ("levels", args.levels)) if v is not None
-        }
-        model = _model(record)
-        models.load_weights(model, args.checkpoint)
+        model, record = checkpoints.load(
+            args.checkpoint,
+            num_classes=num_classes,
+            in_channels=1 if args.dataset == "fashion-mnist" else 3,
+            architecture=args.arch,
+            levels=args.levels,
+        )
         return model, record["architecture"], record["levels"]
     if args.arch is None:
         raise ValueError(f"--arch is needed: there is no JSON beside {args.checkpoint}")
@@ -245,7 +251,10 @@ def split(args: argparse.Namespace, test: Images) -> tuple[Images | Subset, Imag
             )
         fit, rest = _pick(test, order[-wanted:]), order[:-wanted]
         which = "the last" if isinstance(test, data.ImageSet) else "a random"
-        origin = f"{which} {wanted} of the test images, on which no row is evaluated (there are no training images here)"
+        origin = (
+            f"{which} {wanted} of the test images, on which no row is evaluated (there are no "
+            "training images here)"
+        )
     if args.samples is not None and args.samples > len(rest):
         raise ValueError(f"--samples must be at most {len(rest)}, got {args.samples}")
     return fit, _pick(test, rest[: args.samples]), origin

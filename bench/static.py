@@ -1,21 +1,20 @@
-"""Static calibration on the shipped checkpoint: accuracy at every step by statistic, potential per
-neuron or channel, and rho.
+"""How good are static potentials, by statistic, by neuron or channel, and by rho?
 
     python bench/static.py [--fit N] [--samples N] [--json FILE]
 
-Fits on the last test images (no training images ship with the package; labels play no part) and
-evaluates on the first. Prints a table; measures accuracy and never time.
+On the shipped checkpoint. Fits on the last test images (no training images ship with the package;
+labels play no part) and evaluates on the first. Measures accuracy and never time.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
-from cos_ext import convert, data, evaluate, fit_v_init, models
-from cos_ext.cli import DEMO_CHECKPOINT
+from _shared import checkpoints, records, tables
+
+from cos_ext import convert, data, evaluate, fit_v_init
 
 TIMESTEPS = 8
 ROWS = [
@@ -33,9 +32,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5000, help="evaluate on the first so many")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    record = json.loads(DEMO_CHECKPOINT.with_suffix(".json").read_text())
-    model = models.resnet20(record["num_classes"], record["in_channels"], levels=record["levels"])
-    models.load_weights(model, DEMO_CHECKPOINT)
+    model, record = checkpoints.load()
     images = data.fashion_mnist()
     if not 0 < options.fit <= len(images) - options.samples:
         parser.error(f"--fit and --samples must not share any of the {len(images)} images")
@@ -47,30 +44,22 @@ def main() -> None:
         f"fitted on {options.fit}, evaluated on {options.samples} other images, resnet20, L = "
         f"{record['levels']}"
     )
-    print(
-        "| rho | potential | statistic | t = 1 | t = 2 | t = 4 | t = 8 |\n| ---: | --- | --- |"
-        + " ---: |" * 4
-    )
-    results = []
+    heads = ["rho", "potential", "statistic", *tables.steps(tables.SHOWN)]
+    print(tables.head(heads, text=(1, 2)))
+    rows = []
     for row in [None, *ROWS]:
-        network = convert(model.eval(), timesteps=TIMESTEPS)
+        network = convert(model, timesteps=TIMESTEPS)
+        names = [0, "θ/2", "none"]
         if row is not None:
             fit_v_init(network, seen.batches(50), progress=False, **row)
+            statistic = row["statistic"] + ("" if row["sequential"] else ", in one pass")
+            names = [row["rho"], f"per {row['per']}", statistic]
         accuracy = evaluate(network, held_out.batches(50), progress=False).accuracy
-        results.append({**(row or {"rho": 0}), "accuracy": accuracy})
-        names = (
-            f"{row['rho']} | per {row['per']} | {row['statistic']}"
-            if row is not None
-            else "0 | θ/2 | none"
-        )
-        names += "" if row is None or row["sequential"] else ", in one pass"
-        cells = " | ".join(f"{100 * accuracy[t - 1]:.2f}" for t in (1, 2, 4, 8))
-        print(f"| {names} | {cells} |", flush=True)
+        rows.append({**(row or {"rho": 0}), "accuracy": accuracy})
+        print(tables.row([*names, *tables.percents(accuracy)]), flush=True)
     if options.json:
-        options.json.write_text(
-            json.dumps({"fit": options.fit, "samples": options.samples, "rows": results}, indent=1)
-            + "\n"
-        )
+        record = {"fit": options.fit, "samples": options.samples, "rows": rows}
+        records.write(options.json, record)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""One layer: the kernels against copies, plain torch and SpikingJelly, under pytest-benchmark. Run:
-pytest bench
+"""How long does a kernel take on one layer, beside a copy, plain torch and SpikingJelly?
 
-The workloads are cos_ext.bench's. Times decide nothing here; `python -m cos_ext bench` interleaves
-the same calls.
+    python -m pytest bench/test_layer.py
+
+Under pytest-benchmark. Times decide nothing here; `python -m cos_ext bench` interleaves the same
+calls. The workloads are cos_ext.bench's, and none belongs here.
 """
 
 import subprocess
@@ -51,17 +52,14 @@ def test_first_call(benchmark, name):
     not counted.
     """
     script = (
-        "import time, torch; from cos_ext import functional as F; x = torch.randn(4, 2, 64, 8, "
-        "8)\n"
+        "import time, torch; from cos_ext import functional as F\n"
+        "x = torch.randn(4, 2, 64, 8, 8)\n"
         f"start = time.perf_counter(); {FIRST_CALLS[name]}; print(time.perf_counter() - start)"
     )
 
     def first():
-        return float(
-            subprocess.run(
-                [sys.executable, "-c", script], check=True, capture_output=True, text=True
-            ).stdout
-        )
+        command = [sys.executable, "-c", script]
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     seconds = benchmark.pedantic(first, rounds=1)
     benchmark.group = "first call (see extra_info: the process' start dominates the time)"

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Iterator
 
 from ._commands import benchmark, demo, evaluation, information, training
-from .data import DEMO_CHECKPOINT, distributed
+from .data import distributed
+from .models import DEMO_CHECKPOINT
 
 __all__ = ["DEMO_CHECKPOINT", "main"]
 

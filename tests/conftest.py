@@ -15,7 +15,7 @@ import torch
 
 import cos_ext
 from cos_ext import data, models
-from cos_ext.cli import DEMO_CHECKPOINT
+from cos_ext.models import DEMO_CHECKPOINT
 
 # A busy machine is slow, which is no failure; a failure prints how to see it again anywhere.
 hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)

@@ -9,7 +9,7 @@ from torch import nn
 from .. import data, models
 from ..analysis.offsets import offset_spike_report
 from ..conversion.pipeline import convert
-from ..data import DEMO_CHECKPOINT
+from ..models import DEMO_CHECKPOINT
 from ..network.network import SpikingNetwork
 from .compare import compare, pyplot
 from .options import (

@@ -7,12 +7,10 @@ from .folder import ImageFolder
 from .images import Batches, ImageSet
 
 # The network that `python -m cos_ext demo` converts, trained on Fashion-MNIST; a JSON beside it.
-DEMO_CHECKPOINT = ASSETS / "resnet20-fashion-mnist.safetensors"
 
 __all__ = [
     "ASSETS",
     "DATASETS",
-    "DEMO_CHECKPOINT",
     "Batches",
     "ImageFolder",
     "ImageSet",

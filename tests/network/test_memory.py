@@ -225,7 +225,7 @@ import gc, json, sys
 from pathlib import Path
 import torch
 from cos_ext import convert, data, models
-from cos_ext.cli import DEMO_CHECKPOINT
+from cos_ext.models import DEMO_CHECKPOINT
 
 def resident(what):
     # Bytes by the kernel's count: VmRSS now, VmHWM at most since the peak was forgotten.

@@ -10,7 +10,7 @@ import torch
 
 import cos_ext
 from cos_ext import convert, evaluate
-from cos_ext.cli import DEMO_CHECKPOINT
+from cos_ext.models import DEMO_CHECKPOINT
 from cos_ext.training import train
 
 

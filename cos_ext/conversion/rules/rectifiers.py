@@ -132,12 +132,7 @@ class Threshold(Rectifier):
     """x where x > a, else v: a rectifier where a = v = 0."""
 
     modules = (nn.Threshold,)
-    functions = (
-        TF.threshold,
-        TF.threshold_,
-        torch.threshold,
-        torch.threshold_,  # type: ignore[attr-defined]  # torch's stubs leave it out
-    )
+    functions = (TF.threshold, TF.threshold_, torch.threshold)
 
     def starts_at_zero(self, module: nn.Module) -> bool:
         assert isinstance(module, nn.Threshold)

@@ -1,0 +1,1 @@
+"""Parts of emission_orders.py. What other scripts need too is in _shared/."""
