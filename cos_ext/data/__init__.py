@@ -6,8 +6,6 @@ from .fashion import ASSETS, fashion_mnist, read_idx
 from .folder import ImageFolder
 from .images import Batches, ImageSet
 
-# The network that `python -m cos_ext demo` converts, trained on Fashion-MNIST; a JSON beside it.
-
 __all__ = [
     "ASSETS",
     "DATASETS",
