@@ -13,6 +13,7 @@ import zoo
 
 import cos_ext
 from cos_ext import cli, functional
+from cos_ext.conversion.rules import base
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -71,6 +72,8 @@ def somewhere(tmp_path, monkeypatch):
     (tmp_path / "cos_ext").symlink_to(ROOT / "cos_ext")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "torchvision", torchvision_stand_in())
+    # A page may register a rule; other tests do not see it.
+    monkeypatch.setattr(base, "_RULES", dict(base._RULES))
 
 
 def test_the_readme_examples_run(somewhere, capsys):

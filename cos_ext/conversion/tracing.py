@@ -89,10 +89,11 @@ def _line_of(node: fx.Node) -> str:
     """The line of the model's source that made a node, as `file.py:12: code`; "" where it is not
     known.
     """
-    frames = re.findall(r'File "(.+)", line (\d+), in .*\n\s*(.*)', node.stack_trace or "")
+    frames = re.findall(r'File "(.+)", line (\d+), in .*(?:\n    (.*))?', node.stack_trace or "")
     for path, number, code in reversed(frames):
         if not Path(path).is_relative_to(_TORCH) and path != __file__:
-            return f"{Path(path).name}:{number}: {code.strip()}"
+            place = f"{Path(path).name}:{number}"  # of code from a prompt there is no text
+            return f"{place}: {code.strip()}" if code else place
     return ""
 
 

@@ -190,3 +190,12 @@ def test_build_and_verify():
         conversion.network.get_submodule("module.head").weight[0] += 1.0
     with pytest.raises(ConversionError, match="is not the quantised ANN on example_input"):
         BY_GRAPH[-1].apply(conversion)
+
+
+def test_an_offender_whose_source_is_not_to_be_had_has_its_line():
+    names = {"nn": nn}
+    source = "\nclass Model(nn.Module):\n    def forward(self, x):\n        return x.relu().erf()\n"
+    exec(compile(source, "nowhere.py", "exec"), names)
+    conversion = until("Classify", names["Model"](), thresholds={"relu": 1.0}, examples=None)
+    (entry,) = conversion.report.unsupported()
+    assert entry.reason.endswith("[nowhere.py:4]")
