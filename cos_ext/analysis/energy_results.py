@@ -19,7 +19,7 @@ from .files import write_csv, write_json
 @dataclass(frozen=True)
 class LayerEnergy:
     """The operations of one call of a layer with weights, per image; part of an
-    :class:`EnergyReport`.
+    :class:`cos_ext.EnergyReport`.
 
     Attributes:
         site: the module or call site, as ``network.report`` names it; further calls of it are

@@ -34,7 +34,7 @@ class CountError:
 
 @dataclass(frozen=True)
 class LayerOffsets:
-    """One layer (call site) of an :class:`OffsetSpikeReport`.
+    """One layer (call site) of an :class:`cos_ext.OffsetSpikeReport`.
 
     Attributes:
         site: as in ``network.nodes()``.

@@ -28,19 +28,16 @@ Call = tuple[str, int]  # a layer's site, and the number of its call in a pass
 
 
 class Origin(NamedTuple):
-    """What is known of a tensor of the running network.
+    """What is known of a tensor of the running network."""
 
-    Attributes:
-        level: 0 is a constant, 1 depends on the network's input, 2 on spikes: time is folded into
-            its first dimension, unless ``moved``.
-        moved: whether the steps are elsewhere, or some are left out.
-        layers: the calls of layers that it depends on, with no neurons between.
-        sites: the neurons that it depends on, with no others between.
-    """
-
+    # 0 is a constant, 1 depends on the network's input, 2 on spikes: time is folded into its first
+    # dimension.
     level: int = 0
+    # Unless the steps are elsewhere, or some are left out.
     moved: bool = False
+    # The calls of layers that it depends on, with no neurons between.
     layers: frozenset[Call] = frozenset()
+    # The neurons that it depends on, with no others between.
     sites: frozenset[str] = frozenset()
 
 

@@ -126,8 +126,8 @@ class ImageSet:
 
 @dataclass
 class Batches:
-    """What :meth:`ImageSet.batches` returns: re-iterable, with a length. Each pass draws a new
-    order.
+    """What :meth:`cos_ext.data.ImageSet.batches` returns: re-iterable, with a length. Where it
+    shuffles, each pass draws a new order.
     """
 
     source: ImageSet
