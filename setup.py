@@ -1,8 +1,12 @@
 """Builds the extension modules. Everything else about the package is in pyproject.toml.
 
+    cos_ext/_core    pybind11 over NumPy, without torch
     cos_ext/_C       schemas and CPU operators, on torch's stable ABI (runs on torch 2.11 and later)
     cos_ext/_C_cuda  CUDA operators; built when torch is a CUDA build and a toolkit of the same
-    major is found cos_ext/_core    pybind11 over NumPy, without torch
+                     major is found
+
+_core and _C contain the same CPU kernels, which take most of the time. They are compiled once, as
+sources of _core, in parallel with it; _C is built after it and links the same objects.
 
 Environment: FORCE_CUDA=1 builds _C_cuda or fails, FORCE_CUDA=0 never builds it; CUDA_HOME,
 TORCH_CUDA_ARCH_LIST, MAX_JOBS as in torch; DEBUG=1 builds with -O0 -g.
@@ -94,7 +98,10 @@ def cuda_decision(torch_version: str, torch_cuda: str | None) -> tuple[Path | No
     if home is None:
         reason = version
     elif torch_cuda is not None and version.split(".")[0] != torch_cuda.split(".")[0]:
-        reason = f"torch {torch_version} is built with CUDA {torch_cuda}, the toolkit in {home} is {version}"
+        reason = (
+            f"torch {torch_version} is built with CUDA {torch_cuda}, "
+            f"the toolkit in {home} is {version}"
+        )
     if reason and force == "1":
         sys.exit(f"cos_ext: FORCE_CUDA=1, but CUDA cannot be built: {reason}")
     return (None, reason) if reason else (home, f"CUDA {version}")
@@ -116,60 +123,14 @@ def arch_flags(archs: str) -> list[str]:
     return flags
 
 
-def main() -> None:
-    try:
-        import torch
-        from torch.utils import cpp_extension
-    except ImportError as error:
-        # A source distribution and a package's metadata need no torch; only building does.
-        if {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "install"} & set(
-            sys.argv
-        ):
-            sys.exit(
-                "cos_ext builds against an installed torch >= 2.11, and `import torch` failed: "
-                f"{error}"
-            )
-        setup()
-        return
+def extensions(home: Path | None, note: str, archs: str) -> list:
+    """The extension modules, in the order in which they must be built. `home` is the CUDA toolkit;
+    without one, `note` says why.
+    """
     import pybind11
+    import torch
+    from torch.utils import cpp_extension
 
-    if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < (2, 11):
-        sys.exit(f"cos_ext needs torch >= 2.11 (stable ABI), found {torch.__version__}")
-    home, note = cuda_decision(torch.__version__, torch.version.cuda)
-    archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHS
-    print(
-        f"cos_ext: {'building CUDA kernels: ' + note + ' for ' + archs if home else 'no CUDA kernels: ' + note}",
-        flush=True,
-    )
-
-    macros = [("TORCH_TARGET_VERSION", TARGET_VERSION)]
-    extensions = [
-        cpp_extension.CppExtension(
-            "cos_ext._C",
-            ["csrc/ops.cpp", "csrc/cpu/ops_cpu.cpp", *KERNELS],
-            define_macros=macros,
-            extra_compile_args={"cxx": CXX_FLAGS},
-            py_limited_api=True,
-        ),
-    ]
-    if home:
-        # torch crashes when it is to guess architectures without a GPU; the flags are given in full
-        # instead.
-        os.environ["TORCH_CUDA_ARCH_LIST"] = archs
-        cpp_extension.CUDA_HOME = str(home)
-        extensions.append(
-            cpp_extension.CppExtension(
-                "cos_ext._C_cuda",
-                ["csrc/cuda/ops_cuda.cu"],
-                define_macros=macros,
-                include_dirs=[str(home / "include")],
-                library_dirs=[str(home / "lib64")],
-                libraries=["cudart_static", "dl", "rt"],
-                extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS + arch_flags(archs)},
-                extra_link_args=["-Wl,--no-as-needed", "-ltorch"],
-                py_limited_api=True,
-            )
-        )
     facts = {
         "TORCH": torch.__version__,
         "CUDA": note if home else "",
@@ -183,12 +144,78 @@ def main() -> None:
         extra_compile_args={"cxx": CXX_FLAGS},
     )
     core.include_dirs, core.libraries, core.library_dirs = [pybind11.get_include()], [], []
-    extensions.append(core)
+    macros = [("TORCH_TARGET_VERSION", TARGET_VERSION)]
+    operators = cpp_extension.CppExtension(
+        "cos_ext._C",
+        ["csrc/ops.cpp", "csrc/cpu/ops_cpu.cpp"],
+        define_macros=macros,
+        extra_compile_args={"cxx": CXX_FLAGS},
+        py_limited_api=True,
+    )
+    if not home:
+        return [core, operators]
+    # torch crashes when it is to guess architectures without a GPU; the flags are given in full
+    # instead.
+    os.environ["TORCH_CUDA_ARCH_LIST"] = archs
+    cpp_extension.CUDA_HOME = str(home)
+    cuda = cpp_extension.CppExtension(
+        "cos_ext._C_cuda",
+        ["csrc/cuda/ops_cuda.cu"],
+        define_macros=macros,
+        include_dirs=[str(home / "include")],
+        library_dirs=[str(home / "lib64")],
+        libraries=["cudart_static", "dl", "rt"],
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS + arch_flags(archs)},
+        extra_link_args=["-Wl,--no-as-needed", "-ltorch"],
+        py_limited_api=True,
+    )
+    return [core, operators, cuda]
+
+
+def sharing_kernels(build_ext: type) -> type:
+    """torch's build_ext, in which _C links the kernels' objects that _core has just compiled."""
+
+    class SharingKernels(build_ext):
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            self.force = True  # ninja alone knows which object is older than a header
+            self.parallel = None  # _core before _C; ninja runs the compilers side by side
+
+        def build_extension(self, ext) -> None:
+            if ext.name == "cos_ext._C":
+                ext.extra_objects = self.compiler.object_filenames(
+                    KERNELS, output_dir=self.build_temp
+                )
+            super().build_extension(ext)
+
+    return SharingKernels
+
+
+def main() -> None:
+    try:
+        import torch
+        from torch.utils.cpp_extension import BuildExtension
+    except ImportError as error:
+        # A source distribution and a package's metadata need no torch; only building does.
+        if {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "install"} & set(
+            sys.argv
+        ):
+            sys.exit(
+                "cos_ext builds against an installed torch >= 2.11, and `import torch` failed: "
+                f"{error}"
+            )
+        setup()
+        return
+
+    if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < (2, 11):
+        sys.exit(f"cos_ext needs torch >= 2.11 (stable ABI), found {torch.__version__}")
+    home, note = cuda_decision(torch.__version__, torch.version.cuda)
+    archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHS
+    said = f"building CUDA kernels: {note} for {archs}" if home else f"no CUDA kernels: {note}"
+    print(f"cos_ext: {said}", flush=True)
     setup(
-        ext_modules=extensions,
-        cmdclass={
-            "build_ext": cpp_extension.BuildExtension.with_options(no_python_abi_suffix=False)
-        },
+        ext_modules=extensions(home, note, archs),
+        cmdclass={"build_ext": sharing_kernels(BuildExtension)},
     )
 
 

@@ -3,9 +3,13 @@ cannot be.
 """
 
 import importlib.util
+import os
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -87,6 +91,110 @@ def test_arch_list(build):
         build.arch_flags("8.0;Hopper")
 
 
+def test_no_source_is_compiled_for_two_extensions(build, toolkit, monkeypatch):
+    cpp_extension = pytest.importorskip("torch.utils.cpp_extension")
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    monkeypatch.setitem(sys.modules, "pybind11", SimpleNamespace(get_include=lambda: "include"))
+    for home in (None, toolkit):
+        made = build.extensions(home, "a note", "9.0")
+        assert [extension.name for extension in made][:2] == ["cos_ext._core", "cos_ext._C"]
+        assert len(made) == 2 + (home is not None)
+        sources = Counter(source for extension in made for source in extension.sources)
+        assert set(sources.values()) == {1}
+        assert set(build.KERNELS) < set(made[0].sources)
+
+
+# Stands in for the compiler and the linker: notes how it was called and makes empty files.
+NOTING_COMPILER = """#!/bin/sh
+echo "$*" >> "$NOTES"
+if [ -n "$REFUSED" ]; then case "$*" in *"$REFUSED"*) exit 1 ;; esac; fi
+while [ $# -gt 0 ]; do
+  case "$1" in
+    *.cpp) source=$1 ;;
+    -o) : > "$2"; made=$2 ;;
+    -MF) dependencies=$2 ;;
+  esac
+  shift
+done
+if [ -n "$dependencies" ]; then echo "$made: $source" > "$dependencies"; fi
+"""
+
+
+class Project:
+    """A copy of setup.py and the sources, built with the compiler that only takes notes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.tools, self.notes = folder, folder / "tools", folder / "notes"
+        shutil.copytree(ROOT / "csrc", folder / "csrc")
+        shutil.copy(ROOT / "setup.py", folder)
+        self.tools.mkdir()
+        for name in ("cc", "gcc", "c++", "g++"):
+            (self.tools / name).write_text(NOTING_COMPILER)
+            (self.tools / name).chmod(0o755)
+        (self.tools / "pybind11.py").write_text("def get_include(): return 'include'\n")
+
+    def build(self, refused: str = "") -> tuple[int, Counter[str], dict[str, set[str]]]:
+        """The exit status, how often each source was compiled, and the objects linked into each
+        module.
+        """
+        self.notes.write_text("")
+        environment = {
+            **{name: value for name, value in os.environ.items() if name not in ("CC", "CXX")},
+            "PATH": f"{self.tools}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(self.tools),
+            "TORCH_DONT_CHECK_COMPILER_ABI": "1",
+            "FORCE_CUDA": "0",
+            "NOTES": str(self.notes),
+            "REFUSED": refused,
+        }
+        command = [sys.executable, "setup.py", "build_ext", "--build-lib", "lib"]
+        done = subprocess.run(
+            [*command, "--build-temp", "temp"],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+        )
+        compiled: Counter[str] = Counter()
+        linked: dict[str, set[str]] = {}
+        for words in map(str.split, self.notes.read_text().splitlines()):
+            if sources := [word for word in words if word.endswith(".cpp")]:
+                compiled[str((self.folder / sources[0]).relative_to(self.folder))] += 1
+            elif "-shared" in words:
+                module = Path(words[words.index("-o") + 1]).name.split(".")[0]
+                objects = (self.folder / word for word in words if word.endswith(".o"))
+                linked[module] = {str(o.relative_to(self.folder / "temp")) for o in objects}
+        return done.returncode, compiled, linked
+
+
+@pytest.fixture
+def project(tmp_path):
+    pytest.importorskip("setuptools")
+    pytest.importorskip("torch.utils.cpp_extension")
+    return Project(tmp_path)
+
+
+def test_the_kernels_are_compiled_once_and_linked_into_both_modules(build, project):
+    kernels = {str(Path(source).with_suffix(".o")) for source in build.KERNELS}
+    own = {"_core": {"csrc/python/core_module.o"}, "_C": {"csrc/ops.o", "csrc/cpu/ops_cpu.o"}}
+    expected = {module: kernels | objects for module, objects in own.items()}
+    status, compiled, linked = project.build()
+    assert status == 0 and linked == expected
+    assert set(compiled) >= set(build.KERNELS) and set(compiled.values()) == {1}
+    if not shutil.which("ninja"):
+        return
+    with open(project.folder / build.KERNELS[-1], "a") as source:
+        source.write("\n")
+    status, compiled, linked = project.build()
+    assert status == 0 and linked == expected
+    assert compiled == {build.KERNELS[-1]: 1}
+
+
+def test_a_kernel_that_does_not_compile_fails_the_build(build, project):
+    status, compiled, linked = project.build(refused="kernels_avx2.cpp")
+    assert status != 0 and compiled["csrc/cpu/kernels_avx2.cpp"] == 1 and not linked
+
+
 @pytest.fixture
 def backend():
     pytest.importorskip("setuptools")
@@ -134,9 +242,9 @@ def test_the_isolated_environment_is_shown_the_installed_torch(backend, monkeypa
 
 
 def without_torch(*arguments):
-    blocked = "import sys; sys.modules['torch'] = None; sys.argv = ['setup.py', *sys.argv[1:]]; "
-    blocked += f"exec(compile(open({str(ROOT / 'setup.py')!r}).read(), {str(ROOT / 'setup.py')!r}, 'exec'), "
-    blocked += f"{{'__name__': '__main__', '__file__': {str(ROOT / 'setup.py')!r}}})"
+    blocked = "import runpy, sys; sys.modules['torch'] = None; "
+    blocked += f"sys.argv[0] = 'setup.py'; runpy.run_path({str(ROOT / 'setup.py')!r}, "
+    blocked += "run_name='__main__')"
     return subprocess.run(
         [sys.executable, "-c", blocked, *arguments], cwd=ROOT, capture_output=True, text=True
     )
