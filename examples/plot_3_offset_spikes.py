@@ -41,8 +41,9 @@ plt.show()
 # also compares every neuron's count with the ANN's activation. Its QCFS activations have L = 8
 # levels, so with eight steps the two can be equal.
 #
-# Without calibration a quarter to a half of the counts in the last layers is wrong. With one
-# iteration in every layer few are. With exact calibration none is: spikes and ANN say the same.
+# Without calibration a fifth to nearly a half of the counts in the later layers are wrong. With one
+# iteration in every layer it is about one in ten at most. With exact calibration none is wrong:
+# the spikes say what the ANN says.
 
 figure, axes = plt.subplots(figsize=(8, 4.4), layout="constrained")
 for label, settings, style in (
