@@ -132,7 +132,7 @@ class Threshold(Rectifier):
     """x where x > a, else v: a rectifier where a = v = 0."""
 
     modules = (nn.Threshold,)
-    functions = (TF.threshold, TF.threshold_, torch.threshold)
+    functions = (TF.threshold, TF.threshold_, torch.threshold)  # type: ignore[attr-defined]
 
     def starts_at_zero(self, module: nn.Module) -> bool:
         assert isinstance(module, nn.Threshold)
