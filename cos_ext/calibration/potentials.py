@@ -53,7 +53,7 @@ def fit_v_init(
         θ (n₊ - n₋)/n. The n₊ values with ψ > 0 (a spike is missing) each vote for one θ more, the
         n₋ with ψ < 0 for one less, and the others for 0. θ times the margin is what they settle on:
         a mean in which no sample counts for more than θ. (A majority alone would nearly always
-        decide for 0, as the median does: docs/static.md.)
+        decide for 0, as the median does: docs/results/static.md.)
 
     v_init is a buffer: the state_dict, :meth:`cos_ext.SpikingNetwork.save` and
     :func:`cos_ext.load_network` carry it. ``network.static_calibration`` says how it was fitted

@@ -25,7 +25,7 @@ class CapturedForward:
     calls must follow each other on one stream, and two threads need a capture each. New values
     loaded into the network's weights in place (load_state_dict) are seen.
 
-    Raises (when called):
+    Raises:
         TypeError: another number of inputs, or something that is no tensor.
         ValueError: an input of another shape, dtype or device than the captured one.
         RuntimeError: the network's settings have changed since, it was moved or converted to

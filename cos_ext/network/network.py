@@ -60,17 +60,18 @@ class SpikingNetwork(Configured):
         """How outputs are computed: "steps", step by step, or "counts", in one pass over the
         desired counts.
 
-        Counts first is a simulator's shortcut (cos_ext.network.counts): the outputs and spikes are
-        those of the step-by-step run, equal in float64 but for sums that lie on a level to the last
-        bit, while in float32 a sum within rounding of a level may fall on either side. The latency
-        that the network stands for stays rho + t. Forward hooks of neurons are not called then, and
-        those of modules between them see means.
+        Counts first is a simulator's shortcut (cos_ext.network.counts). The outputs and spikes are
+        those of the step-by-step run. In float64 they are equal, but for sums that lie on a level
+        to the last bit. In float32 a sum within rounding of a level may fall on either side. The
+        latency that the network stands for stays rho + t. Forward hooks of neurons are not called
+        then, and those of modules between them see means.
 
-        Raises (when it is set, and when a setting is changed that it needs):
-            ValueError: there is no such mode; or "counts" does not hold: an emission other than
-                "even" and "front", rho = 0, layers with rho of their own, static calibration, a
-                model that could not be traced, a maximum over spikes (max_pool="spike") before
-                other neurons. Nothing has changed then.
+        Raises:
+            ValueError: when it is set, or a setting is changed that it needs: there is no such
+                mode, or "counts" does not hold. It does not for an emission other than "even" and
+                "front", rho = 0, layers with rho of their own, static calibration, a model that
+                could not be traced, or a maximum over spikes (max_pool="spike") before other
+                neurons. Nothing has changed then.
         """
         return self._execution
 
@@ -85,25 +86,24 @@ class SpikingNetwork(Configured):
         """Bytes that a forward's activations may take at a time: the batch is run in parts that
         stay below. None: no limit.
 
-        "auto", the default: on a CPU the largest activation of a part is at most 16 MiB, below the
-        size from which on malloc hands a tensor's pages back at every call and the next one faults
-        them in again, and small enough for caches; elsewhere no limit. "auto" leaves the batch
-        whole while a module has forward hooks, which an int does not: they see parts then.
+        "auto", the default: on a CPU the largest activation of a part is at most 16 MiB. That is
+        below the size from which on malloc hands a tensor's pages back at every call, so that the
+        next one faults them in again, and it is small enough for caches. Elsewhere there is no
+        limit. "auto" leaves the batch whole while a module has forward hooks. An int does not, and
+        they see parts then.
 
-        What counts is what :meth:`activation_bytes` says of a part, and the output of all of them;
-        inputs, weights, the workspaces inside convolutions and the gaps that an allocator leaves
-        come on top. Every sample is computed by itself, calibration included, so the parts' results
-        are those of the whole but for the rounding of convolutions and matrix products, whose
-        libraries may sum in another order for another batch: on the shipped network they were equal
-        bit for bit (tests/test_memory.py). Not saved by :meth:`save`. The first run for a batch of
-        a new shape takes some tenths of a second to plan. Under torch.compile and torch.export
-        "auto" is None, and an int breaks the graph.
+        What counts is what :meth:`activation_bytes` says of a part, and the output of all of them.
+        Inputs, weights, the workspaces inside convolutions and the gaps that an allocator leaves
+        come on top. Every sample is computed by itself, calibration included. So the parts' results
+        are those of the whole, but for the rounding of convolutions and matrix products, whose
+        libraries may sum in another order for another batch. On the shipped network they were equal
+        bit for bit (tests/network/test_memory.py). It is not saved by :meth:`save`. The first run
+        for a batch of a new shape takes some tenths of a second to plan. Under torch.compile and
+        torch.export "auto" is None, and an int breaks the graph.
 
-        Raises (when it is set):
-            TypeError, ValueError: it is neither a positive int, nor "auto", nor None.
-
-        Raises (when the network is called):
-            ValueError: one sample at a time needs more, which is named.
+        Raises:
+            TypeError, ValueError: when it is set: it is no positive int, nor "auto", nor None.
+            ValueError: when the network is called: one sample at a time needs more, which is named.
         """
         return self._memory_limit
 
@@ -294,7 +294,7 @@ class SpikingNetwork(Configured):
 
     def statistics(self, batches: Iterable[Any], *, progress: bool = True) -> Any:
         """What the neurons of every layer do: offset spikes, spikes, silent and saturated shares,
-        the split of the error.
+        the split of the error; a :class:`cos_ext.NetworkStatistics`.
 
         Summed by the kernels in the pass that simulates: nothing by neuron is written, and the
         device is waited for once. The sums are integers, so that they do not depend on how the data
@@ -327,7 +327,7 @@ class SpikingNetwork(Configured):
         """Synaptic operations, the ANN's multiplications, energies (pJ per operation) and latency,
         per image.
 
-        What is counted, the arguments and the errors:
+        An :class:`cos_ext.EnergyReport`. What is counted, the arguments and the errors:
         :func:`cos_ext.analysis.energy.energy_report`.
         """
         with self._by_steps():
