@@ -33,7 +33,7 @@ from _shared import machine
 
 import cos_ext
 
-__all__ = ["graph_nodes", "main"]  # tests/test_gpu.py counts a call's launches
+__all__ = ["graph_nodes", "main"]  # tests/kernels/test_gpu.py counts a call's launches
 
 
 def facts(clock: CpuClock | CudaClock) -> Row:
