@@ -84,13 +84,13 @@ if [ "${1:-}" = --without-gpu ]; then
   copy_tree
   outcome "copy of the tree" $?
   section "measurements, on the CPU, only to see that they run"
-  limited 60 "$python" bench/gpu_layer.py --device cpu --quick --json "$work/result.json" >"$work/measure.log" 2>&1
+  limited 180 "$python" bench/gpu_layer.py --device cpu --quick --json "$work/result.json" >"$work/measure.log" 2>&1
   outcome "measurements" $?
   tail -n 25 "$work/measure.log"
   "$python" -c 'import json, sys; assert json.load(open(sys.argv[1]))["rows"]' "$work/result.json"
   outcome "the results as JSON" $?
   section "GPU tests, collected"
-  limited 60 "$python" -m pytest tests/kernels/test_gpu.py -q -rs -p no:cacheprovider >"$work/tests.log" 2>&1
+  limited 60 "$python" -m pytest tests/kernels/test_gpu.py tests/kernels/test_gpu_runtime.py -q -rs -p no:cacheprovider >"$work/tests.log" 2>&1
   outcome "GPU tests" $?
   tail -n 2 "$work/tests.log"
   finish
@@ -129,10 +129,11 @@ parallel=()
 pytest=("$python" -m pytest -q -rfE -p no:cacheprovider --tb=short)
 # Those of more than 2^31 elements one after the other: together they need more memory than there is.
 limited 110 env OMP_NUM_THREADS=2 "${pytest[@]}" "${parallel[@]+"${parallel[@]}"}" \
-  tests/kernels/test_gpu.py tests/kernels/test_operators.py tests/kernels/test_golden.py -k "not 2_31" >"$work/tests.log" 2>&1
+  tests/kernels/test_gpu.py tests/kernels/test_gpu_runtime.py tests/kernels/test_operators.py \
+  tests/kernels/test_golden.py -k "not 2_31" >"$work/tests.log" 2>&1
 outcome tests $?
 tail -n 15 "$work/tests.log"
-limited 40 "${pytest[@]}" -rs tests/kernels/test_gpu.py -k 2_31 >"$work/tests-large.log" 2>&1
+limited 40 "${pytest[@]}" -rs tests/kernels/test_gpu_runtime.py -k 2_31 >"$work/tests-large.log" 2>&1
 outcome "tests of more than 2^31 elements" $?
 tail -n 8 "$work/tests-large.log"
 
@@ -146,7 +147,7 @@ for tool in memcheck racecheck; do
   fi
   # Every tensor gets an allocation of its own, so that a step beyond one is seen; torch's API probes are no errors.
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 limited 60 "$sanitizer" --tool "$tool" --error-exitcode 9 --target-processes all \
-    --report-api-errors no "${pytest[@]}" tests/kernels/test_gpu.py -k compute_sanitizer >"$log" 2>&1
+    --report-api-errors no "${pytest[@]}" tests/kernels/test_gpu_runtime.py -k compute_sanitizer >"$log" 2>&1
   status=$?
   if ((status != 0)) && grep -qi "device not supported" "$log"; then
     notes+=("$tool skipped: compute-sanitizer refuses this device ($(grep -im1 'device not supported' "$log"))")
