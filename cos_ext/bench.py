@@ -182,8 +182,8 @@ def run_bench(
         json_path: where machine, build and records are written; None is nowhere.
 
     Returns:
-        One record a row: the case, the call, median_ms and min_ms, gb_per_s by the byte floor, and
-        x_copy, the median in units of that of ``copy_``.
+        One record a row, with the case, the call, median_ms and min_ms, gb_per_s by the byte floor,
+        and x_copy, the median in units of that of ``copy_``.
     """
     if threads is not None:
         torch.set_num_threads(threads)

@@ -26,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: the words after the program's name; None is those of this process.
 
     Returns:
-        The exit code: 0; 2 after an error, which is printed; 130 where it was interrupted.
+        The exit code, which is 2 after an error (it is printed), 130 where the command was
+        interrupted, and 0 otherwise.
     """
     args = _parser().parse_args(argv)
     try:

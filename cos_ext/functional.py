@@ -85,8 +85,8 @@ def if_forward(
 
     Args:
         x_seq: input currents ``[T, *neurons]``, T >= 1; float32, float64, float16 or bfloat16; any
-            strides. A time dimension of stride 0 (``x.expand(T, ...)``) is read once per neuron. At
-            most 16 of the neuron dimensions may not be neighbours in memory.
+            strides. A time dimension of stride 0 (``x.expand(T, ...)``) is read once per neuron. Of
+            the neuron dimensions at most 16 may lie apart in memory.
         v_threshold: θ > 0. A float, or a tensor that broadcasts to ``[*neurons]`` (per channel:
             ``[C, 1, 1]``) in x_seq's dtype or the state dtype.
         v_init: v(0), likewise; None is θ/2.

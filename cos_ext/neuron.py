@@ -217,15 +217,34 @@ class IFNode(nn.Module):
     ) -> Tensor:
         """The spikes, pooled where convert() wants it; x_seq may be written over where owned."""
         window = self._window(x_seq)
-        fused = Fused(operands.get("scale"), operands.get("bias"), residual, window)
+        spikes = self._simulate(
+            x_seq, owned and window is None, pool=window, residual=residual, **operands
+        )
+        if self.pool is None or self.apart or window is not None:
+            return spikes
+        # What the kernel cannot pool.
+        pooled = TF.avg_pool2d(spikes.flatten(0, 1), self._sizes(spikes, self.pool))
+        return pooled.unflatten(0, spikes.shape[:2])
+
+    def _simulate(
+        self,
+        x_seq: Tensor,
+        inplace: bool,
+        *,
+        pool: tuple[int, int] | None = None,
+        residual: Tensor | None = None,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """The spikes as the operator gives them; what is to be counted is added up."""
         theta, v_init = self._parameters_for(x_seq)
         spikes, total, sums = simulate(
             x_seq,
             theta,
             v_init,
             self._settings,
-            fused,
-            inplace=owned and window is None,
+            Fused(scale, bias, residual, pool),
+            inplace=inplace,
             count=self.count_spikes,
             keep_statistics=self.keep_statistics,
         )
@@ -234,11 +253,7 @@ class IFNode(nn.Module):
         if total is not None:
             before, steps = self.emitted or (0, 0)
             self.emitted = (before + total, steps + x_seq.numel())
-        if self.pool is None or self.apart or window is not None:
-            return spikes
-        # What the kernel cannot pool.
-        pooled = TF.avg_pool2d(spikes.flatten(0, 1), self._sizes(spikes, self.pool))
-        return pooled.unflatten(0, spikes.shape[:2])
+        return spikes
 
     def _fuses(self, x: Tensor, residual: Tensor | None) -> bool:
         """Whether the kernels take in what stands around these neurons."""
@@ -359,14 +374,7 @@ class IFNode(nn.Module):
             if self.v_threshold.dim() == 0
             else f"{tuple(self.v_threshold.shape)}"
         )
-        parts = [
-            f"v_threshold={theta}",
-            f"v_reset={self.v_reset}",
-            f"timesteps={self.timesteps}",
-            f"rho={self.rho}",
-            f"iterations={self.iterations}",
-            f"emission={self.emission!r}",
-            f"calibration={self.calibration!r}",
-            f"step_mode={self.step_mode!r}",
-        ]
-        return ", ".join(parts)
+        settings = (
+            f"{name}={value!r}" for name, value in self._settings.items() if name != "static_input"
+        )
+        return ", ".join((f"v_threshold={theta}", *settings))

@@ -84,7 +84,7 @@ def check_fused(
         by_neuron: whether a result by neuron is asked for.
 
     Returns:
-        The windows of pooling as the operators take them: (rows, columns), or (0, 0) for none.
+        The windows of pooling as the operators take them, (rows, columns), or (0, 0) for none.
     """
     operands = {"scale": scale, "bias": bias, "residual": residual}
     given = {name: tensor for name, tensor in operands.items() if tensor is not None}

@@ -33,7 +33,7 @@ def check_calibration(rho: int | torch.SymInt, iterations: int | None) -> int:
     """Validate ``rho >= 1`` and ``iterations >= 0``.
 
     Returns:
-        The iterations as the operators take them: -1 stands for None.
+        The iterations as the operators take them, where -1 stands for None.
 
     Raises:
         TypeError: rho is not an int, or iterations is neither an int nor None.
