@@ -16,7 +16,8 @@ from cos_ext import evaluate
 from cos_ext.cli import main
 from cos_ext.data import distributed
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+# In one of the processes that share the tests: the two that are started here are started once.
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("processes")]
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -19,6 +19,8 @@ from torch.nn import functional as TF
 from cos_ext import ConversionError, convert
 from cos_ext.conversion.tracing import trace
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 X = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 

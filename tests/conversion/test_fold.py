@@ -9,6 +9,8 @@ from torch import nn
 
 from cos_ext import convert
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.mark.parametrize(
     "layer, norm, shape",

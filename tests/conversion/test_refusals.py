@@ -10,6 +10,8 @@ from wrapped import IMAGES, InPlace, Wrapped
 
 from cos_ext import QCFS, ConversionError, IFNode, convert
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def small(*layers):
     return nn.Sequential(nn.Conv2d(1, 4, 3), *layers, nn.Flatten(), nn.LazyLinear(3))

@@ -17,6 +17,8 @@ import cos_ext
 from cos_ext import ConversionError, convert
 from cos_ext.conversion.tracing import trace
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @contextlib.contextmanager
 def unchanged(model):

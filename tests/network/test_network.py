@@ -13,6 +13,8 @@ from cos_ext import convert, evaluate
 from cos_ext.models import DEMO_CHECKPOINT
 from cos_ext.training import train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def exact(shipped_model):
