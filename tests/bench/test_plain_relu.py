@@ -1,4 +1,5 @@
-"""bench/plain_relu.py runs, on a few images, so that the commands in docs/results/plain_relu.md do not rot.
+"""bench/plain_relu.py runs, on a few images, so that the commands in docs/results/plain_relu.md do
+not rot.
 
 No accuracy is checked here.
 """
