@@ -30,7 +30,7 @@ def plain_if(x: Tensor, theta: float) -> Tensor:
 
 
 def plain_if_into(x: Tensor, theta: float, spikes: Tensor, v: Tensor | None = None) -> Tensor:
-    """The same into a given output, from a given potential (None is θ/2)."""
+    """As :func:`plain_if`, into a given output, from a given potential (None is θ/2)."""
     v = torch.full_like(x[0], theta / 2) if v is None else v
     for t in range(x.shape[0]):
         m = v + x[t]

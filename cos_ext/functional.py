@@ -97,8 +97,8 @@ def if_forward(
         scale, bias: tensors that broadcast to ``[*neurons]``, in x_seq's dtype or the state dtype.
             The neurons' current is then x·scale + bias, as if a pass before this one had written
             it: a bias of a convolution, a BatchNorm.
-        residual: a tensor like x_seq (any strides), added to that. The current is rounded to
-            x_seq's dtype before and after, as separate passes would round it.
+        residual: a tensor like x_seq (any strides), added to x·scale + bias. The current is rounded
+            to x_seq's dtype before and after, as separate passes would round it.
         pool: (rows, columns), or one number for both: average pooling of the spikes. Its windows
             lie in the last two dimensions, do not overlap, and divide them. The output is
             ``[T, ..., height/rows, width/columns]``. Not with inplace, nor with results by neuron.
@@ -342,8 +342,8 @@ def parallel_forward(
     emission="front".
 
     Args:
-        x_seq, v_threshold, v_init, inplace, return_count: as for :func:`if_forward`; steps after
-            rho are not read.
+        x_seq: as for :func:`if_forward`; steps after rho are not read.
+        v_threshold, v_init, inplace, return_count: as for :func:`if_forward`.
         rho: steps to sum, 1 <= rho <= T.
 
     Returns:

@@ -161,7 +161,7 @@ class IFNode(nn.Module):
 
     @property
     def watch_steps(self) -> int:
-        """The steps watched before the first spike: rho, or 0 where the calibration uses none."""
+        """The steps watched before the first spike, rho or 0 by the calibration."""
         return watch_steps(self._settings)
 
     def reset(self) -> None:
