@@ -84,7 +84,8 @@ void launch_as(const Job& job, Stream stream, int64_t cache) {
   } else {
     const bool packed = make_task(task, job, V, sizeof(T), sizeof(state_t<T>));
     if (!packed) make_task(task, job, 1, sizeof(T), sizeof(state_t<T>));
-    kernel = job.fused() || job.tally ? choose_theta<T, V, Extra::Fused>(task, packed) : choose_theta<T, V, Extra::Plain>(task, packed);
+    kernel = job.fused() || job.tally ? choose_theta<T, V, Extra::Fused>(task, packed)
+                                      : choose_theta<T, V, Extra::Plain>(task, packed);
     packs = packed ? job.neurons / V : job.neurons;
   }
   task.streaming = job.neurons * job.steps * static_cast<int64_t>(sizeof(T)) > cache;

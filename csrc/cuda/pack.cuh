@@ -95,11 +95,12 @@ __device__ __forceinline__ void run_pack(const Task& task, int64_t start, const 
   int32_t count[V], desired[V];
   if (M != Mode::Fire) {
     int32_t psi[V];
-    calibrate(v, psi, count, theta, task.rho, task.iterations,
-              [&](Watch<S, V>& w, const S(&from)[V], int32_t) { watch(w, from, theta, task.rho, in); },
-              [&](const Watch<S, V>& w, const S(&from)[V]) {
-                if (E != Extra::Plain && task.tally) tally_watch(task, w, from, theta, psi, count);
-              });
+    calibrate(
+        v, psi, count, theta, task.rho, task.iterations,
+        [&](Watch<S, V>& w, const S(&from)[V], int32_t) { watch(w, from, theta, task.rho, in); },
+        [&](const Watch<S, V>& w, const S(&from)[V]) {
+          if (E != Extra::Plain && task.tally) tally_watch(task, w, from, theta, psi, count);
+        });
     store_run(psi, task.offset, at.offset[kResult]);
     store_run(v, task.v_init_out, at.offset[kResult]);
     COS_UNROLL

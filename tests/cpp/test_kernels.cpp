@@ -75,7 +75,8 @@ struct Case {
 template <class T>
 void kernel_case(std::mt19937& random, const Case& c) {
   using S = state_t<T>;
-  const auto [rows, columns, stride, gap, shift, steps, rho, iterations, theta_kind, hard, inplace, is_static, init_kind, emission, fused] = c;
+  const auto [rows, columns, stride, gap, shift, steps, rho, iterations, theta_kind, hard, inplace, is_static, init_kind,
+              emission, fused] = c;
   const int64_t neurons = rows * columns, row = columns * stride + gap, plane = rows * row;
   const int64_t time = is_static ? 0 : plane;
   const int64_t extent = (is_static ? 0 : (steps - 1) * plane) + (rows - 1) * row + (columns - 1) * stride + 1;
@@ -97,12 +98,15 @@ void kernel_case(std::mt19937& random, const Case& c) {
   const auto element = [columns = columns](Kind kind, int64_t n) {
     return kind == kAll ? 0 : kind == kColumn ? n % columns : kind == kRow ? n / columns : n;
   };
-  std::unique_ptr<S[]> theta(new S[elements(theta_kind)]), init(new S[elements(init_kind)]), v(new S[neurons]), shifted(new S[neurons]);
+  std::unique_ptr<S[]> theta(new S[elements(theta_kind)]), init(new S[elements(init_kind)]), v(new S[neurons]),
+      shifted(new S[neurons]);
   for (int64_t i = 0; i < elements(theta_kind); ++i) theta[i] = static_cast<S>(0.5f + 0.1f * static_cast<float>(random() % 10));
   for (int64_t i = 0; i < elements(init_kind); ++i) init[i] = static_cast<S>(normal(random));
   std::unique_ptr<int32_t[]> count(new int32_t[neurons]), psi(new int32_t[neurons]);
   std::unique_ptr<S[]> scale(new S[fused ? elements(theta_kind) : 0]), bias(new S[fused ? elements(init_kind) : 0]);
-  for (int64_t i = 0; fused && i < elements(theta_kind); ++i) scale[i] = static_cast<S>(0.5f + 0.1f * static_cast<float>(random() % 10));
+  for (int64_t i = 0; fused && i < elements(theta_kind); ++i) {
+    scale[i] = static_cast<S>(0.5f + 0.1f * static_cast<float>(random() % 10));
+  }
   for (int64_t i = 0; fused && i < elements(init_kind); ++i) bias[i] = static_cast<S>(normal(random)) / 4;
   constexpr int64_t kSlots = 2;
 
@@ -166,15 +170,16 @@ void kernel_case(std::mt19937& random, const Case& c) {
     S start[1] = {init_kind == kAll ? th / 2 : init[element(init_kind, n)]};
     int32_t expected_psi[1] = {0}, expected_count[1] = {0};
     if (job.rho) {
-      calibrate(start, expected_psi, expected_count, parameter, rho, job.iterations,
-                [&](Watch<S, 1>& w, const S(&from)[1], int32_t) { watch(w, from, parameter, rho, in); },
-                [&](const Watch<S, 1>& w, const S(&from)[1]) {
-                  int64_t clipping, quantisation;
-                  error_split(w.v[0], from[0], th, expected_count[0], expected_psi[0], static_cast<int32_t>(rho), clipping,
-                              quantisation);
-                  expected_tally[2 * rho + 1 + kTallyClipping] += clipping;
-                  expected_tally[2 * rho + 1 + kTallyQuantisation] += quantisation;
-                });
+      calibrate(
+          start, expected_psi, expected_count, parameter, rho, job.iterations,
+          [&](Watch<S, 1>& w, const S(&from)[1], int32_t) { watch(w, from, parameter, rho, in); },
+          [&](const Watch<S, 1>& w, const S(&from)[1]) {
+            int64_t clipping, quantisation;
+            error_split(w.v[0], from[0], th, expected_count[0], expected_psi[0], static_cast<int32_t>(rho), clipping,
+                        quantisation);
+            expected_tally[2 * rho + 1 + kTallyClipping] += clipping;
+            expected_tally[2 * rho + 1 + kTallyQuantisation] += quantisation;
+          });
       ++expected_tally[rho + expected_psi[0]];
       check(same(shifted[n], start[0]), "v_init", n, neurons);
       check(psi[n] == expected_psi[0], "offset spikes", n, neurons);
@@ -224,7 +229,8 @@ void pooled_case(std::mt19937& random, int64_t outer, int64_t height, int64_t wi
   using S = state_t<T>;
   const int64_t steps = 5, neurons = outer * height * width * inner, pooled = neurons / (rows * columns);
   std::normal_distribution<float> normal(0.35f, 1.2f);
-  std::unique_ptr<T[]> x(new T[steps * neurons]), residual(new T[neurons]), spikes(new T[steps * neurons]), out(new T[steps * pooled]);
+  std::unique_ptr<T[]> x(new T[steps * neurons]), residual(new T[neurons]), spikes(new T[steps * neurons]),
+      out(new T[steps * pooled]);
   std::unique_ptr<S[]> bias(new S[inner]), theta(new S[neurons]);
   for (int64_t i = 0; i < steps * neurons; ++i) x[i] = FromState<T>::call(static_cast<S>(normal(random)));
   for (int64_t i = 0; i < neurons; ++i) residual[i] = FromState<T>::call(static_cast<S>(normal(random)));
@@ -267,13 +273,15 @@ void pooled_case(std::mt19937& random, int64_t outer, int64_t height, int64_t wi
 template <class T>
 void sweep() {
   std::mt19937 random(7);
-  const int64_t shapes[][2] = {{1, 1}, {1, 2}, {1, 3}, {1, 7}, {1, 31}, {3, 33}, {1, 64}, {1, 127}, {1, 129}, {1, 512}, {5, 103},
-                               {2, 24}, {1, 1537}, {1, 4097}};
+  const int64_t shapes[][2] = {{1, 1},   {1, 2},   {1, 3},   {1, 7},   {1, 31}, {3, 33},   {1, 64},
+                               {1, 127}, {1, 129}, {1, 512}, {5, 103}, {2, 24}, {1, 1537}, {1, 4097}};
   const int64_t memory[][3] = {{1, 3, 0}, {1, 0, 0}, {1, 0, 1}, {2, 3, 0}};  // stride, gap, shift
   for (const auto& shape : shapes) {
     for (const auto& place : memory) {
-      const auto run = [&](int64_t steps, int64_t rho, int64_t iterations, Kind theta_kind, bool hard, bool inplace, bool is_static) {
-        kernel_case<T>(random, {shape[0], shape[1], place[0], place[1], place[2], steps, rho, iterations, theta_kind, hard, inplace, is_static});
+      const auto run = [&](int64_t steps, int64_t rho, int64_t iterations, Kind theta_kind, bool hard, bool inplace,
+                           bool is_static) {
+        kernel_case<T>(random, {shape[0], shape[1], place[0], place[1], place[2], steps, rho, iterations, theta_kind, hard,
+                                inplace, is_static});
       };
       for (const Kind theta_kind : {kAll, kColumn, kNeuron}) {
         for (const int64_t iterations : {1, -1}) {
@@ -291,9 +299,21 @@ void sweep() {
   for (int i = 0; i < 300; ++i) {  // any combination, mostly of shapes that packs of 4 or 8 neurons can serve
     const auto below = [&](int64_t n) { return static_cast<int64_t>(random() % n); };
     const int64_t unit = below(4) ? 8 : 1, steps = 1 + below(36);
-    Case c{1 + below(4), unit * (1 + below(20)), below(4) ? 1 : 2, unit * below(2), unit * below(2), steps, 1 + below(steps),
-           below(4) - 1, static_cast<Kind>(below(kKinds)), below(4) == 0, below(2) == 0, below(4) == 0, static_cast<Kind>(below(kKinds)),
-           static_cast<Emission>(below(3)), below(2) == 0};
+    Case c{1 + below(4),
+           unit * (1 + below(20)),
+           below(4) ? 1 : 2,
+           unit * below(2),
+           unit * below(2),
+           steps,
+           1 + below(steps),
+           below(4) - 1,
+           static_cast<Kind>(below(kKinds)),
+           below(4) == 0,
+           below(2) == 0,
+           below(4) == 0,
+           static_cast<Kind>(below(kKinds)),
+           static_cast<Emission>(below(3)),
+           below(2) == 0};
     if (c.is_static) c.inplace = false;
     kernel_case<T>(random, c);
   }
