@@ -26,9 +26,9 @@ inline ScalarType state_type(ScalarType type) { return type == ScalarType::Doubl
 
 inline void check_input(const Tensor& x) {
   const auto type = x.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
-                      type == ScalarType::BFloat16,
-                  "x_seq must be float32, float64, float16 or bfloat16");
+  STD_TORCH_CHECK(
+      type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half || type == ScalarType::BFloat16,
+      "x_seq must be float32, float64, float16 or bfloat16");
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(0) >= 1, "x_seq must be [T, *neurons] with T >= 1");
   STD_TORCH_CHECK(x.size(0) <= kMaxSteps, "x_seq must have at most ", kMaxSteps, " time-steps, got ", x.size(0));
 }
@@ -37,8 +37,8 @@ inline void check_input(const Tensor& x) {
 inline void check_parameter(const char* name, const Tensor& parameter, const Tensor& x) {
   STD_TORCH_CHECK(parameter.is_cuda() == x.is_cuda() && (x.is_cpu() || parameter.get_device_index() == x.get_device_index()),
                   name, " must be on x_seq's device");
-  STD_TORCH_CHECK(parameter.scalar_type() == x.scalar_type() || parameter.scalar_type() == state_type(x.scalar_type()),
-                  name, " must have x_seq's dtype or its state dtype");
+  STD_TORCH_CHECK(parameter.scalar_type() == x.scalar_type() || parameter.scalar_type() == state_type(x.scalar_type()), name,
+                  " must have x_seq's dtype or its state dtype");
   const int64_t neurons = x.dim() - 1, own = parameter.dim();
   STD_TORCH_CHECK(own <= neurons, name, " has ", own, " dimensions, more than the neurons' ", neurons);
   for (int64_t d = 0; d < own; ++d) {
@@ -66,7 +66,9 @@ inline void check_calibration(int64_t rho, int64_t iterations, const Tensor& x) 
 }
 
 // x_mean of rate_forward, which has no time.
-inline void check_rate(int64_t rho) { STD_TORCH_CHECK(rho >= 1 && rho <= kMaxSteps, "rho must lie in 1..", kMaxSteps, ", got ", rho); }
+inline void check_rate(int64_t rho) {
+  STD_TORCH_CHECK(rho >= 1 && rho <= kMaxSteps, "rho must lie in 1..", kMaxSteps, ", got ", rho);
+}
 
 // What is added to x on the way in: the same shape and dtype, on the same device.
 inline void check_residual(const Tensor& residual, const Tensor& x) {
@@ -78,7 +80,8 @@ inline void check_residual(const Tensor& residual, const Tensor& x) {
   STD_TORCH_CHECK(same, "residual must have x_seq's shape");
 }
 inline void check_fused_steps(int64_t steps) {
-  STD_TORCH_CHECK(steps <= kMaxFusedSteps, "scale, bias, residual and pool take at most ", kMaxFusedSteps, " time-steps, got ", steps);
+  STD_TORCH_CHECK(steps <= kMaxFusedSteps, "scale, bias, residual and pool take at most ", kMaxFusedSteps, " time-steps, got ",
+                  steps);
 }
 
 inline void check_pool(int64_t rows, int64_t columns, const Tensor& x) {

@@ -1,5 +1,6 @@
-// What one launch has to do: pointers, layouts and options, the only thing a kernel sees. Built by operators.h and python/core_module.cpp.
-// Plain data and the host code that computes layouts; no torch, no CUDA runtime, no arithmetic of neurons.
+// What one launch has to do: pointers, layouts and options, the only thing a kernel sees. Built by operators.h and
+// python/core_module.cpp. Plain data and the host code that computes layouts; no torch, no CUDA runtime, no arithmetic of
+// neurons.
 #pragma once
 
 #include <algorithm>
@@ -48,8 +49,8 @@ constexpr int64_t kMaxFusedSteps = 4096;
 struct Job {
   DType dtype = DType::Float32;
   int64_t neurons = 0;
-  int64_t steps = 0;       // T to emit; 0: calibration only
-  int64_t rho = 0;         // steps to watch; 0: no calibration
+  int64_t steps = 0;  // T to emit; 0: calibration only
+  int64_t rho = 0;  // steps to watch; 0: no calibration
   int64_t iterations = 0;  // negative: until exact
   Emission emission = Emission::Calibrated;  // else iterations must be 0 and v null
   bool hard_reset = false;
@@ -82,7 +83,8 @@ struct Job {
   void* v_init_out = nullptr;
   int32_t* offset = nullptr;
 
-  // Sums over the neurons (core/statistics.h), added to [slots, tally_size(rho)]: where many add at once, to several rows. Null: none.
+  // Sums over the neurons (core/statistics.h), added to [slots, tally_size(rho)]: where many add at once, to several rows.
+  // Null: none.
   int64_t* tally = nullptr;
   int64_t slots = 1;
 };
@@ -95,8 +97,7 @@ inline std::vector<int> walk_order(const std::vector<int64_t>& sizes, const std:
   return order;
 }
 
-inline Layout make_layout(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
-                          const std::vector<int>& order) {
+inline Layout make_layout(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, const std::vector<int>& order) {
   Layout layout;
   for (int dim : order) {
     if (sizes[dim] == 1) continue;

@@ -28,8 +28,8 @@ inline DType job_dtype(ScalarType type) {
 // empty_like(like, dtype=type), which torch::stable::empty_like lacks.
 inline Tensor empty_like_as(const Tensor& like, ScalarType type) {
   using torch::stable::detail::from;
-  std::array<StableIValue, 6> stack{from(like), from(std::optional<ScalarType>(type)), from(std::nullopt),
-                                    from(std::nullopt), from(std::nullopt), from(std::nullopt)};
+  const StableIValue none = from(std::nullopt);
+  std::array<StableIValue, 6> stack{from(like), from(std::optional<ScalarType>(type)), none, none, none, none};
   STD_TORCH_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION) == 0, "empty_like failed");
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
@@ -193,8 +193,8 @@ class Builder {
     if (parameter.layout.ndim == 1 && parameter.layout.stride[0] == 0) parameter.layout.ndim = 0;
   }
 
-  // Whether one step's neurons lie in memory as [..., height, width], or as [..., height, width, channels] of [..., channels, height,
-  // width], without gaps.
+  // Whether one step's neurons lie in memory as [..., height, width], or as [..., height, width, channels] of
+  // [..., channels, height, width], without gaps.
   bool windows_of(bool channels_last) const {
     std::vector<int64_t> order(sizes_.size());
     std::iota(order.begin(), order.end(), 1);
@@ -237,11 +237,10 @@ using MaybeDouble = std::optional<double>;
 template <class Launch>
 struct Operators {
   static std::tuple<Tensor, Tensor, Tensor> if_any(const Tensor& x, const MaybeTensor& theta, double theta_value,
-                                                   const MaybeTensor& v_init, MaybeDouble v_init_value,
-                                                   MaybeDouble v_reset, bool return_v, bool return_count,
-                                                   const MaybeTensor& scale, const MaybeTensor& bias,
-                                                   const MaybeTensor& residual, int64_t pool_rows, int64_t pool_columns,
-                                                   bool inplace) {
+                                                   const MaybeTensor& v_init, MaybeDouble v_init_value, MaybeDouble v_reset,
+                                                   bool return_v, bool return_count, const MaybeTensor& scale,
+                                                   const MaybeTensor& bias, const MaybeTensor& residual, int64_t pool_rows,
+                                                   int64_t pool_columns, bool inplace) {
     Builder build(x, theta, theta_value, v_init, v_init_value);
     build.hard_reset(v_reset);
     build.fuse(scale, bias, residual);
@@ -259,15 +258,14 @@ struct Operators {
                                                        MaybeDouble v_init_value, MaybeDouble v_reset, bool return_v,
                                                        bool return_count, MaybeTensor scale, MaybeTensor bias,
                                                        MaybeTensor residual, int64_t pool_rows, int64_t pool_columns) {
-    return if_any(x, theta, theta_value, v_init, v_init_value, v_reset, return_v, return_count, scale, bias, residual,
-                  pool_rows, pool_columns, false);
+    return if_any(x, theta, theta_value, v_init, v_init_value, v_reset, return_v, return_count, scale, bias, residual, pool_rows,
+                  pool_columns, false);
   }
   static std::tuple<Tensor, Tensor> if_forward_(Tensor x, MaybeTensor theta, double theta_value, MaybeTensor v_init,
-                                                MaybeDouble v_init_value, MaybeDouble v_reset, bool return_v,
-                                                bool return_count, MaybeTensor scale, MaybeTensor bias,
-                                                MaybeTensor residual) {
-    auto [spikes, v, count] = if_any(x, theta, theta_value, v_init, v_init_value, v_reset, return_v, return_count, scale,
-                                     bias, residual, 0, 0, true);
+                                                MaybeDouble v_init_value, MaybeDouble v_reset, bool return_v, bool return_count,
+                                                MaybeTensor scale, MaybeTensor bias, MaybeTensor residual) {
+    auto [spikes, v, count] =
+        if_any(x, theta, theta_value, v_init, v_init_value, v_reset, return_v, return_count, scale, bias, residual, 0, 0, true);
     return {v, count};
   }
 
@@ -275,8 +273,8 @@ struct Operators {
   static CosResults cos_any(const Tensor& x, const MaybeTensor& theta, double theta_value, const MaybeTensor& v_init,
                             MaybeDouble v_init_value, int64_t rho, int64_t iterations, bool return_v, bool return_count,
                             bool return_v_init, bool return_offset, int64_t emission, bool return_statistics,
-                            const MaybeTensor& scale, const MaybeTensor& bias, const MaybeTensor& residual,
-                            int64_t pool_rows, int64_t pool_columns, bool inplace) {
+                            const MaybeTensor& scale, const MaybeTensor& bias, const MaybeTensor& residual, int64_t pool_rows,
+                            int64_t pool_columns, bool inplace) {
     Builder build(x, theta, theta_value, v_init, v_init_value);
     build.calibrate(rho, iterations);
     build.emission(emission, return_v);
@@ -296,11 +294,10 @@ struct Operators {
     return {spikes, v, count, shifted, offset, statistics};
   }
 
-  static CosResults cos_forward(Tensor x, MaybeTensor theta, double theta_value, MaybeTensor v_init,
-                                MaybeDouble v_init_value, int64_t rho, int64_t iterations, bool return_v,
-                                bool return_count, bool return_v_init, bool return_offset, int64_t emission,
-                                bool return_statistics, MaybeTensor scale, MaybeTensor bias, MaybeTensor residual,
-                                int64_t pool_rows, int64_t pool_columns) {
+  static CosResults cos_forward(Tensor x, MaybeTensor theta, double theta_value, MaybeTensor v_init, MaybeDouble v_init_value,
+                                int64_t rho, int64_t iterations, bool return_v, bool return_count, bool return_v_init,
+                                bool return_offset, int64_t emission, bool return_statistics, MaybeTensor scale, MaybeTensor bias,
+                                MaybeTensor residual, int64_t pool_rows, int64_t pool_columns) {
     return cos_any(x, theta, theta_value, v_init, v_init_value, rho, iterations, return_v, return_count, return_v_init,
                    return_offset, emission, return_statistics, scale, bias, residual, pool_rows, pool_columns, false);
   }
@@ -334,9 +331,8 @@ struct Operators {
     rate_any(x, theta, theta_value, v_init, v_init_value, rho, scale, bias, residual, true);
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> calibrate_v_init(Tensor x, MaybeTensor theta, double theta_value,
-                                                             MaybeTensor v_init, MaybeDouble v_init_value, int64_t rho,
-                                                             int64_t iterations) {
+  static std::tuple<Tensor, Tensor, Tensor> calibrate_v_init(Tensor x, MaybeTensor theta, double theta_value, MaybeTensor v_init,
+                                                             MaybeDouble v_init_value, int64_t rho, int64_t iterations) {
     Builder build(x, theta, theta_value, v_init, v_init_value);
     build.calibrate(rho, iterations);
     Tensor shifted = build.result(true, build.state());
@@ -350,12 +346,12 @@ struct Operators {
   }
 };
 
-#define COS_EXT_REGISTER(m, Launch)                                              \
-  m.impl("if_forward", TORCH_BOX(&cos_ext::Operators<Launch>::if_forward));      \
-  m.impl("if_forward_", TORCH_BOX(&cos_ext::Operators<Launch>::if_forward_));    \
-  m.impl("cos_forward", TORCH_BOX(&cos_ext::Operators<Launch>::cos_forward));    \
-  m.impl("cos_forward_", TORCH_BOX(&cos_ext::Operators<Launch>::cos_forward_));  \
-  m.impl("rate_forward", TORCH_BOX(&cos_ext::Operators<Launch>::rate_forward));  \
+#define COS_EXT_REGISTER(m, Launch)                                               \
+  m.impl("if_forward", TORCH_BOX(&cos_ext::Operators<Launch>::if_forward));       \
+  m.impl("if_forward_", TORCH_BOX(&cos_ext::Operators<Launch>::if_forward_));     \
+  m.impl("cos_forward", TORCH_BOX(&cos_ext::Operators<Launch>::cos_forward));     \
+  m.impl("cos_forward_", TORCH_BOX(&cos_ext::Operators<Launch>::cos_forward_));   \
+  m.impl("rate_forward", TORCH_BOX(&cos_ext::Operators<Launch>::rate_forward));   \
   m.impl("rate_forward_", TORCH_BOX(&cos_ext::Operators<Launch>::rate_forward_)); \
   m.impl("calibrate_v_init", TORCH_BOX(&cos_ext::Operators<Launch>::calibrate_v_init))
 

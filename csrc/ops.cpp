@@ -1,7 +1,7 @@
 // Every operator's schema. A parameter is a tensor or, where that is None, the float after it; v_init None and
-// v_init_value None is θ/2. iterations -1 is "until exact"; emission 0 is calibrated, 1 even, 2 front (core/emission.h). The neurons see
-// x_seq · scale + bias + residual; pool_rows and pool_columns 0 are no pooling of the spikes. Results that were not asked for come
-// back with no elements; statistics are rows of sums that belong added up (core/statistics.h).
+// v_init_value None is θ/2. iterations -1 is "until exact"; emission 0 is calibrated, 1 even, 2 front (core/emission.h). The
+// neurons see x_seq · scale + bias + residual; pool_rows and pool_columns 0 are no pooling of the spikes. Results that were not
+// asked for come back with no elements; statistics are rows of sums that belong added up (core/statistics.h).
 #include <torch/csrc/stable/library.h>
 
 #ifndef COS_EXT_LIBRARY  // tests/cpp/shim_ops.cpp gives the same operators another name
@@ -10,7 +10,7 @@
 
 #define COS_PARAMETERS "Tensor? v_threshold, float v_threshold_value, Tensor? v_init, float? v_init_value, "
 #define COS_IF "float? v_reset, bool return_v, bool return_count"
-#define COS_COS \
+#define COS_COS                                                                                                         \
   "int rho, int iterations, bool return_v, bool return_count, bool return_v_init, bool return_offset, int emission=0, " \
   "bool return_statistics=False"
 #define COS_FUSED ", Tensor? scale=None, Tensor? bias=None, Tensor? residual=None"

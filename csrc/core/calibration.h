@@ -113,8 +113,8 @@ COS_HD S shifted(S v_init, S theta, int32_t psi, int32_t k, S min_fired, S max_s
 // `noted(w, v_init)` is called once, after the first watch, with psi and count set and v_init not shifted yet.
 // iterations < 0: until no neuron of the group is left, at most rho rounds.
 template <class S, int W, class Theta, class Look, class Noted>
-COS_HD void calibrate(S (&v_init)[W], int32_t (&psi)[W], int32_t (&count)[W], const Theta& theta, int64_t rho,
-                      int64_t iterations, const Look& look, const Noted& noted) {
+COS_HD void calibrate(S (&v_init)[W], int32_t (&psi)[W], int32_t (&count)[W], const Theta& theta, int64_t rho, int64_t iterations,
+                      const Look& look, const Noted& noted) {
   Watch<S, W> w;
   look(w, v_init, 0);
   COS_LANES

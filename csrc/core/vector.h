@@ -24,10 +24,10 @@ using vector_t = typename VectorOf<S, N>::type;
     using count = vector_t<Int, N>;                                   \
     static COS_HD void add(count& sum, count fired) { sum -= fired; } \
   };
-#define COS_VECTOR_PLAN(Int, N)                                                                    \
-  template <>                                                                                      \
-  struct PlanOf<vector_t<Int, N>> {                                                                \
-    static COS_HD void add(vector_t<Int, N>& count, vector_t<Int, N> fired) { count -= fired; }    \
+#define COS_VECTOR_PLAN(Int, N)                                                                 \
+  template <>                                                                                   \
+  struct PlanOf<vector_t<Int, N>> {                                                             \
+    static COS_HD void add(vector_t<Int, N>& count, vector_t<Int, N> fired) { count -= fired; } \
   };
 COS_VECTOR_PLAN(int32_t, 4)
 COS_VECTOR_PLAN(int32_t, 8)

@@ -18,8 +18,8 @@ Choice choose() {
   const bool has512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
-  const bool has2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+  const bool has2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                    __builtin_cpu_supports("bmi2");
   const char* wanted = std::getenv("COS_EXT_CPU_CAPABILITY");
   const auto allows = [&](const char* name) { return !wanted || !std::strcmp(wanted, name); };
   if (has512 && allows("avx512")) return {"avx512", avx512::run};

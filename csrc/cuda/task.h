@@ -191,15 +191,15 @@ inline bool make_task(Task& task, const Job& job, int64_t lanes, int64_t bytes, 
       if (!aligned(result, 16)) return false;
     }
   }
-  const bool found = make_source(task.theta, job.theta, lanes, lanes * state) &&
-                     make_source(task.v_init, job.v_init, lanes, lanes * state) &&
-                     make_source(task.scale, job.scale, lanes, lanes * state) &&
-                     make_source(task.bias, job.bias, lanes, lanes * state);
+  const bool found =
+      make_source(task.theta, job.theta, lanes, lanes * state) && make_source(task.v_init, job.v_init, lanes, lanes * state) &&
+      make_source(task.scale, job.scale, lanes, lanes * state) && make_source(task.bias, job.bias, lanes, lanes * state);
   if (!found) return false;
   if (job.half_theta_init) task.v_init.fetch = Fetch::HalfTheta;
   task.neurons = job.neurons;
   describe(task, job);
-  const Layout* layouts[kOperands] = {&job.x_layout, job.spikes ? &job.spikes_layout : &nothing,
+  const Layout* layouts[kOperands] = {&job.x_layout,
+                                      job.spikes ? &job.spikes_layout : &nothing,
                                       job.theta.data ? &job.theta.layout : &nothing,
                                       job.v_init.data && !job.half_theta_init ? &job.v_init.layout : &nothing,
                                       results ? &job.result_layout : &nothing,

@@ -40,13 +40,14 @@ class Call {
   explicit Call(const py::array& x) : x_(x) {
     const char kind = x.dtype().kind();
     const auto size = x.itemsize();
-    if (kind != 'f' || (size != 2 && size != 4 && size != 8) || x.ndim() < 1 || x.shape(0) < 1 ||
-        x.shape(0) > (1 << 24)) {
+    if (kind != 'f' || (size != 2 && size != 4 && size != 8) || x.ndim() < 1 || x.shape(0) < 1 || x.shape(0) > (1 << 24)) {
       throw py::value_error("x_seq must be float16, float32 or float64 [T, *neurons] with 1 <= T <= 2**24, got " + describe(x));
     }
     if (!x.dtype().attr("isnative").cast<bool>()) throw py::value_error("x_seq must have this machine's byte order");
     for (py::ssize_t d = 0; d < x.ndim(); ++d) {
-      if (x.strides(d) % size != 0 || x.strides(d) < 0) throw py::value_error("x_seq must have non-negative strides of whole elements");
+      if (x.strides(d) % size != 0 || x.strides(d) < 0) {
+        throw py::value_error("x_seq must have non-negative strides of whole elements");
+      }
     }
     job.dtype = size == 2 ? DType::Float16 : size == 4 ? DType::Float32 : DType::Float64;
     state_ = py::dtype(size == 8 ? "float64" : "float32");
@@ -68,8 +69,8 @@ class Call {
       high = theta_.attr("max")().cast<double>();
     }
     if (!storable(low) || !storable(high)) {
-      throw py::value_error("v_threshold must be positive and finite in x_seq's dtype, got values in [" +
-                            std::to_string(low) + ", " + std::to_string(high) + "]");
+      throw py::value_error("v_threshold must be positive and finite in x_seq's dtype, got values in [" + std::to_string(low) +
+                            ", " + std::to_string(high) + "]");
     }
   }
   void v_init(const std::optional<Value>& value) {
@@ -77,8 +78,12 @@ class Call {
     if (value) parameter("v_init", job.v_init, v_init_, *value);
   }
   void calibration(int64_t rho, std::optional<int64_t> iterations) {
-    if (rho < 1 || rho > x_.shape(0)) throw py::value_error("rho must lie in 1..T = " + std::to_string(x_.shape(0)) + ", got " + std::to_string(rho));
-    if (iterations && *iterations < 0) throw py::value_error("iterations must be >= 0 or None, got " + std::to_string(*iterations));
+    if (rho < 1 || rho > x_.shape(0)) {
+      throw py::value_error("rho must lie in 1..T = " + std::to_string(x_.shape(0)) + ", got " + std::to_string(rho));
+    }
+    if (iterations && *iterations < 0) {
+      throw py::value_error("iterations must be >= 0 or None, got " + std::to_string(*iterations));
+    }
     job.rho = rho;
     job.iterations = iterations.value_or(-1);
   }
@@ -229,10 +234,12 @@ py::dict facts() {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "cos_ext's kernels over NumPy arrays (float16, float32, float64), without torch.";
   m.def("if_forward", &if_forward, py::arg("x_seq"), py::arg("v_threshold"), py::arg("v_init") = py::none(), py::kw_only(),
-        py::arg("v_reset") = py::none(), py::arg("threads") = 1, "-> (spikes, v, spike_count); see cos_ext.functional.if_forward");
+        py::arg("v_reset") = py::none(), py::arg("threads") = 1,
+        "-> (spikes, v, spike_count); see cos_ext.functional.if_forward");
   m.def("cos_forward", &cos_forward, py::arg("x_seq"), py::arg("v_threshold"), py::arg("v_init") = py::none(), py::kw_only(),
         py::arg("rho"), py::arg("iterations") = 1, py::arg("emission") = "calibrated", py::arg("threads") = 1,
-        "-> (spikes, v, spike_count, v_init, offset_spikes), v None unless emission is calibrated; see cos_ext.functional.cos_forward");
+        "-> (spikes, v, spike_count, v_init, offset_spikes), v None unless emission is calibrated; see "
+        "cos_ext.functional.cos_forward");
   m.def("calibrate_v_init", &calibrate_v_init, py::arg("x_seq"), py::arg("v_threshold"), py::arg("v_init") = py::none(),
         py::kw_only(), py::arg("rho"), py::arg("iterations") = 1, py::arg("threads") = 1,
         "-> (v_init, offset_spikes, spike_count); see cos_ext.functional.calibrate_v_init");

@@ -1,0 +1,24 @@
+// What the files of the C++ tests share: the tests that test_core.cpp calls, and how they report. No test here.
+#pragma once
+
+#include <cstdio>
+#include <cstring>
+
+namespace cos_ext::test {
+
+void half_conversions();
+void exact_offset_spikes();
+void golden_vectors(const char* npz);
+void kernels();
+
+inline int failures = 0;
+inline void check(bool ok, const char* what, long long a = 0, long long b = 0) {
+  if (!ok && ++failures <= 20) std::printf("FAILED: %s (%lld, %lld)\n", what, a, b);
+}
+
+template <class T>
+bool same(T a, T b) {
+  return std::memcmp(&a, &b, sizeof(T)) == 0;
+}
+
+}  // namespace cos_ext::test

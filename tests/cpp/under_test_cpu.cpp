@@ -1,0 +1,20 @@
+// The CPU kernels of the chosen instruction set, as the tests call them. No test here.
+#include "cpu/kernels.h"
+#include "under_test.h"
+
+namespace cos_ext::test {
+
+const char* tested() { return cpu::capability(); }
+
+void run_kernel(const Job& job) {
+  // Split in two, as threads would.
+  const int64_t piece = cpu::piece(job), middle = job.neurons / 2 / piece * piece;
+  cpu::kernel()(job, 0, middle);
+  cpu::kernel()(job, middle, job.neurons);
+}
+
+bool packed(const Job& job) { return job.x_layout.dense() && job.spikes_layout.dense(); }
+
+bool pools_any_window() { return true; }
+
+}  // namespace cos_ext::test
