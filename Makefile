@@ -8,8 +8,8 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py build_backend.py $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
-# Tests marked xdist_group stay in one process, where they share what is built once.
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+# A file's tests stay in one process, where they share what is built once; conftest.py orders the files.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-fast test-cpp test-cuda-compile lint docs bench clean
 .DEFAULT_GOAL := help

@@ -16,8 +16,7 @@ from cos_ext import evaluate
 from cos_ext.cli import main
 from cos_ext.data import distributed
 
-# In one of the processes that share the tests: the two that are started here are started once.
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).resolve().parents[2]
 
