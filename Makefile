@@ -8,8 +8,8 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py build_backend.py $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
-# A file's tests stay in one process, where they share what is built or converted once.
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+# A file's tests stay in one process, where they share what is built once; conftest.py orders the files.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-fast test-cpp test-cuda-compile lint docs bench clean
 .DEFAULT_GOAL := help
@@ -23,7 +23,7 @@ demo: $(VENV)/.installed  ## Convert the shipped network and print its accuracy 
 test: $(VENV)/.installed  ## All tests
 	$(PYTEST)
 
-test-fast: $(VENV)/.installed  ## Tests of every room that take two minutes together
+test-fast: $(VENV)/.installed  ## Tests of every room, without those marked slow
 	$(PYTEST) -m "not slow"
 
 # The core and the CPU kernels without Python.

@@ -21,6 +21,14 @@ from cos_ext.models import DEMO_CHECKPOINT
 hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("tests")
 
+
+def pytest_collection_modifyitems(items):
+    """Several processes take files in this order: long ones first, so that all end together."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        first = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in first)
+
+
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() and cos_ext.build_info()["cuda"] else [])
 

@@ -83,6 +83,7 @@ def test_plot_without_matplotlib_fails_before_the_work(capsys, monkeypatch, tmp_
     assert code == 2 and "pip install 'cos_ext[plots]'" in err and "t = 1" not in out
 
 
+@pytest.mark.slow
 def test_eval_agrees_with_demo(capsys, tmp_path):
     a, b = tmp_path / "a.json", tmp_path / "b.json"
     assert run(capsys, "demo", "--samples", 50, "--quiet", "--exact", "--json", a)[0] == 0

@@ -16,8 +16,7 @@ from cos_ext import evaluate
 from cos_ext.cli import main
 from cos_ext.data import distributed
 
-# In one of the processes that share the tests: the two that are started here are started once.
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -114,6 +113,7 @@ def two_processes(tmp_path_factory):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, (_, sizes) in CASES.items() if sizes is not None])
 def test_two_processes_find_what_one_does(name, two_processes):
     expected = numbers(evaluate(tiny(), batches(CASES[name][1]), progress=False))
@@ -124,12 +124,14 @@ def test_two_processes_find_what_one_does(name, two_processes):
     )  # of all samples, by the slowest process's time
 
 
+@pytest.mark.slow
 def test_a_group_of_some_processes(two_processes):
     assert two_processes[0]["a group"] == numbers(evaluate(tiny(), batches(), progress=False))
     assert two_processes[1]["a group"].startswith("group must contain this process")
     assert [found["whoami"] for found in two_processes] == [[0, 2], [1, 2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, first, second",
     [
@@ -167,6 +169,7 @@ def test_what_fails_in_one_process_fails_in_both(name, first, second, two_proces
     assert two_processes[1][name].startswith(first if second is None else second)
 
 
+@pytest.mark.slow
 def test_the_demo_under_torchrun_is_the_demo(tmp_path, capsys):
     options = [
         "--samples",

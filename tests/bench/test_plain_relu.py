@@ -37,6 +37,7 @@ def folder(tmp_path, test_set):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_documented_commands(script, folder, capsys, one_thread):
     weights, results = folder / "resnet20.safetensors", folder / "results.json"
     common = ["--net", "resnet20", "--data", str(folder), "--quiet"]

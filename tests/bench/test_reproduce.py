@@ -32,6 +32,7 @@ def table(printed):
     }
 
 
+@pytest.mark.slow
 def test_the_rows_are_evaluations_of_the_shipped_network(
     script, shipped_model, test_set, capsys, tmp_path
 ):

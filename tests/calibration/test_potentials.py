@@ -223,6 +223,7 @@ def test_the_split_plays_no_part(sequential, images):
     assert labelled.static_calibration["samples"] == 50
 
 
+@pytest.mark.slow
 def test_the_shipped_network_answers_better(shipped_model, test_set, capsys):
     """Fitted on 250 images, labels unused, and measured on 500 others."""
     chosen = slice(-250, None)

@@ -246,6 +246,7 @@ def test_an_untraceable_model_needs_an_example():
         convert(model, timesteps=4, thresholds={"relu1": 1.0})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["resnet, basic blocks", "vgg", "u-net", "two inputs", "untraceable", "tokens"]
 )

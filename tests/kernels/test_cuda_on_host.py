@@ -24,8 +24,8 @@ from test_golden import CASES, case, is_excused
 from cos_ext import _ops
 from cos_ext import functional as F
 
-# One process for the file: the shim is compiled once.
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("shim")]
+# Compiling the shim alone takes longer than a slow test.
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = {"return_v": True, "return_count": True}

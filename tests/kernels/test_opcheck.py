@@ -90,6 +90,7 @@ def test_fakes_have_the_layout_of_the_results(device):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_without_graph_breaks(dynamic, device):
     def out_of_place(x, theta):

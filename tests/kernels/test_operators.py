@@ -241,6 +241,7 @@ def test_thread_count_and_batch_size_change_nothing():
         assert torch.equal(one.v_init[0], results[0].v_init[sample])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set_gives_the_same_bits(capability, tmp_path):
     # The choice is made once per process, so each runs in its own.

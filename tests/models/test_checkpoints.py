@@ -37,6 +37,7 @@ def test_small_images_give_their_output(repository, name):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "repository, name", [("ANN2SNN_COS", "resnet34"), ("ANN_SNN_QCFS", "resnet18")]
 )
@@ -48,6 +49,7 @@ def test_their_resnets_have_the_small_stem_on_imagenet_too(repository, name):
     )
 
 
+@pytest.mark.slow
 def test_imagenet_vgg16():
     state = vgg_state("ANN2SNN_COS", classes=1000, features=512 * 7 * 7)
     model = models.load_qcfs_checkpoint(state, "vgg16", levels=LEVELS)

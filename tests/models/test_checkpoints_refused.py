@@ -42,6 +42,7 @@ def assert_refused(state, architecture, *said, levels=2):
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, repository",
     [("resnet20", "ANN2SNN_COS"), ("resnet20", "ANN_SNN_QCFS"), ("vgg16", "SNN_conversion_QCFS")],
@@ -55,6 +56,7 @@ def test_every_key_is_needed(name, repository):
         assert len(message.splitlines()) == 2, message  # and nothing else is wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet20", "vgg16"])
 def test_every_shape_is_checked(name):
     whole = state_of(name)

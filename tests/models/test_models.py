@@ -38,6 +38,7 @@ def test_small_images(name):
         assert len({id(module.threshold) for module in found}) == len(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet34", "vgg16"])
 def test_imagenet_images(name):
     with torch.no_grad():

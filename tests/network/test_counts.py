@@ -223,6 +223,7 @@ def test_the_mode_adds_no_modules_and_no_weights():
     )
 
 
+@pytest.mark.slow
 def test_it_compiles_and_exports_whole():
     network, inputs = converted("vgg", execution="counts")
     expected = network(*inputs)
@@ -251,6 +252,7 @@ def test_low_precision(dtype):
     }
 
 
+@pytest.mark.slow
 def test_the_shipped_network_in_float64(shipped_model, test_set):
     images = next(iter(test_set.first(20).batches(20)))[0].double()
     network = convert(copy.deepcopy(shipped_model).double(), timesteps=8, rho=8, emission="even")
@@ -262,6 +264,7 @@ def test_the_shipped_network_in_float64(shipped_model, test_set):
     assert all(torch.equal(found[site], (spikes[site] != 0).sum(0).int()) for site in found)
 
 
+@pytest.mark.slow
 def test_the_shipped_network_in_float32(shipped_model, test_set, capsys):
     network = convert(shipped_model, timesteps=8, rho=8, emission="even")
     same, close, total = torch.zeros(8, dtype=torch.int64), 0, 0

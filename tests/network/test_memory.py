@@ -84,6 +84,7 @@ def shipped(shipped_model):
     return convert(shipped_model, timesteps=8, rho=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["calibrated", "even", "counts"])
 def test_parts_of_the_batch_give_the_results_of_the_whole(setting, shipped_model, test_set):
     network = convert(
@@ -125,6 +126,7 @@ def test_parts_are_equal_bit_for_bit_on_the_shipped_network(shipped, test_set):
         assert torch.equal(out, whole)
 
 
+@pytest.mark.slow
 def test_the_default_keeps_activations_below_16_mib_on_a_cpu(shipped, test_set):
     x = next(iter(test_set.first(96).batches(96)))[0]  # 8 · 96 · 16 · 784 · 4 bytes = 36.75 MiB
     network = copy.deepcopy(shipped)
@@ -253,6 +255,7 @@ print(json.dumps(used))
 """
 
 
+@pytest.mark.slow
 def test_the_limit_is_kept_in_fact():
     """By the kernel's count of resident pages, which an estimate cannot flatter; in a process of
     its own.
@@ -266,6 +269,7 @@ def test_the_limit_is_kept_in_fact():
     assert limited < 0.7 * whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "shape"), [("resnet20", (1, 28, 28)), ("vgg16", (3, 32, 32))]
 )
@@ -346,6 +350,7 @@ def test_bad_inputs_of_the_estimate():
     assert network(torch.rand(0, 6), torch.rand(0, 3)).shape == (2, 0, 4)
 
 
+@pytest.mark.slow
 def test_compile_has_no_breaks_for_both_architectures():
     for architecture in ("resnet20", "vgg16"):
         model = models.build(architecture, 10, 1, activation=lambda: cos_ext.QCFS(4, 1.0))

@@ -21,6 +21,7 @@ def exact(shipped_model):
     return convert(shipped_model, timesteps=8, rho=8, iterations=None)
 
 
+@pytest.mark.slow
 def test_the_shipped_checkpoint_has_the_accuracy_that_its_record_says(shipped_model, test_set):
     record = json.loads(DEMO_CHECKPOINT.with_suffix(".json").read_text())
     assert record["test_accuracy"] >= 0.925
@@ -31,6 +32,7 @@ def test_the_shipped_checkpoint_has_the_accuracy_that_its_record_says(shipped_mo
     )
 
 
+@pytest.mark.slow
 def test_in_float64_the_network_is_the_quantised_ann(shipped_model, test_set):
     model = copy.deepcopy(shipped_model).double()
     network = convert(model, timesteps=8, rho=8, iterations=None)
@@ -39,6 +41,7 @@ def test_in_float64_the_network_is_the_quantised_ann(shipped_model, test_set):
         assert (network.rate(images) - model(images)).abs().max() <= 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fold", [True, False])
 def test_in_float32_the_network_is_the_quantised_ann_but_for_rounding(
     fold, shipped_model, test_set
@@ -115,6 +118,7 @@ def test_settings_can_be_changed_without_converting_again(shipped_model, test_se
     assert all((node.timesteps, node.rho) == (5, 4) for node in network.nodes().values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("emission", ["even", "front"])
 def test_other_orders_of_the_spikes_are_the_quantised_ann_too(emission, shipped_model, test_set):
     model = copy.deepcopy(shipped_model).double()
@@ -160,6 +164,7 @@ def test_a_layer_can_have_settings_of_its_own(shipped_model, test_set, tmp_path)
     assert torch.equal(network(images), plain)
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_batch(shipped_model, test_set):
     model = copy.deepcopy(
         shipped_model
@@ -192,6 +197,7 @@ def test_the_stem_runs_once_and_the_source_is_untouched(shipped_model, test_set)
     assert network(images).shape == (8, 6, 10)  # grad mode is on here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rounding_on_the_example_is_not_taken_for_a_mixed_batch(shipped_model, test_set, dtype):
     images = next(iter(test_set.first(100).batches(100)))[0].to(dtype)
@@ -239,6 +245,7 @@ def test_evaluate_errors(shipped_model):
         evaluate(network, [], progress=False)
 
 
+@pytest.mark.slow
 def test_calibration_helps_and_more_of_it_does_not_hurt(shipped_model, test_set):
     network = convert(shipped_model, timesteps=4)
     batches = test_set.first(500).batches(100)
@@ -251,6 +258,7 @@ def test_calibration_helps_and_more_of_it_does_not_hurt(shipped_model, test_set)
     assert once[3] > none[3] + 0.02
 
 
+@pytest.mark.slow
 def test_low_precision_networks_run(shipped_model, test_set):
     images = next(iter(test_set.first(20).batches(20)))[0]
     wanted = shipped_model(images).argmax(1)
@@ -263,6 +271,7 @@ def test_low_precision_networks_run(shipped_model, test_set):
         assert (outputs.argmax(1) == wanted).float().mean() > 0.8
 
 
+@pytest.mark.slow
 def test_a_network_compiles_and_exports_whole(exact, test_set):
     images = next(iter(test_set.first(4).batches(4)))[0]
     expected = exact(images)

@@ -105,6 +105,7 @@ def test_thresholds_keep_their_precision_where_there_is_more():
         cos_ext.IFNode(1e5)(torch.ones(2, 1, dtype=torch.float16))
 
 
+@pytest.mark.slow
 def test_the_shipped_network_in_bfloat16_has_its_accuracy(shipped, test_set):
     batches = test_set.first(300).batches(100)
     plain = evaluate(shipped, batches, progress=False).accuracy
@@ -187,6 +188,7 @@ def is_channels_last(tensor):
     return tensor.dim() != 4 or tensor.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
