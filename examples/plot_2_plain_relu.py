@@ -58,7 +58,7 @@ for method, colour in (("max", "tab:red"), ("percentile", "tab:orange"), ("mse",
     )
     axes.axvline(float(thresholds["6"]), color=colour, label=f'"{method}"')
 axes.set(xlabel="activation of the second ReLU", ylabel="number (log scale)")
-axes.legend(title="threshold θ", loc="upper center")
+axes.legend(title="threshold θ", loc=(0.64, 0.6))
 plt.show()
 
 # %%

@@ -34,6 +34,8 @@ report = cos_ext.offset_spike_report(
 report.plot()
 plt.show()
 
+# sphinx_gallery_thumbnail_number = 2
+
 # %%
 # What they do
 # ------------

@@ -48,6 +48,8 @@ axes.set(ylabel="energy per image (µJ)", ylim=(0, 10))
 axes.legend(ncols=2)
 plt.show()
 
+# sphinx_gallery_thumbnail_number = 2
+
 # %%
 # What accuracy costs
 # -------------------
