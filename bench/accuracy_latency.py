@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _shared import checkpoints, records
 
-from cos_ext import build_info, convert, data, evaluate, models
+from cos_ext import build_info, convert, data, evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
-CHECKPOINT = data.ASSETS / "resnet20-fashion-mnist.safetensors"
 PICTURE = ROOT / "docs" / "_static" / "accuracy-latency.svg"
 ROWS: dict[str, dict[str, Any]] = {
     "none": {"timesteps": 16, "rho": 0},
@@ -54,17 +54,13 @@ def main() -> None:
     else:
         record = measure(options.samples)
     if options.json is not None:
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+        records.write(options.json, record)
     draw(record, options.plot)
 
 
 def measure(samples: int | None) -> dict[str, Any]:
     """The accuracy of the ANN, and by row the accuracies at every step with their latencies."""
-    known = json.loads(CHECKPOINT.with_suffix(".json").read_text())
-    model = models.build(
-        known["architecture"], known["num_classes"], known["in_channels"], levels=known["levels"]
-    ).eval()
-    models.load_weights(model, CHECKPOINT)
+    model, _ = checkpoints.load()
     images = data.fashion_mnist().first(samples)
     with torch.inference_mode():
         right = sum(int((model(x).argmax(1) == y).sum()) for x, y in images.batches(50))
