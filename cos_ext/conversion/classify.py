@@ -155,6 +155,8 @@ class Classify:
             return
         if rule is not None and node not in facts.ranks and (rank := rule.rank(call)) is not None:
             facts.ranks[node] = rank
+        if rule is not None and rule.makes_list:
+            facts.lists.add(node)
         refusal = self._function_refusal(call, rule)
         if node in facts.spiking:
             refusal = refusal or self._unsure(call)

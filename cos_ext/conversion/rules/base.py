@@ -93,6 +93,7 @@ class Rule:
     functions: ClassVar[tuple[Callable[..., Any], ...]] = ()
     methods: ClassVar[tuple[str, ...]] = ()
     memory: ClassVar[Memory] = Memory.UNKNOWN
+    makes_list: ClassVar[bool] = False  # of tensors, as chunk and split
 
     def check_module(self, module: nn.Module) -> Refusal | None:
         """Why a module can never stand between neurons, however it is called; None: it can."""

@@ -72,9 +72,9 @@ class Split(Rule):
 
     functions = (torch.chunk, torch.split)
     methods = ("chunk", "split")
+    makes_list = True
 
     def check(self, call: Call) -> Refusal | None:
-        call.facts.lists.add(call.node)
         numbers = (s for s in call.sources if s in call.facts.numbers)
         if not all(map(call.facts.is_plain, numbers)):
             return Refusal("splits by computed numbers", "split by numbers written out")
