@@ -152,6 +152,9 @@ class Classify:
         call, rule = Call(node, conversion.model, facts), rule_of(node, conversion.model)
         if rule is not None and (number := rule.number(call)) is not None:
             facts.numbers[node] = number
+            # Of a number that was made of a spiking tensor's sizes it is known, too.
+            if number is not Size.PLAIN and any(s in facts.spiking for s in call.sources):
+                facts.spiking.add(node)
             return
         if rule is not None and node not in facts.ranks and (rank := rule.rank(call)) is not None:
             facts.ranks[node] = rank

@@ -17,7 +17,8 @@ from .sizes import Size
 class Facts:
     """Facts by node, found in the order of execution.
 
-    spiking: depends on an activation, so that time is folded into its batch.
+    spiking: depends on an activation, so that time is folded into its batch; also numbers that
+        may know that batch.
     batched: depends on the model's input, unlike parameters, which have no batch.
     leading: its first dimension is surely the batch; not so after view(-1, ...), which may cut
         samples in pieces.

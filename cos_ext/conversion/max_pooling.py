@@ -83,11 +83,9 @@ class ChooseMaxPooling:
 
     def _decide(self, conversion: Conversion, node: fx.Node, pool: nn.Module, index: int) -> None:
         choose = CHOICES[conversion.settings.max_pool]
-        chosen: tuple[str, str] | Refusal = REFUSED
+        chosen = choose(conversion, node, pool)
         if choose is not _error and getattr(pool, "return_indices", False):
             chosen = Refusal("returns indices", "call it without return_indices")
-        else:
-            chosen = choose(conversion, node, pool)
         entries = conversion.report.entries
         if isinstance(chosen, Refusal):
             line = conversion.traced.lines.get(node.name, "")

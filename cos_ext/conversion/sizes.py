@@ -17,6 +17,7 @@ upper bound.
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Iterable
 
 
@@ -36,7 +37,7 @@ def join(first: Size, second: Size) -> Size:
 
 def computed(numbers: Iterable[Size]) -> Size:
     """What is known of a number that is computed from others: 2 * B is no size of a batch."""
-    return Size.PLAIN if all(number is Size.PLAIN for number in numbers) else Size.MIXED
+    return functools.reduce(join, numbers, Size.PLAIN)
 
 
 def dimension(dim: object, rank: int | None) -> Size:

@@ -53,7 +53,7 @@ def clipped(low: Any, high: Any, inplace: Any) -> nn.Module | None:
     return nn.Hardtanh(0.0, float(high), inplace)
 
 
-def writes(node: fx.Node) -> bool:
+def named_in_place(node: fx.Node) -> bool:
     """Whether a function or method with this name works in place."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return str(name).endswith("_")
@@ -68,7 +68,7 @@ class Relu(Rectifier):
     methods = ("relu", "relu_")
 
     def stand_in(self, node: fx.Node) -> nn.Module | None:
-        inplace = writes(node)
+        inplace = named_in_place(node)
         if node.target is TF.relu:
             inplace = argument(node, 1, "inplace", False)
         return nn.ReLU(inplace) if isinstance(inplace, bool) else None
@@ -99,7 +99,7 @@ class Hardtanh(Rectifier):
 
     def stand_in(self, node: fx.Node) -> nn.Module | None:
         low, high = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
-        return clipped(low, high, argument(node, 3, "inplace", False) or writes(node))
+        return clipped(low, high, argument(node, 3, "inplace", False) or named_in_place(node))
 
 
 @register
@@ -112,8 +112,8 @@ class Clamp(Rectifier):
     def stand_in(self, node: fx.Node) -> nn.Module | None:
         low, high = argument(node, 1, "min"), argument(node, 2, "max")
         if is_zero(low) and high is None:
-            return nn.ReLU(writes(node))
-        return clipped(low, high, writes(node))
+            return nn.ReLU(named_in_place(node))
+        return clipped(low, high, named_in_place(node))
 
 
 @register
@@ -124,7 +124,7 @@ class ClampMin(Rectifier):
     methods = ("clamp_min", "clamp_min_")
 
     def stand_in(self, node: fx.Node) -> nn.Module | None:
-        return nn.ReLU(writes(node)) if is_zero(argument(node, 1, "min")) else None
+        return nn.ReLU(named_in_place(node)) if is_zero(argument(node, 1, "min")) else None
 
 
 @register
@@ -141,7 +141,7 @@ class Threshold(Rectifier):
     def stand_in(self, node: fx.Node) -> nn.Module | None:
         if not is_zero(argument(node, 1, "threshold")) or not is_zero(argument(node, 2, "value")):
             return None
-        inplace = argument(node, 3, "inplace", False) or writes(node)
+        inplace = argument(node, 3, "inplace", False) or named_in_place(node)
         return nn.ReLU(inplace) if isinstance(inplace, bool) else None
 
 

@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.nn import functional as TF
 
 from ..sizes import Size
-from .base import Call, Memory, Refusal, Rule, for_dimensions, register
+from .base import Call, Memory, Refusal, Rule, for_dimensions, register, space_of
 
 FOLDED = "into which time is folded"
 
@@ -65,7 +65,8 @@ class PadModule(Rule):
     memory = Memory.OWN
 
     def rank(self, call: Call) -> int | None:
-        return int(type(call.module).__name__[-2]) + 2
+        assert call.module is not None
+        return space_of(call.module) + 2
 
 
 @register

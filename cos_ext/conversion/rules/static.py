@@ -4,6 +4,7 @@ tells that the result has its batch where the input has it.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,7 @@ def _functions() -> tuple[Callable[..., Any], ...]:
 class ElementByElement(Rule):
     """A function of one tensor, element by element or along the channels: the batch stays."""
 
-    functions = _functions()
+    functions = (*_functions(), operator.pow)
     methods = (*NAMES, *(f"{name}_" for name in NAMES))
 
     def check(self, call: Call) -> Refusal | None:
