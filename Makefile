@@ -30,7 +30,7 @@ test-fast: $(VENV)/.installed  ## Tests of every room, without those marked slow
 test-cpp:  ## The C++ tests under the address and undefined-behaviour sanitizers (needs cmake)
 	cmake -S . -B build/cpp -DCMAKE_BUILD_TYPE=Debug -DCOS_EXT_SANITIZE=ON
 	cmake --build build/cpp --parallel 2
-	cd build/cpp && ctest --output-on-failure
+	cd build/cpp && ctest --output-on-failure --parallel 2
 
 # For sm_80, sm_90 and PTX. Looks at the registers, spills and transactions of every kernel; no CUDA build of torch.
 test-cuda-compile: $(VENV)/.installed  ## Compile and link the CUDA operators (needs nvcc, no GPU)

@@ -58,7 +58,8 @@ plt.show()
 # The network gives one output per time-step. Its answer at step t is the mean of those so far.
 # Without calibration it takes the boot for a sneaker until step 5. With rho = 4 every layer watches
 # its input for four steps first. Neurons that fired too often, or too rarely, then start from a
-# corrected potential: the boot is seen from the first step on. Dotted: what the ANN says.
+# corrected potential: the boot is seen from the first step on. Dotted: what the ANN says. Gray: the
+# other eight classes.
 
 answer, steps = model(image)[0].detach(), torch.arange(1, T + 1)
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")

@@ -55,7 +55,7 @@ networks = {
 #
 # Up to latency 4 only those without watching have an answer. Fitting beforehand helps them from
 # step 2 on. At 5 COS joins, and at once is near where it ends. SRP watches as long, but needs some
-# steps more. COS is shown in three orders of the same spikes; the paper's own has one iteration.
+# steps more. COS is shown in three orders of the spikes; the paper's own has one iteration.
 #
 # Differences below a point mean nothing on 500 images. The whole test set: :doc:`/results/index`.
 

@@ -80,7 +80,7 @@ def test_plot(capsys, tmp_path):
 def test_plot_without_matplotlib_fails_before_the_work(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     code, out, err = run(capsys, "demo", "--samples", 8, "--quiet", "--plot", tmp_path / "x.png")
-    assert code == 2 and "pip install 'cos_ext[plots]'" in err and "t = 1" not in out
+    assert code == 2 and "pip install '.[plots]'" in err and "t = 1" not in out
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def pyplot() -> Any:
         matplotlib.use("Agg")
         from matplotlib import pyplot as module
     except ImportError as error:
-        raise ImportError("--plot needs matplotlib: pip install 'cos_ext[plots]'") from error
+        raise ImportError("--plot needs matplotlib: pip install '.[plots]'") from error
     return module
 
 

@@ -61,6 +61,8 @@ def stacked_shares(
     legend = grid[0, 0].get_legend_handles_labels()
     figure.legend(*legend, loc="outside lower center", ncols=len(parts))
     grid[-1, 0].set_xticks(where, bars, rotation=90)
+    grid[-1, 0].set_xlabel("layer, input first")
+    grid[0, 0].margins(y=0.1)
     figure.suptitle(title)
     if path is not None:
         figure.savefig(path, dpi=150)

@@ -136,12 +136,12 @@ def convert(
 ) -> SpikingNetwork:
     """Turn a trained ANN into a spiking network; the model itself is not modified.
 
-    Every call site of nn.ReLU, nn.ReLU6, nn.Hardtanh(0, b), QCFS, F.relu, torch.relu, x.relu(),
-    x.relu_(), F.relu6, F.hardtanh and clamp(0, b) becomes IF neurons of its own, also where one
-    module is called at several places. What comes before the first neurons of a path runs once per
-    image, whatever it is. After them, what is affine sample by sample stays: convolution, Linear,
-    BatchNorm in eval mode, average pooling, interpolation, padding, sums, concatenation, split,
-    mean, shapes.
+    Every call site of nn.ReLU, nn.ReLU6, nn.Hardtanh(0, b), nn.Threshold(0, 0), QCFS, F.relu,
+    torch.relu, x.relu(), x.relu_(), F.relu6, F.hardtanh, clamp(0, b) and clamp_min(0) becomes IF
+    neurons of its own, also where one module is called at several places. What comes before the
+    first neurons of a path runs once per image, whatever it is. After them, what is affine sample
+    by sample stays: convolution, Linear, BatchNorm in eval mode, average pooling, interpolation,
+    padding, sums, concatenation, split, mean, shapes.
 
     Args:
         model: any torch.fx-traceable module whose inputs are tensors [B, ...] and whose output is

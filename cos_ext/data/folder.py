@@ -42,7 +42,7 @@ class ImageFolder(Dataset):
         try:
             import PIL.Image  # noqa: F401
         except ImportError as error:
-            raise ImportError("ImageFolder needs Pillow: pip install 'cos_ext[vision]'") from error
+            raise ImportError("ImageFolder needs Pillow: pip install '.[vision]'") from error
         self.root, self.size, self.augment = Path(root), size, augment
         if not self.root.is_dir():
             raise FileNotFoundError(f"root must be a folder of class folders, got {self.root}")
