@@ -1,4 +1,4 @@
-// The kernels against golden vectors: spikes that the authors' script recorded in tests/data/*.npz. Reads them, too.
+// The kernels against golden vectors: spikes that the authors' script recorded in tests/golden/*.npz. Reads them, too.
 #include <cstring>
 #include <fstream>
 #include <iterator>
