@@ -181,13 +181,11 @@ def test_the_kernels_are_compiled_once_and_linked_into_both_modules(build, proje
     status, compiled, linked = project.build()
     assert status == 0 and linked == expected
     assert set(compiled) >= set(build.KERNELS) and set(compiled.values()) == {1}
-    if not shutil.which("ninja"):
-        return
     with open(project.folder / build.KERNELS[-1], "a") as source:
         source.write("\n")
-    status, compiled, linked = project.build()
+    status, again, linked = project.build()
     assert status == 0 and linked == expected
-    assert compiled == {build.KERNELS[-1]: 1}
+    assert again == ({build.KERNELS[-1]: 1} if shutil.which("ninja") else compiled)
 
 
 def test_a_kernel_that_does_not_compile_fails_the_build(build, project):
