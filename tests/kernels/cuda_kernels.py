@@ -6,9 +6,9 @@ transactions.
 Compiles tests/cpp/compile_kernels.cu for sm_80 and sm_90 with setup.py's flags, prints a table, and
 fails where a kernel spills or uses local memory, needs more registers than
 tests/golden/cuda_registers.json has on record for this nvcc release (--record rewrites it), or
-moves rows of inputs or spikes otherwise than in transactions of 16 bytes. The last needs nvdisasm (the package
-nvidia-cuda-nvdisasm, or a toolkit) and is skipped with a reason where there is none. Not a pytest
-file: it takes a minute, and make test-cuda-compile runs it.
+moves rows of inputs or spikes otherwise than in transactions of 16 bytes. The last needs nvdisasm
+(the package nvidia-cuda-nvdisasm, or a toolkit) and is skipped with a reason where there is none.
+Not a pytest file: it takes a minute, and make test-cuda-compile runs it.
 """
 
 from __future__ import annotations
