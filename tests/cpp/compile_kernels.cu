@@ -1,4 +1,4 @@
-// Instantiates every CUDA kernel, without torch, for tests/cuda_kernels.py and CMake. It never runs.
+// Instantiates every CUDA kernel, without torch, for tests/kernels/cuda_kernels.py and CMake. It never runs.
 #include <cuda_runtime.h>
 
 #include "cuda/kernels.cuh"
