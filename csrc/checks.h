@@ -1,4 +1,4 @@
-// What must hold before any kernel touches memory, once per operator, for both devices. Python (cos_ext/functional.py)
+// What must hold before any kernel touches memory, once per operator, for both devices. Python (cos_ext/_functional/)
 // checks the same first and raises TypeError or ValueError; these keep direct callers of torch.ops safe.
 #pragma once
 
