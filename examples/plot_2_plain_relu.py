@@ -56,7 +56,7 @@ for method, colour in (("max", "tab:red"), ("percentile", "tab:orange"), ("mse",
     thresholds = cos_ext.calibrate_thresholds(model, batches, **options)
     axes.axvline(float(thresholds["6"]), color=colour, label=f'"{method}"')
 axes.set(xlabel="activation of the second ReLU", ylabel="number (log scale)")
-axes.legend(title="threshold θ")
+axes.legend(title="threshold θ", loc=(0.62, 0.6))
 plt.show()
 
 # %%
