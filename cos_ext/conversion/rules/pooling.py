@@ -40,15 +40,8 @@ class MaxPool(Rule):
 class Upsample(Rule):
     """Interpolation with fixed weights: linear, sample by sample."""
 
-    modules = (nn.Upsample,)
+    modules = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
     memory = Memory.OWN
-
-
-@register
-class UpsampleOfKind(Rule):
-    """As nn.Upsample."""
-
-    modules = (nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 
 
 @register
