@@ -15,6 +15,7 @@ from torch.nn import functional as TF
 from . import functional as F
 from ._functional.checks import check_not_nan
 from ._neuron.parameters import check_loaded, fit_together, parameter
+from ._neuron.runs import active, hooked
 from ._neuron.settings import Settings, check_settings, watch_steps
 from ._neuron.simulation import UNFUSED, Fused, fits_window, simulate
 
@@ -110,21 +111,12 @@ class IFNode(nn.Module):
         self.register_buffer("v_init", start)
         self.register_buffer("bias", None)
         # What convert() fuses into the pass: the input is x · in_scale + in_bias + a residual, the
-        # spikes are pooled over windows, (0, 0) for the whole plane. `apart` does all of that in
-        # passes of their own and leaves the spikes as they are.
+        # spikes are pooled over windows, (0, 0) for the whole plane.
         self.register_buffer("in_scale", None)
         self.register_buffer("in_bias", None)
         self.pool: tuple[int, int] | None = None
-        self.apart = False
         self.inplace = bool(inplace)
         self.v: Tensor | None = None
-        # Where set, forward adds up what it emitted: (spikes, neurons · steps), for the mean firing
-        # rate.
-        self.count_spikes = False
-        self.emitted: tuple[Tensor, int] | None = None
-        # Where set, forward adds up the kernels' statistics (cos_ext.analysis.statistics).
-        self.keep_statistics = False
-        self.statistics: Tensor | None = None
         self._settings = check_settings(
             {
                 "v_reset": v_reset,
@@ -164,6 +156,15 @@ class IFNode(nn.Module):
         """The steps watched before the first spike, rho or 0 by the calibration."""
         return watch_steps(self._settings)
 
+    @property
+    def apart(self) -> bool:
+        """Whether what is fused runs in passes of its own now, so that the spikes come out as they
+        are: somebody looks at them.
+        """
+        return hooked(self) or any(
+            run.apart or (run.recorder is not None and run.recorder.wants(self)) for run in active()
+        )
+
     def reset(self) -> None:
         """Forget the potential kept by step_mode "s"; the next step starts from v_init."""
         self.v = None
@@ -183,9 +184,12 @@ class IFNode(nn.Module):
             raise TypeError(f"x must be a tensor, got {type(x).__name__}")
         if x.dtype not in F.FLOAT_DTYPES:
             raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
+        for run in active():
+            if run.calls:
+                run.called.setdefault(self, []).append(x.shape[0])
         operands: dict[str, Tensor] = {}
         if self._fuses(x, residual):
-            operands, owned = self._operands(x), self.inplace
+            operands, owned = self._operands(x), self._may_overwrite
         else:
             x, owned = self._currents(x, residual)
             residual = None
@@ -204,6 +208,12 @@ class IFNode(nn.Module):
         added = None if residual is None else self._over_time(residual)
         owned = owned and not self.static_input
         return self._emit(self._over_time(x), owned, added, operands).flatten(0, 1)
+
+    @property
+    def _may_overwrite(self) -> bool:
+        """Whether spikes may be written over the input: nobody looks at it."""
+        watched = hooked(self) or any(run.keeps or run.recorder is not None for run in active())
+        return self.inplace and not watched
 
     def _over_time(self, x: Tensor) -> Tensor:
         """``[T, B, ...]`` of an input that is folded, or the same at every step."""
@@ -236,23 +246,28 @@ class IFNode(nn.Module):
         scale: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """The spikes as the operator gives them; what is to be counted is added up."""
+        """The spikes as the operator gives them; what the active runs ask for is added up."""
         theta, v_init = self._parameters_for(x_seq)
+        runs = active()
+        recorders = [run.recorder for run in runs if run.recorder is not None]
+        recorders = [recorder for recorder in recorders if recorder.wants(self)]
         spikes, total, sums = simulate(
             x_seq,
             theta,
             v_init,
             self._settings,
             Fused(scale, bias, residual, pool),
-            inplace=inplace,
-            count=self.count_spikes,
-            keep_statistics=self.keep_statistics,
+            inplace=inplace and not recorders,
+            count=any(run.counts for run in runs),
+            keep_statistics=any(run.statistics for run in runs),
         )
-        if sums is not None:
-            self.statistics = sums if self.statistics is None else self.statistics + sums
-        if total is not None:
-            before, steps = self.emitted or (0, 0)
-            self.emitted = (before + total, steps + x_seq.numel())
+        for run in runs:
+            if run.counts and total is not None:
+                run.add_spikes(self, total, x_seq.numel())
+            if run.statistics and sums is not None:
+                run.add_sums(self, sums)
+        for recorder in recorders:
+            recorder.note(self, x_seq, spikes)
         return spikes
 
     def _fuses(self, x: Tensor, residual: Tensor | None) -> bool:
@@ -289,7 +304,7 @@ class IFNode(nn.Module):
         """What the neurons see, in passes of their own; whether spikes may be written over it."""
         given = self._operands(x)
         if not given and residual is None:
-            return x, self.inplace
+            return x, self._may_overwrite
         if given:
             state = F.state_dtype(x.dtype)
             scaled = x.to(state) * given["scale"].to(state) if "scale" in given else x.to(state)
@@ -305,7 +320,8 @@ class IFNode(nn.Module):
         if self.pool is None or self.apart or self.calibration in UNFUSED or x_seq.dim() < 4:
             return None
         window = self._sizes(x_seq, self.pool)
-        counted = not self.count_spikes or 0 < self.watch_steps <= F.MAX_STATISTICS_RHO
+        counts = any(run.counts for run in active())
+        counted = not counts or 0 < self.watch_steps <= F.MAX_STATISTICS_RHO
         return window if counted and fits_window(x_seq, window) else None
 
     def _parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor]:

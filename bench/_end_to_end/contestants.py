@@ -149,8 +149,6 @@ class Contestants:
     def spike_rate(self) -> float:
         """Spikes per neuron and step, over all layers, in the first images of the batch."""
         network = self.network("cos_ext")
-        for node in network.nodes().values():
-            node.count_spikes = True
-        network(self.images[:4])
-        emitted = [node.emitted for node in network.nodes().values()]
-        return float(sum(spikes for spikes, _ in emitted)) / sum(total for _, total in emitted)
+        layers = network.statistics([self.images[:4]], progress=False).layers.values()
+        places = sum(layer.neurons * layer.timesteps for layer in layers)
+        return sum(layer.spikes for layer in layers) / places

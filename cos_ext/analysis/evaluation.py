@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .._batches import device_of
+from .._neuron.runs import Run, running
 from ..data import distributed as _distributed
 from ..data.prefetch import check_depth, prefetched
 from ..network.network import SpikingNetwork
@@ -201,18 +202,15 @@ def _counted(
         network.to(device)
     network.eval()
     nodes = [module for module in network.modules() if isinstance(module, IFNode)]
-    for node in nodes:
-        node.count_spikes, node.emitted = True, None
     start = time.perf_counter()
-    try:
-        with prefetched(loader, device_of(network), prefetch) as batches:
-            total = _length(loader, 1) if length is None else length
-            bar = tqdm(batches, desc="evaluate", total=total, disable=not progress, leave=False)
-            correct, correct5, samples, classes = _pass(network, bar)
-        emitted = [node.emitted for node in nodes if node.emitted is not None]
-    finally:
-        for node in nodes:
-            node.count_spikes, node.emitted = False, None
+    with (
+        running(Run(counts=True)) as run,
+        prefetched(loader, device_of(network), prefetch) as batches,
+    ):
+        total = _length(loader, 1) if length is None else length
+        bar = tqdm(batches, desc="evaluate", total=total, disable=not progress, leave=False)
+        correct, correct5, samples, classes = _pass(network, bar)
+    emitted = [run.emitted[node] for node in nodes if node in run.emitted]
     share = _Share(
         {"timesteps": network.timesteps, "watch_steps": network.watch_steps},
         classes,

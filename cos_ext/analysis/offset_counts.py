@@ -1,5 +1,5 @@
-"""What the offset-spike report takes at one layer while the network and its ANN run: hooks, and
-sums that stay on the device.
+"""What the offset-spike report takes at one layer while the network and its ANN run: sums that
+stay on the device.
 
 No activation is kept beyond its batch, and nothing here runs a model.
 """
@@ -40,7 +40,7 @@ class _Sums:
 
 
 class LayerWatch:
-    """What is measured at one site, by hooks on its neurons and on the ANN's activation.
+    """What is measured at one site: of its neurons as they run, of the ANN's activation by hooks.
 
     Args:
         site: the neurons' call site.
@@ -67,27 +67,23 @@ class LayerWatch:
         self.isolated, self.accumulated = _Sums(), _Sums()
         self.count: Tensor | None = None  # [B, ...], of the batch that is running
 
-    def watch(self, sites: Mapping[str, nn.Module]) -> list[Any]:
-        """Set the hooks, with the ANN's activations by site; the handles remove them."""
+    def watch_ann(self, sites: Mapping[str, nn.Module]) -> list[Any]:
+        """Set hooks on the ANN's activation, given all by site; the handles remove them."""
+        if self.activation is None:
+            return []
+        activation = sites[self.activation]
+        # Before and after the activation: it may work in place.
+        return [
+            activation.register_forward_pre_hook(self._ann_currents, with_kwargs=True),
+            activation.register_forward_hook(lambda _, args, a: self._ann_activations(a)),
+        ]
 
-        def offsets(_: nn.Module, args: tuple[Any, ...]) -> None:
-            self._offsets(self.node._currents(*args)[0])
-
-        # Before the neurons: they may write their spikes over the currents.
-        handles: list[Any] = [self.node.register_forward_pre_hook(offsets)]
+    def note(self, x_seq: Tensor, spikes: Tensor) -> None:
+        """Take in the currents and the spikes of the network's neurons, ``[T, B, ...]`` each."""
+        self._offsets(x_seq[: self.rho])
         if self.activation is not None:
-            activation = sites[self.activation]
-            handles.append(
-                self.node.register_forward_hook(lambda _, args, spikes: self._emitted(spikes))
-            )
-            # Before and after the activation: it, too, may work in place.
-            handles.append(
-                activation.register_forward_pre_hook(self._ann_currents, with_kwargs=True)
-            )
-            handles.append(
-                activation.register_forward_hook(lambda _, args, a: self._ann_activations(a))
-            )
-        return handles
+            kind = torch.uint8 if self.rho < 256 else torch.int32
+            self.count = (spikes[: self.rho] != 0).sum(0, dtype=kind)
 
     def result(self) -> LayerOffsets:
         """What was found. Waits for the device."""
@@ -111,9 +107,8 @@ class LayerWatch:
         )
         return theta, v_init
 
-    def _offsets(self, x: Tensor) -> None:
-        x_seq = self._over_time(x)[: self.rho]
-        theta, v_init = self._parameters(x)
+    def _offsets(self, x_seq: Tensor) -> None:
+        theta, v_init = self._parameters(x_seq)
         for stage, k in self.stages.items():
             start, psi, count = F.calibrate_v_init(x_seq, theta, v_init, rho=self.rho, iterations=k)
             actual = F.if_forward(x_seq, theta, start, return_count=True).spike_count
@@ -122,18 +117,6 @@ class LayerWatch:
             histogram = torch.bincount(remaining.flatten(), minlength=len(OFFSETS))
             earlier = self.histograms.get(stage)
             self.histograms[stage] = histogram if earlier is None else earlier + histogram
-
-    def _over_time(self, x: Tensor) -> Tensor:
-        """Time in a dimension of its own, the first; a static input is the same at every step."""
-        if self.node.static_input:
-            return x.expand(self.rho, *x.shape)
-        steps = self.node.timesteps
-        return x.unflatten(0, (steps, x.shape[0] // steps))
-
-    def _emitted(self, spikes: Tensor) -> None:
-        steps = self.node.timesteps
-        fired = spikes.unflatten(0, (steps, spikes.shape[0] // steps))[: self.rho] != 0
-        self.count = fired.sum(0, dtype=torch.uint8 if self.rho < 256 else torch.int32)
 
     def _ann_currents(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         z = self._pooled(args[0] if args else next(iter(kwargs.values())))

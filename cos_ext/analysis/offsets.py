@@ -11,12 +11,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .._batches import check_batches, device_of, number_of_inputs
 from .._loops import inputs_on
+from .._neuron.runs import Run, running
 from ..conversion.counterparts import check_ann, counterparts, traced_ann
 from ..network.network import SpikingNetwork
+from ..neuron import IFNode
 from .offset_counts import LayerWatch
 from .offset_results import (
     OFFSETS,
@@ -108,7 +110,8 @@ def offset_spike_report(
     stages |= {iterations_in_words(k): k for k in range(1, iterations + 1)} | {"exact": None}
     known = counterparts(network, traced.sites)
     layers = [LayerWatch(site, node, rho, stages, known.get(site)) for site, node in nodes.items()]
-    handles = [handle for layer in layers for handle in layer.watch(traced.sites)]
+    handles = [handle for layer in layers for handle in layer.watch_ann(traced.sites)]
+    watched = Run(recorder=_Layers(layers))
     wanted, samples = number_of_inputs(traced.graph), 0
     try:
         for inputs in inputs_on(
@@ -116,7 +119,7 @@ def offset_spike_report(
         ):
             # Copies: an activation that works in place may be the first to read them. The network
             # first: where one of the two must be kept, a count is smaller than an activation.
-            with network._by_steps():
+            with running(watched):
                 network(*(tensor.clone() for tensor in inputs))
             traced.module(*(tensor.clone() for tensor in inputs))
             samples += inputs[0].shape[0]
@@ -134,6 +137,20 @@ def offset_spike_report(
         network_emission=network.emission,
         network_calibration=network.calibration,
     )
+
+
+class _Layers:
+    """Hands what neurons do to the layer that watches them."""
+
+    def __init__(self, layers: Iterable[LayerWatch]) -> None:
+        self.layers = {layer.node: layer for layer in layers}
+
+    def wants(self, node: nn.Module) -> bool:
+        return node in self.layers
+
+    def note(self, node: nn.Module, x_seq: Tensor, spikes: Tensor) -> None:
+        assert isinstance(node, IFNode)  # wants() knows no others
+        self.layers[node].note(x_seq, spikes)
 
 
 def _check_arguments(

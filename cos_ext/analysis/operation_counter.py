@@ -8,8 +8,10 @@ Nothing here changes a network.
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -148,19 +150,20 @@ class OperationCounter(TorchDispatchMode):
 
     def _walk(self, walked: Walked, inputs: list[Tensor]) -> Tensor:
         """A module that is no graph, with hooks that say which of its modules is running."""
-        handles = []
+        handles, own = [], threading.get_ident()  # another thread may run the network, too
+
+        def enter(place: tuple[str, str], *_: Any) -> None:
+            if threading.get_ident() == own:
+                self.here.append(place)
 
         def leave(*_: Any) -> None:
-            self.here.pop()
+            if threading.get_ident() == own:
+                self.here.pop()
 
         try:
             for name, module in walked.model.named_modules():
                 place = (name or "forward", type(module).__name__)
-                handles.append(
-                    module.register_forward_pre_hook(
-                        lambda *_, place=place: self.here.append(place)
-                    )
-                )
+                handles.append(module.register_forward_pre_hook(partial(enter, place)))
                 handles.append(module.register_forward_hook(leave))
             return walked(*inputs)
         finally:

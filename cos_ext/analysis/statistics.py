@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .._batches import check_batches, device_of, number_of_inputs
 from .._loops import inputs_on
+from .._neuron.runs import Run, running
 from .._ops import TALLIES
 from .._tables import table
 from ..network.network import SpikingNetwork
@@ -158,22 +159,17 @@ def collect(
     check_batches(batches)
     nodes = network.nodes()
     wanted = number_of_inputs(getattr(network.module, "graph", None))
-    for node in nodes.values():
-        node.statistics, node.keep_statistics = None, True
     samples = 0
-    try:
+    with running(Run(statistics=True)) as run:
         for inputs in inputs_on(
             device_of(network), batches, wanted, title="statistics", progress=progress
         ):
             network(*inputs)
             samples += inputs[0].shape[0]
-        layers = {}
-        for site, node in nodes.items():
-            assert node.statistics is not None  # every layer has run, and summed them
-            layers[site] = read_statistics(
-                node.statistics, rho=node.watch_steps or node.timesteps, timesteps=node.timesteps
-            )
-    finally:
-        for node in nodes.values():
-            node.statistics, node.keep_statistics = None, False
+    layers = {
+        site: read_statistics(
+            run.sums[node], rho=node.watch_steps or node.timesteps, timesteps=node.timesteps
+        )
+        for site, node in nodes.items()
+    }
     return NetworkStatistics(layers, samples)

@@ -175,7 +175,7 @@ def _pool(conversion: Conversion, node: fx.Node, neuron: IFNode) -> None:
         return
     neuron.pool = window
     name = free_name(model, f"{node.target}_pooled".replace(".", "_"))
-    set_module(model, name, PooledBefore(pool))
+    set_module(model, name, PooledBefore(pool, neuron))
     _note(conversion, reader, f"the spikes of {node.target} are pooled on the way out")
     with graph.inserting_after(node):
         pooled = graph.call_module(name, (node,))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import functional as F
+from .._neuron.runs import active
 from ..neuron import IFNode
 
 EXECUTIONS = ("steps", "counts")
@@ -157,14 +158,15 @@ def _count(
     before, x = x, node._currents(x, residual)[0]
     theta, v_init = node._parameters_for(x)
     count = desired_count(x, theta, v_init, rho, inplace=x is not before)
-    if tally and node.count_spikes:
+    tallies = [run for run in active() if tally and run.counts]
+    if tallies:
         steps = node.timesteps
-        spikes, total = node.emitted or (0, 0)
         if steps % rho:
             now = spikes_within(count, steps, rho, node.emission).sum()
         else:
             now = count.sum(dtype=torch.float64) * (steps // rho)  # exact: whole numbers below 2^53
-        node.emitted = (spikes + now, total + count.numel() * steps)
+        for run in tallies:
+            run.add_spikes(node, now, count.numel() * steps)
     return count, theta
 
 
@@ -172,7 +174,8 @@ def rate_of(
     node: IFNode, x: Tensor, residual: Tensor | None, rho: int, inplace: bool, tally: bool
 ) -> Tensor:
     """θ C* / rho of a node from the means x; `tally` adds its spikes to the node's count."""
-    if (tally and node.count_spikes) or not node._fuses(x, residual):
+    tallied = tally and any(run.counts for run in active())
+    if tallied or not node._fuses(x, residual):
         count, theta = _count(node, x, residual, rho, tally)
         return rates(count, theta, rho).to(x.dtype)
     _check(node, rho)

@@ -23,8 +23,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from .._batches import device_of
-from ..neuron import IFNode
-from .modules import Walked
+from .._neuron import runs
+from .._neuron.runs import Run, active, rehearsing
 from .settings import Configured
 
 AUTO_BYTES = 16 * 2**20
@@ -113,12 +113,10 @@ def _key(network: Configured, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
     """All that a need depends on but the batch, the weights' dtypes and the network's settings,
     whose changes clear what is known.
     """
-    nodes = [module for module in network.modules() if isinstance(module, IFNode)]
-    extra = (
-        any(node.count_spikes for node in nodes),
-        any(node.keep_statistics for node in nodes),
-        network.execution,
+    asked = tuple(
+        (run.apart, run.keeps, run.counts, run.statistics) for run in map(Run.like, active())
     )
+    extra = (asked, network._counts_first())
     kind = device_of(network).type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     return *((x.shape[1:], x.dtype, _order(x)) for x in inputs), extra, autocast
@@ -136,8 +134,7 @@ def _dry_run(
     network: Configured, inputs: tuple[Tensor, ...], batch: int, place: torch.device
 ) -> Need:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    # A copy of its own, whose weights have no data, since another thread may be running the
-    # network; and without the hooks.
+    # A copy of its own, whose weights have no data, and without the hooks.
     twins = {
         id(tensor): mode.from_tensor(tensor)
         for tensor in (*network.parameters(), *network.buffers())
@@ -148,8 +145,7 @@ def _dry_run(
         for h in (m._forward_hooks, m._forward_pre_hooks)
     }
     twin = copy.deepcopy(network, {**twins, **hooks})
-    _strip(twin)
-    with mode:
+    with mode, rehearsing():
         fakes = [
             torch.empty_strided(
                 (batch, *x.shape[1:]), _strides(x, batch), dtype=x.dtype, device=place
@@ -176,29 +172,11 @@ def _strides(x: Tensor, batch: int) -> list[int]:
     return strides
 
 
-def _strip(twin: Configured) -> None:
-    """Forget what earlier runs left, which has data; and let a Walked model do without its
-    hooks.
-    """
-    for module in twin.modules():
-        if isinstance(module, IFNode):
-            module.emitted = module.statistics = None
-    if isinstance(twin.module, Walked):
-        twin.module.sizes = {}
-
-
 def hooked(network: nn.Module) -> bool:
-    """Whether a module has hooks, which would see parts of the batch. Those of a Walked model, on
-    its neurons, are its own.
+    """Whether a module inside has hooks, which see what the settings do to the run: parts of the
+    batch, fused layers, tensors that are written over.
     """
-    own = {
-        f"module.model.{name}" for name in getattr(getattr(network, "module", None), "sizes", {})
-    }
-    return any(
-        m._forward_hooks or len(m._forward_pre_hooks) > (name in own)
-        for name, m in network.named_modules()
-        if m is not network
-    )
+    return any(runs.hooked(module) for module in network.modules() if module is not network)
 
 
 def parts(network: Configured, inputs: tuple[Tensor, ...]) -> int:
@@ -282,7 +260,7 @@ def _may_gain(network: Configured, inputs: tuple[Tensor, ...]) -> bool:
     ):
         return False
     widest = max((p.shape[0] for p in network.parameters() if p.dim() > 1), default=1)
-    steps = network._steps if network.execution == "steps" else 1
+    steps = 1 if network._counts_first() else network._steps
     elements = max(x.shape[0] * math.prod(x.shape[2:]) * widest for x in inputs)
     return elements * steps * max((x.element_size() for x in inputs), default=4) > AUTO_BYTES
 

@@ -4,12 +4,12 @@ could not be traced. Neurons and pooling are in files of their own; no settings 
 
 from __future__ import annotations
 
-import functools
 from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
+from .._neuron.runs import Run, running
 from ..neuron import IFNode
 
 
@@ -43,24 +43,18 @@ class Walked(nn.Module):
         self.model = model
         self.broadcast = TimeBroadcast()
         self.sizes = {name: sizes[node] for name, node in model.named_modules() if node in sizes}
-        self.seen: dict[str, list[int]] = {}
-        for name in self.sizes:
-            model.get_submodule(name).register_forward_pre_hook(functools.partial(self._note, name))
-
-    def _note(self, name: str, node: IFNode, args: tuple[Tensor, ...]) -> None:
-        self.seen.setdefault(name, []).append(args[0].shape[0])
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        self.seen = {}
         folded = [self.broadcast(x) for x in inputs]
-        out = self.model(*folded)
+        with running(Run(calls=True)) as run:
+            out = self.model(*folded)
         batch = folded[0].shape[0]
         for name, size in self.sizes.items():
-            if self.seen.get(name) != [size * batch]:
+            seen = run.called.get(self.model.get_submodule(name), [])
+            if seen != [size * batch]:
                 raise RuntimeError(
-                    f"{name} was called with batches of {self.seen.get(name, [])}, expected one of "
-                    f"{size * batch}: the "
-                    "model's control flow depends on the size of its batch, into which time is "
-                    "folded"
+                    f"{name} was called with batches of {seen}, expected one of {size * batch}: "
+                    "the model's control flow depends on the size of its batch, into which time "
+                    "is folded"
                 )
         return out

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
-from ..neuron import IFNode
+from .._neuron.runs import Run, active, running
 from . import counts, memory, worlds
 from .capture import CapturedForward, capture
 from .inputs import as_inputs, batch_size, in_dtype_of
-from .pooling import PooledBefore
+from .recording import Recording
 from .reports import make_report
 from .settings import Configured, Report
 from .storage import save
@@ -31,8 +31,9 @@ class SpikingNetwork(Configured):
     not what they are: "steps", or "counts" (cos_ext.network.counts). Hidden layers run
     max(timesteps, watch_steps) steps. Everything before the first neurons runs once per image, not
     once per step. In eval mode, and no parameter requires a gradient. `report` lists what the
-    conversion did. Neurons write over their input where nothing else reads it, so a hook that keeps
-    the output of the layer before them must clone it.
+    conversion did. Neurons write over their input where nothing else reads it. With forward hooks
+    on any module, they leave it; neurons with hooks run apart from what is fused into them, so that
+    the hooks see spikes. :meth:`record` needs no hooks.
     """
 
     def __init__(
@@ -63,8 +64,8 @@ class SpikingNetwork(Configured):
         Counts first is a simulator's shortcut (cos_ext.network.counts). The outputs and spikes are
         those of the step-by-step run. In float64 they are equal, but for sums that lie on a level
         to the last bit. In float32 a sum within rounding of a level may fall on either side. The
-        latency that the network stands for stays rho + t. Forward hooks of neurons are not called
-        then, and those of modules between them see means.
+        latency that the network stands for stays rho + t. A network with forward hooks runs by
+        steps in either mode.
 
         Raises:
             ValueError: when it is set, or a setting is changed that it needs: there is no such
@@ -153,21 +154,16 @@ class SpikingNetwork(Configured):
             self._plan = worlds.plan(self.module)
         return self._plan, rho
 
-    @contextlib.contextmanager
-    def _by_steps(self) -> Iterator[None]:
-        """Runs step by step inside, nothing fused into the neurons, whatever the settings: for what
-        looks at every step and spike.
+    def _by_steps(self) -> running:
+        """Inside, this thread runs step by step, nothing fused into the neurons, whatever the
+        settings: for what looks at every step and spike.
         """
-        execution, self._execution = self._execution, "steps"
-        fused = [module for module in self.modules() if isinstance(module, (IFNode, PooledBefore))]
-        try:
-            for module in fused:
-                module.apart = True
-            yield
-        finally:
-            self._execution = execution
-            for module in fused:
-                module.apart = False
+        return running(Run(apart=True))
+
+    def _counts_first(self) -> bool:
+        """Whether a run goes by counts now: it is set, and nobody looks at steps."""
+        watched = any(run.apart or run.recorder is not None for run in active())
+        return self._execution == "counts" and not watched and not memory.hooked(self)
 
     @torch.no_grad()
     def counts(self, *inputs: Tensor) -> dict[str, Tensor]:
@@ -258,11 +254,12 @@ class SpikingNetwork(Configured):
         """:meth:`forward` of the whole batch at once."""
         inputs = tuple(in_dtype_of(self, x) for x in inputs)
         batch = batch_size(inputs)
-        if self._execution == "counts":
+        if self._counts_first():
             assert self._plan is not None  # made when the mode was set
             out = self._plan.outputs(self.module, self._timesteps, self._shared_rho, *inputs)
             return out.unflatten(0, (self._timesteps, batch))
-        out = self.module(*inputs)
+        with running(Run(keeps=not torch.compiler.is_compiling() and memory.hooked(self))):
+            out = self.module(*inputs)
         return out.unflatten(0, (self._steps, batch))[: self._timesteps]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingNetwork:
@@ -342,6 +339,38 @@ class SpikingNetwork(Configured):
                 quantised_mac_energy=quantised_mac_energy,
                 progress=progress,
             )
+
+    @contextlib.contextmanager
+    def record(
+        self,
+        sites: str | Iterable[str] | None = None,
+        what: str | Iterable[str] = ("spikes",),
+        *,
+        max_bytes: int = 2**30,
+    ) -> Iterator[Recording]:
+        """Inside the with statement, keep what the neurons do at every step: what forward hooks
+        are set for elsewhere.
+
+        The network runs by steps then, the recorded layers unfused. Other threads' runs are not
+        recorded. ::
+
+            with network.record(["layer1.0.relu"], ("spikes", "v")) as recording:
+                network(images)
+            recording["layer1.0.relu"].v  # [T, B, C, H, W]
+
+        Args:
+            sites: call sites of the network, one or several; None: all.
+            what: one or several of "spikes", "counts" and "v"; see
+                :class:`cos_ext.network.recording.SiteRecord`.
+            max_bytes: how much may be kept, on the network's device.
+
+        Raises:
+            TypeError, ValueError: a bad argument; "v" where spikes do not follow from a potential.
+            ValueError: when the network is called: more than max_bytes would be kept.
+        """
+        recording = Recording(self, sites, what, max_bytes)
+        with running(Run(recorder=recording)):
+            yield recording
 
     def save(self, path: str | Path) -> None:
         """Write the weights, thresholds and initial potentials as safetensors, with a JSON header

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as TF
 
+from ..neuron import IFNode
+
 MAX_POOLS = (
     nn.MaxPool1d,
     nn.MaxPool2d,
@@ -88,16 +90,16 @@ class MaxPoolBefore(nn.Module):
 
 class PooledBefore(nn.Module):
     """An average pooling that the neurons before it do on the way out; it does it itself where they
-    leave it (`apart`).
+    run apart.
     """
 
-    def __init__(self, pool: nn.Module) -> None:
+    def __init__(self, pool: nn.Module, neurons: IFNode) -> None:
         super().__init__()
         self.pool = pool
-        self.apart = False
+        self.before = (neurons,)  # in a tuple, so that they have one place in the tree of modules
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pool(x) if self.apart else x
+        return self.pool(x) if self.before[0].apart else x
 
 
 def average_of(pool: nn.Module) -> nn.Module | str:

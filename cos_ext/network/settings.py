@@ -39,6 +39,7 @@ class Configured(nn.Module):
     execution: str
     memory_limit: int | str | None
     _whole: Callable[..., Tensor]
+    _counts_first: Callable[[], bool]
 
     def __init__(self, module: nn.Module, report: Report, options: dict[str, Any]) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import cos_ext
 from cos_ext import evaluate
+from cos_ext._neuron.runs import active
 from cos_ext.analysis.evaluation import _pass
 from cos_ext.data.prefetch import prefetched
 
@@ -131,7 +132,7 @@ def test_an_error_of_the_loader_comes_in_its_place(prefetch):
     with pytest.raises(OSError) as caught:
         evaluate(network, loader(), progress=False, prefetch=prefetch)
     assert caught.value is error and len(calls) == 3
-    assert not loading_threads() and not any(node.count_spikes for node in network.nodes().values())
+    assert not loading_threads() and not active()
 
 
 @pytest.mark.parametrize("prefetch", [1, 2, 5])

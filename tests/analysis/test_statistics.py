@@ -12,6 +12,7 @@ from conftest import layouts
 
 import cos_ext
 from cos_ext import functional as F
+from cos_ext._neuron.runs import Run, active, running
 from cos_ext.analysis.statistics import read_statistics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -131,9 +132,6 @@ def test_a_network_collects_what_its_layers_do(shipped_model, test_set):
         for f in (lambda s: s.spikes, lambda s: s.neurons * s.timesteps)
     )
     assert evaluation.spike_rate == pytest.approx(spikes / steps)
-    assert not any(
-        node.keep_statistics or node.statistics is not None for node in network.nodes().values()
-    )
 
 
 def test_a_network_without_calibration_is_watched_over_all_steps(shipped_model, test_set):
@@ -159,10 +157,9 @@ def test_output_and_errors(shipped_model, test_set, tmp_path):
         network.statistics([], progress=False)
     with pytest.raises(TypeError, match="batches must"):
         network.statistics([3], progress=False)
-    assert not any(node.keep_statistics for node in network.nodes().values())
+    assert not active()
     with pytest.raises(ValueError, match="sums must have 14 elements"):
         read_statistics(torch.zeros(5, dtype=torch.int64), rho=4, timesteps=4)
     hard = cos_ext.IFNode(v_reset=0.0, timesteps=2)
-    hard.keep_statistics = True
-    with pytest.raises(ValueError, match="soft reset"):
+    with pytest.raises(ValueError, match="soft reset"), running(Run(statistics=True)):
         hard(torch.zeros(2, 3))

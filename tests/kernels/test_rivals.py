@@ -9,6 +9,7 @@ from loops import currents, plain_parallel, plain_srp, run
 
 from cos_ext import IFNode
 from cos_ext import functional as F
+from cos_ext._neuron.runs import Run, running
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -150,9 +151,9 @@ def test_nodes_are_the_functions(static):
             node.calibration = calibration
             assert node.watch_steps == (4 if calibration in ("cos", "srp", "parallel") else 0)
             own = x.clone()
-            node.count_spikes, node.emitted = True, None
-            assert torch.equal(node(own), spikes.flatten(0, 1)), calibration
-            assert node.emitted == (int((spikes != 0).sum()), spikes.numel())
+            with running(Run(counts=True)) as run:
+                assert torch.equal(node(own), spikes.flatten(0, 1)), calibration
+            assert run.emitted[node] == (int((spikes != 0).sum()), spikes.numel())
             if not inplace or static:
                 assert torch.equal(own, x)
             node.rho = 0  # nothing to watch: plain IF, but for the bias

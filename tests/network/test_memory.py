@@ -19,6 +19,7 @@ from torch import nn
 
 import cos_ext
 from cos_ext import SpikingNetwork, convert, evaluate, models
+from cos_ext._neuron.runs import Run, running
 from cos_ext.network import memory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -69,11 +70,12 @@ def test_a_dry_run_leaves_no_trace():
     )
     before = {key: value.clone() for key, value in network.state_dict().items()}
     node = network.nodes()["act1"]
-    node.count_spikes = True
-    network(x)
-    emitted = node.emitted
-    network.activation_bytes(x)
-    assert len(seen) == 1 and type(seen[0]) is torch.Tensor and node.emitted is emitted
+    with running(Run(counts=True)) as run:
+        network(x)
+        emitted = run.emitted[node]
+        network.activation_bytes(x)
+    assert len(seen) == 1 and type(seen[0]) is torch.Tensor and run.emitted[node] is emitted
+    assert list(run.emitted) == list(network.nodes().values())
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     hook.remove()
     assert torch.equal(network(x), copy.deepcopy(network)(x))

@@ -1,0 +1,114 @@
+"""What a run of a network asks of its neurons beside their spikes, and what they told it.
+
+Kept by thread, and never on a module: several threads may run one network. What is done with it is
+the callers' business.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.nn.modules import module as _global
+
+
+class Recorder(Protocol):
+    """Keeps what neurons did at every step."""
+
+    def wants(self, node: nn.Module) -> bool: ...
+
+    def note(self, node: nn.Module, x_seq: Tensor, spikes: Tensor) -> None:
+        """The currents and the spikes of one call, ``[T, B, ...]`` each."""
+
+
+class Run:
+    """One run, or several that are measured together. Neurons add to it while it is active.
+
+    Args:
+        apart: nothing is fused into the neurons, and the network runs step by step.
+        keeps: neurons leave their input as it is.
+        counts: spikes are added up, into ``emitted``.
+        statistics: the kernels' sums are added up, into ``sums``.
+        calls: the first size of every input is listed, in ``called``.
+        recorder: is given the currents and spikes of the neurons that it wants.
+    """
+
+    def __init__(
+        self,
+        *,
+        apart: bool = False,
+        keeps: bool = False,
+        counts: bool = False,
+        statistics: bool = False,
+        calls: bool = False,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.apart, self.keeps, self.recorder = apart, keeps, recorder
+        self.counts, self.statistics, self.calls = counts, statistics, calls
+        self.emitted: dict[nn.Module, tuple[Tensor, int]] = {}  # spikes, neurons · steps
+        self.sums: dict[nn.Module, Tensor] = {}
+        self.called: dict[nn.Module, list[int]] = {}
+
+    def add_spikes(self, node: nn.Module, spikes: Tensor, places: int) -> None:
+        """Add up what neurons emitted: spikes at so many neurons and steps."""
+        before, steps = self.emitted.get(node, (0, 0))
+        self.emitted[node] = (before + spikes, steps + places)
+
+    def add_sums(self, node: nn.Module, sums: Tensor) -> None:
+        """Add up the kernels' statistics."""
+        self.sums[node] = self.sums[node] + sums if node in self.sums else sums
+
+    def like(self) -> Run:
+        """A run that asks the same and has been told nothing; without a recorder."""
+        return Run(
+            apart=self.apart or self.recorder is not None,
+            keeps=self.keeps or self.recorder is not None,
+            counts=self.counts,
+            statistics=self.statistics,
+        )
+
+
+class _Active(threading.local):
+    def __init__(self) -> None:
+        self.runs: tuple[Run, ...] = ()
+
+
+_ACTIVE = _Active()
+
+
+def active() -> tuple[Run, ...]:
+    """The runs that are active in this thread."""
+    return _ACTIVE.runs
+
+
+class running:
+    """Makes a run active in this thread, beside those that are, or instead of them. A class, since
+    torch.compile sees through it.
+    """
+
+    def __init__(self, *runs: Run, alone: bool = False) -> None:
+        self.runs, self.alone = runs, alone
+
+    def __enter__(self) -> Run:
+        self.before = _ACTIVE.runs
+        _ACTIVE.runs = self.runs if self.alone else (*self.before, *self.runs)
+        return self.runs[0]
+
+    def __exit__(self, *_: object) -> None:
+        _ACTIVE.runs = self.before
+
+
+def rehearsing() -> running:
+    """For a dry run: what is active asks the same of it, and is told nothing."""
+    return running(Run(), *(run.like() for run in active()), alone=True)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether somebody sees what goes into this module, or comes out of it."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or _global._global_forward_hooks
+        or _global._global_forward_pre_hooks
+    )
