@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..conversion.graphs import owner_of
+from ..network.finite import Shown
 from ..network.modules import Walked
 from ..network.network import SpikingNetwork
 from . import aten
@@ -325,7 +326,10 @@ class _Interpreter(fx.Interpreter):
         target = node.target
         if node.op == "call_module":
             assert isinstance(target, str)
-            place = (target, type(self.fetch_attr(target)).__name__)
+            module = self.fetch_attr(target)
+            if isinstance(module, Shown):  # it computes nothing
+                return self.fetch_args_kwargs_from_env(node)[0][0]
+            place = (target, type(module).__name__)
         else:
             owner = owner_of(node)
             kind = target if isinstance(target, str) else getattr(target, "__name__", "")

@@ -15,6 +15,7 @@ from ..network.network import SpikingNetwork
 from ..network.settings import check_settings
 from .by_module import ClassifyModules, ReplaceModules
 from .classify import Classify
+from .finite import ShowUnfit, check_finite
 from .fold import FoldBatchNorm
 from .fuse import Fuse, check_fuse
 from .max_pooling import CHOICES, ChooseMaxPooling
@@ -107,6 +108,7 @@ BY_GRAPH: tuple[Pass, ...] = (
     RefuseOffenders(),
     Rewrite(),
     Fuse(),
+    ShowUnfit(),
     Build(),
     VerifyNetwork(),
 )
@@ -200,6 +202,7 @@ def convert(
         fuse=_fuse(fuse, model),
     )
     _check(settings)
+    check_finite(model)
     examples = None if example_input is None else as_inputs(example_input)
     conversion = Conversion(model, settings, examples)
     for step in BEFORE:

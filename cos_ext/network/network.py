@@ -16,7 +16,9 @@ from .. import functional as F
 from .._neuron.runs import Run, active, running
 from . import counts, memory, worlds
 from .capture import CapturedForward, capture
+from .finite import Shown, Unfit
 from .inputs import as_inputs, batch_size, in_dtype_of
+from .modules import Walked
 from .recording import Recording
 from .reports import make_report
 from .settings import Configured, Report
@@ -260,6 +262,8 @@ class SpikingNetwork(Configured):
             return out.unflatten(0, (self._timesteps, batch))
         with running(Run(keeps=not torch.compiler.is_compiling() and memory.hooked(self))):
             out = self.module(*inputs)
+        if isinstance(self.module, Walked):  # the others' graph does it
+            out = Shown()(out, batch, *(Unfit()(each) for x in inputs for each in (x, -x)))
         return out.unflatten(0, (self._steps, batch))[: self._timesteps]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingNetwork:

@@ -60,6 +60,7 @@ def test_the_passes_in_order():
         "RefuseOffenders",
         "Rewrite",
         "Fuse",
+        "ShowUnfit",
         "Build",
         "VerifyNetwork",
     ]

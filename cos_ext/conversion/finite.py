@@ -1,0 +1,78 @@
+"""NaN and infinity: refusing a model that has them, and making a network show those in its input.
+What shows them is in network/finite.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..network.finite import Shown, Unfit
+from ..network.modules import TimeBroadcast
+from ..neuron import IFNode
+from .graphs import called, free_name
+from .ownership import owned
+from .report import ConversionError
+from .state import Conversion
+
+RUNNING = ("running_mean", "running_var")
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse a model with a parameter or a running statistic that has NaN or infinity, or another
+    buffer with NaN: a mask may be infinite. Tensors on the meta device have no values, and of
+    thresholds it is known elsewhere what they may be.
+
+    Raises:
+        ConversionError: naming all of them.
+    """
+    bad = [name for name, parameter in model.named_parameters() if not _is_finite(parameter)]
+    for name, buffer in model.named_buffers():
+        infinite = name.rpartition(".")[2] not in RUNNING
+        if not _is_finite(buffer) and not (infinite and not buffer.isnan().any()):
+            bad.append(name)
+    if bad:
+        raise ConversionError(
+            f"{type(model).__name__} has NaN or infinite numbers in {', '.join(bad)}; neurons "
+            "would hide them, so train or load the model again"
+        )
+
+
+@torch.no_grad()
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    # The sum of finite numbers may be infinite, but seldom is, and takes no memory.
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+class ShowUnfit:
+    """Has the output show the samples whose input is NaN or infinite, as NaN: looked for in the
+    static tensors that neurons, or sums with spikes, are given.
+    """
+
+    def apply(self, conversion: Conversion) -> None:
+        model, graph = conversion.model, conversion.graph
+        inputs = [node for node in graph.nodes if node.op == "placeholder"]
+        watched: dict[fx.Node, None] = {}
+        for node in graph.nodes:
+            module = called(model, node) if node.op == "call_module" else None
+            static = isinstance(module, IFNode) and module.static_input
+            if static or isinstance(module, TimeBroadcast):
+                batched = [x for x in node.all_input_nodes if x in conversion.facts.batched]
+                watched.update(dict.fromkeys(batched))
+        (last,) = (node for node in graph.nodes if node.op == "output")
+        (out,) = last.all_input_nodes
+        unfit, shown = free_name(model, "unfit"), free_name(model, "shown")
+        model.add_module(unfit, Unfit())
+        model.add_module(shown, Shown(inplace=owned(model, out)))
+        marks = []
+        for source in watched:
+            # At once: what follows may write over it.
+            with graph.inserting_after(inputs[-1] if source in inputs else source):
+                marks.append(graph.call_module(unfit, (source,)))
+        with graph.inserting_after(inputs[-1]):
+            batch = graph.call_method("size", (inputs[0], 0))
+        with graph.inserting_before(last):
+            last.args = (graph.call_module(shown, (out, batch, *marks)),)
+        graph.lint()
