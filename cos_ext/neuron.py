@@ -138,8 +138,11 @@ class IFNode(nn.Module):
                 and static_input, as for the constructor.
 
         Raises:
-            TypeError, ValueError: as for the constructor.
+            TypeError, ValueError: as for the constructor; a setting of another name.
         """
+        unknown = sorted(set(changes) - set(self._settings))
+        if unknown:
+            raise TypeError(f"the settings are {list(self._settings)}, got {unknown}")
         self._settings = check_settings(cast(Settings, {**self._settings, **changes}))
 
     v_reset = _setting("v_reset")

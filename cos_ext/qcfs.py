@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._numbers import real, whole
+
 
 class _QCFSFunction(torch.autograd.Function):
     """Quantised clip with the straight-through gradient of floor; saves one tensor, not five."""
@@ -73,14 +75,10 @@ class QCFS(nn.Module):
 
     def __init__(self, levels: int, threshold: float = 8.0) -> None:
         super().__init__()
-        if isinstance(levels, bool) or not isinstance(levels, int):
-            raise TypeError(f"levels must be an int, got {type(levels).__name__}")
-        if levels < 1:
-            raise ValueError(f"levels must be >= 1, got {levels}")
-        threshold = float(threshold)
+        self.levels = whole("levels", levels, 1)
+        threshold = real("threshold", threshold)
         if not (math.isfinite(threshold) and threshold > 0):
             raise ValueError(f"threshold must be positive and finite, got {threshold}")
-        self.levels = levels
         self.threshold = nn.Parameter(torch.tensor(threshold))
 
     def forward(self, z: Tensor) -> Tensor:

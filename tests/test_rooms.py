@@ -15,6 +15,7 @@ LEVELS = {
     "_ops": 0,
     "_files": 0,
     "_tables": 0,
+    "_numbers": 0,
     "_batches": 0,
     "_loops": 1,
     "_functional": 1,

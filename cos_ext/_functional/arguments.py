@@ -14,6 +14,7 @@ import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 
 from .. import _ops
+from .._numbers import whole
 from .._ops import state_dtype
 from .checks import FLOAT_DTYPES, MAX_FUSED_STEPS, MAX_STEPS, check_number, check_threshold
 
@@ -44,7 +45,7 @@ def prepared(
     ``check_values`` looks at the values of a threshold on a CPU. It is an argument so that whoever
     calls can leave it out: all other checks read no value of a tensor.
     """
-    _check_input(x_seq)
+    _check_input(x_seq, inplace)
     theta, theta_value = None, 0.0
     if isinstance(v_threshold, Tensor):
         theta = v_threshold
@@ -112,9 +113,7 @@ def check_fused(
 
 def check_watch(name: str, steps: int | torch.SymInt, x_seq: Tensor) -> None:
     """Validate a number of steps to watch: an int in 1..T."""
-    if isinstance(steps, bool) or not isinstance(steps, (int, torch.SymInt)):
-        raise TypeError(f"{name} must be an int, got {type(steps).__name__}")
-    if not 1 <= steps <= x_seq.shape[0]:
+    if not 1 <= whole(name, steps) <= x_seq.shape[0]:
         raise ValueError(f"{name} must lie in 1..T = {x_seq.shape[0]}, got {steps}")
 
 
@@ -125,7 +124,7 @@ def mark_written(x_seq: Tensor) -> None:
         torch.autograd.graph.increment_version(x_seq)
 
 
-def _check_input(x_seq: Tensor) -> None:
+def _check_input(x_seq: Tensor, inplace: bool) -> None:
     if not isinstance(x_seq, Tensor):
         raise TypeError(f"x_seq must be a tensor, got {type(x_seq).__name__}")
     if x_seq.dtype not in FLOAT_DTYPES:
@@ -134,6 +133,11 @@ def _check_input(x_seq: Tensor) -> None:
         raise ValueError(
             f"x_seq must be [T, *neurons] with 1 <= T <= {MAX_STEPS}, got shape "
             f"{tuple(x_seq.shape)}"
+        )
+    if inplace and not torch.compiler.is_compiling() and x_seq.is_neg():
+        raise ValueError(
+            "x_seq must not be a negative-bit view with inplace, such as the imaginary part of a "
+            "conjugate; give x_seq.resolve_neg()"
         )
     kind = x_seq.device.type
     if kind == "cuda":
@@ -194,10 +198,9 @@ def _windows(
     x_seq: Tensor, pool: int | tuple[int, int], inplace: bool, by_neuron: bool
 ) -> tuple[int, int]:
     windows = pool if isinstance(pool, (tuple, list)) else (pool, pool)
-    if len(windows) != 2 or any(
-        isinstance(size, bool) or not isinstance(size, int) for size in windows
-    ):
+    if len(windows) != 2:
         raise TypeError(f"pool must be an int, two of them or None, got {pool!r}")
+    rows, columns = (whole("pool", size, or_=", two of them or None") for size in windows)
     if inplace:
         raise ValueError("pool makes a smaller output, so inplace must be False")
     if by_neuron:
@@ -205,8 +208,7 @@ def _windows(
             "with pool there are no results by neuron: leave out return_v, return_count, "
             "return_v_init and return_offset"
         )
-    rows, columns = windows
-    fits = x_seq.dim() >= 3 and min(windows) >= 1
+    fits = x_seq.dim() >= 3 and min(rows, columns) >= 1
     if not fits or x_seq.shape[-2] % rows or x_seq.shape[-1] % columns:
         raise ValueError(
             f"pool must divide the last two dimensions of the neurons, got {tuple(windows)} for "

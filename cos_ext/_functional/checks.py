@@ -7,10 +7,11 @@ arguments.py.
 from __future__ import annotations
 
 import math
-import numbers
 
 import torch
 from torch import Tensor
+
+from .._numbers import real, whole
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 EMISSIONS = ("calibrated", "even", "front")  # by the operators' numbers (csrc/core/emission.h)
@@ -39,17 +40,10 @@ def check_calibration(rho: int | torch.SymInt, iterations: int | None) -> int:
         TypeError: rho is not an int, or iterations is neither an int nor None.
         ValueError: rho < 1 or iterations < 0.
     """
-    if isinstance(rho, bool) or not isinstance(rho, (int, torch.SymInt)):
-        raise TypeError(f"rho must be an int, got {type(rho).__name__}")
-    if rho < 1:
-        raise ValueError(f"rho must be >= 1, got {rho}")
+    whole("rho", rho, 1, MAX_STEPS)
     if iterations is None:
         return -1
-    if isinstance(iterations, bool) or not isinstance(iterations, int):
-        raise TypeError(f"iterations must be an int or None, got {type(iterations).__name__}")
-    if iterations < 0:
-        raise ValueError(f"iterations must be >= 0, or None for until exact, got {iterations}")
-    return iterations
+    return whole("iterations", iterations, 0, or_=" or None for until exact")
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
@@ -91,11 +85,7 @@ def check_number(name: str, value: object) -> float:
         TypeError: value has another type; bool counts as one.
         ValueError: value is NaN.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
-        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
-    if value != value:
-        raise ValueError(f"{name} must not be NaN")
-    return float(value)
+    return real(name, value)
 
 
 def check_threshold(v_threshold: object, dtype: torch.dtype) -> float:

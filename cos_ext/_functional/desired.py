@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _ops
 from .arguments import check_fused, check_watch, mark_written, prepared
-from .checks import MAX_STEPS, check_calibration, check_values
+from .checks import check_calibration, check_values
 from .results import Calibration
 
 
@@ -53,8 +53,6 @@ def rate_forward(
     x_seq = x_mean.unsqueeze(0)
     given = prepared(x_seq, v_threshold, v_init, inplace, check_values)
     check_calibration(rho, 0)
-    if rho > MAX_STEPS:
-        raise ValueError(f"rho must be at most {MAX_STEPS}, got {rho}")
     added = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
     check_fused(x_seq, scale, bias, added, None, inplace, by_neuron=False)
     if inplace:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from .. import functional as F
 from .._functional.checks import check_not_nan
+from .._numbers import real
 
 
 def parameter(name: str, value: float | Tensor) -> Tensor:
@@ -23,9 +23,9 @@ def parameter(name: str, value: float | Tensor) -> Tensor:
         if not value.is_floating_point():
             raise TypeError(f"{name} must be floating-point, got {value.dtype}")
         return value.detach().clone()
-    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
-        raise TypeError(f"{name} must be a float or a tensor, got {type(value).__name__}")
-    return torch.tensor(float(value), dtype=torch.get_default_dtype())
+    return torch.tensor(
+        real(name, value, nan=True, or_=" or a tensor"), dtype=torch.get_default_dtype()
+    )
 
 
 def check_loaded(state: Mapping[str, Any], prefix: str, own: Mapping[str, Tensor | None]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from .. import functional as F
+from .._numbers import whole
 
 STEP_MODES = ("m", "s")
 
@@ -41,13 +42,13 @@ def check_settings(settings: Settings) -> Settings:
     if v_reset is not None:
         v_reset = F.check_number("v_reset", v_reset)
     if timesteps is not None:
-        _check_int("timesteps", timesteps, 1, " or None")
-    _check_int("rho", rho, 0)
+        timesteps = whole("timesteps", timesteps, 1, F.MAX_STEPS, or_=" or None")
+    rho = whole("rho", rho, 0, F.MAX_STEPS)
     F.check_method(settings["calibration"])
     watched = watch_steps(settings)
     if timesteps is not None and watched > timesteps:
         raise ValueError(f"rho must be at most timesteps = {timesteps}, got {watched}")
-    F.check_calibration(max(watched, 1), settings["iterations"])
+    rounds = F.check_calibration(max(watched, 1), settings["iterations"])
     F.check_emission(settings["emission"])
     step_mode = settings["step_mode"]
     if step_mode not in STEP_MODES:
@@ -63,11 +64,6 @@ def check_settings(settings: Settings) -> Settings:
         )
     if settings["static_input"] and (timesteps is None or step_mode == "s"):
         raise ValueError("static_input needs timesteps and step_mode 'm'")
-    return {**settings, "v_reset": v_reset}
-
-
-def _check_int(name: str, value: int, least: int, other: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int{other}, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be >= {least}, got {value}")
+    iterations = None if rounds < 0 else rounds
+    numbers = {"timesteps": timesteps, "rho": rho, "iterations": iterations, "v_reset": v_reset}
+    return cast(Settings, {**settings, **numbers})

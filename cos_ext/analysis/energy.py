@@ -17,6 +17,7 @@ import torch
 from .. import functional as F
 from .._batches import check_batches, device_of, number_of_inputs
 from .._loops import inputs_on
+from .._numbers import whole
 from ..network.network import SpikingNetwork
 from ..network.reports import report
 from ..neuron import IFNode
@@ -111,10 +112,12 @@ def energy_report(
             weights that depend on spikes, time elsewhere than in the first dimension): every such
             call is listed.
     """
-    _check_arguments(network, batches, bits)
+    _check_arguments(network, batches)
     ac_energy, mac_energy = _checked("ac_energy", ac_energy), _checked("mac_energy", mac_energy)
     neuron_energy = ac_energy if neuron_energy is None else _checked("neuron_energy", neuron_energy)
-    bits = (network.watch_steps or network.timesteps).bit_length() if bits is None else bits
+    if bits is None:
+        bits = (network.watch_steps or network.timesteps).bit_length()
+    bits = whole("bits", bits, 1, or_=" or None")
     if quantised_mac_energy is None:
         quantised_mac_energy = min(bits * ac_energy, mac_energy)
     else:
@@ -149,7 +152,7 @@ def energy_report(
     )
 
 
-def _check_arguments(network: SpikingNetwork, batches: Iterable[Any], bits: int | None) -> None:
+def _check_arguments(network: SpikingNetwork, batches: Iterable[Any]) -> None:
     if not isinstance(network, SpikingNetwork):
         raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
     check_batches(batches)
@@ -160,10 +163,6 @@ def _check_arguments(network: SpikingNetwork, batches: Iterable[Any], bits: int 
             "network must have another calibration than 'srp', which runs its neurons twice, at "
             f"{twice}"
         )
-    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int)):
-        raise TypeError(f"bits must be an int or None, got {type(bits).__name__}")
-    if bits is not None and bits < 1:
-        raise ValueError(f"bits must be >= 1, got {bits}")
 
 
 def _checked(name: str, value: float) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .._batches import check_batches, device_of, number_of_inputs
 from .._loops import inputs_on
 from .._neuron.runs import Run, running
+from .._numbers import whole
 from ..conversion.counterparts import check_ann, counterparts, traced_ann
 from ..network.network import SpikingNetwork
 from ..neuron import IFNode
@@ -160,7 +161,4 @@ def _check_arguments(
     if not isinstance(network, SpikingNetwork):
         raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
     check_batches(batches)
-    if isinstance(iterations, bool) or not isinstance(iterations, int):
-        raise TypeError(f"iterations must be an int, got {type(iterations).__name__}")
-    if iterations < 0:
-        raise ValueError(f"iterations must be >= 0, got {iterations}")
+    whole("iterations", iterations, 0)

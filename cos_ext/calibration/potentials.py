@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .._batches import check_batches
+from .._numbers import whole
 from ..network.network import SpikingNetwork
 from .potential_fit import Fit, shifts_potentials
 from .shift_statistics import PER, STATISTICS
@@ -144,7 +145,7 @@ def _settings(
     every site. ValueError where no layer would be shifted.
     """
     layers = {} if rho is not None else network._layers
-    common = rho if rho is not None else network.rho
+    common = network.rho if rho is None else whole("rho", rho)
     if not common and not any(layer.get("rho") for layer in layers.values()):
         common, layers = network.timesteps, {}
     own = {
@@ -182,10 +183,7 @@ def _check_arguments(
     for name, number, least in (("rho", rho, 2), ("save_every", save_every, 1)):
         if number is None and name == "rho":
             continue
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"{name} must be an int, got {type(number).__name__}")
-        if number < least:
-            raise ValueError(f"{name} must be >= {least}, got {number}")
+        whole(name, number, least)
     if not isinstance(sequential, bool):
         raise TypeError(f"sequential must be a bool, got {type(sequential).__name__}")
     if sequential and isinstance(batches, Iterator):

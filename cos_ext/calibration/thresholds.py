@@ -8,7 +8,6 @@ a model.
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from .._batches import check_batches, device_of, number_of_inputs
 from .._loops import inputs_on
+from .._numbers import real, whole
 from ..conversion.rules.rectifiers import clip_of
 from ..conversion.tracing import trace
 from ..qcfs import QCFS
@@ -161,16 +161,11 @@ def _check_arguments(
     check_batches(batches)
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-    if isinstance(percentile, bool) or not isinstance(percentile, numbers.Real):
-        raise TypeError(f"percentile must be a number, got {type(percentile).__name__}")
-    if not 0 < float(percentile) <= 100:
+    if not 0 < real("percentile", percentile) <= 100:
         raise ValueError(f"percentile must lie in (0, 100], got {percentile}")
     if not isinstance(per_channel, bool):
         raise TypeError(f"per_channel must be a bool, got {type(per_channel).__name__}")
-    if isinstance(timesteps, bool) or not isinstance(timesteps, int):
-        raise TypeError(f"timesteps must be an int, got {type(timesteps).__name__}")
-    if timesteps < 1:
-        raise ValueError(f"timesteps must be >= 1, got {timesteps}")
+    whole("timesteps", timesteps, 1)
 
 
 def _check_seen(statistics: dict[str, Statistics]) -> None:

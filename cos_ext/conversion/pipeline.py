@@ -18,6 +18,7 @@ from .classify import Classify
 from .finite import ShowUnfit, check_finite
 from .fold import FoldBatchNorm
 from .fuse import Fuse, check_fuse
+from .graphs import called
 from .max_pooling import CHOICES, ChooseMaxPooling
 from .normalise import NormaliseCalls, Observe
 from .ownership import RefuseWrites
@@ -26,6 +27,8 @@ from .rewrite import Rewrite
 from .state import Conversion, Pass, Settings
 from .tracing import trace
 from .verify import VerifyNetwork, VerifyTrace
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Trace:
@@ -84,6 +87,7 @@ class Build:
             "fuse": settings.fuse,
             "sites": tuple(conversion.traced.sites),
             "copies": conversion.copies,
+            "ranks": _ranks(conversion),
         }
         conversion.network = SpikingNetwork(
             module.eval().requires_grad_(False),
@@ -95,6 +99,19 @@ class Build:
             settings.emission,
             settings.calibration,
         ).eval()
+
+
+def _ranks(conversion: Conversion) -> tuple[int | None, ...]:
+    """How many dimensions each input must have for the convolutions that read it."""
+    if conversion.walked is not None:
+        return ()
+    ranks: list[int | None] = []
+    for node in conversion.graph.nodes:
+        if node.op == "placeholder":
+            readers = [called(conversion.model, u) for u in node.users if u.op == "call_module"]
+            convolved = [m.weight.dim() for m in readers if isinstance(m, CONVOLUTIONS)]
+            ranks.append(convolved[0] if convolved else None)
+    return tuple(ranks)
 
 
 BEFORE: tuple[Pass, ...] = (Trace(), VerifyTrace())

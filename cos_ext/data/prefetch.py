@@ -13,15 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._numbers import whole
+
 Batch = tuple[Tensor, Tensor]
 
 
 def check_depth(depth: int) -> None:
     """TypeError or ValueError unless ``depth`` is an int >= 0."""
-    if isinstance(depth, bool) or not isinstance(depth, int):
-        raise TypeError(f"prefetch must be an int, got {type(depth).__name__}")
-    if depth < 0:
-        raise ValueError(f"prefetch must be >= 0, got {depth}")
+    whole("prefetch", depth, 0)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from .._numbers import whole
 from ..qcfs import QCFS
 from .architectures import VGG, ResNet
 from .checkpoint_checks import hints, misfits, unlike
@@ -96,8 +97,8 @@ def load_qcfs_checkpoint(
             thresholds that are not positive and finite, and modules of an instance that compute
             something else than theirs, in one message. Nothing has been loaded then.
     """
-    if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int)):
-        raise TypeError(f"levels must be an int or None, got {type(levels).__name__}")
+    if levels is not None:
+        levels = whole("levels", levels, or_=" or None")
     if isinstance(architecture, str):
         name, instance = architecture, None
         if name not in KNOWN:

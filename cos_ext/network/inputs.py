@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -21,11 +23,33 @@ def as_inputs(
 
 
 def batch_size(inputs: tuple[Tensor, ...]) -> int:
-    """The first size that all inputs share, 0 without inputs; ValueError where they differ."""
+    """The first size that all inputs share, 0 without inputs.
+
+    Raises:
+        TypeError: an input is no tensor.
+        ValueError: an input has no dimensions, or their batches differ in size.
+    """
+    wrong = [type(x).__name__ for x in inputs if not isinstance(x, Tensor)]
+    if wrong:
+        raise TypeError(f"inputs must be tensors [B, ...], got {', '.join(wrong)}")
+    if any(x.dim() == 0 for x in inputs):
+        raise ValueError("inputs must be [B, ...], got a tensor without dimensions")
     batch = inputs[0].shape[0] if inputs else 0
     if any(x.shape[0] != batch for x in inputs):
         raise ValueError(f"inputs must have one batch size, got {[x.shape[0] for x in inputs]}")
     return batch
+
+
+def check_ranks(inputs: tuple[Tensor, ...], ranks: Sequence[int | None]) -> None:
+    """ValueError where an input has another number of dimensions than what reads it wants with a
+    batch. A convolution takes a single sample, too, and would take time for its channels.
+    """
+    for number, (x, rank) in enumerate(zip(inputs, ranks)):
+        if rank is not None and x.dim() != rank:
+            raise ValueError(
+                f"input {number} must have {rank} dimensions, [B, ...], got shape "
+                f"{tuple(x.shape)}; give a single sample as x[None]"
+            )
 
 
 def in_dtype_of(network: nn.Module, x: Tensor) -> Tensor:

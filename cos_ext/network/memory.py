@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from .._batches import device_of
 from .._neuron import runs
 from .._neuron.runs import Run, active, rehearsing
+from .._numbers import whole
 from .settings import Configured
 
 AUTO_BYTES = 16 * 2**20
@@ -47,13 +48,7 @@ def check_limit(value: int | str | None) -> int | str | None:
     """A memory_limit, validated: None, "auto", or a positive number of bytes."""
     if value is None or (isinstance(value, str) and value == "auto"):
         return value
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f'memory_limit must be an int (bytes), "auto" or None, got {value!r}')
-    if value < 1:
-        raise ValueError(
-            f'memory_limit must be a positive number of bytes, "auto" or None, got {value}'
-        )
-    return value
+    return whole("memory_limit", value, 1, or_=' (bytes), "auto" or None')
 
 
 class _Live(TorchDispatchMode):

@@ -17,7 +17,7 @@ from .._neuron.runs import Run, active, running
 from . import counts, memory, worlds
 from .capture import CapturedForward, capture
 from .finite import Shown, Unfit
-from .inputs import as_inputs, batch_size, in_dtype_of
+from .inputs import as_inputs, batch_size, check_ranks, in_dtype_of
 from .modules import Walked
 from .recording import Recording
 from .reports import make_report
@@ -237,8 +237,13 @@ class SpikingNetwork(Configured):
 
         Floating-point inputs of another dtype than the network's (which all its parameters have)
         are converted to it.
+
+        Raises:
+            TypeError: an input is no tensor.
+            ValueError: an input lacks the batch, or the inputs' batches differ in size.
         """
         batch_size(inputs)
+        check_ranks(inputs, self.options.get("ranks", ()))
         if self._memory_limit is None or (
             self._memory_limit == "auto" and torch.compiler.is_compiling()
         ):

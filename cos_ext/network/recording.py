@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
+from .._numbers import whole
 from ..neuron import IFNode
 from .settings import Configured
 
@@ -49,7 +50,7 @@ class Recording(Mapping[str, SiteRecord]):
         self._network = network
         self._what = _checked(what)
         self._sites = {node: site for site, node in _chosen(network, sites).items()}
-        self._most, self._bytes = _checked_bytes(max_bytes), 0
+        self._most, self._bytes = whole("max_bytes", max_bytes, 1), 0
         self._chunks: dict[str, list[SiteRecord]] = {site: [] for site in self._sites.values()}
         if "v" in self._what:
             _check_potentials(self._sites)
@@ -164,14 +165,6 @@ def _chosen(network: Configured, sites: Iterable[str] | None) -> dict[str, IFNod
             f"{list(nodes)}"
         )
     return {name: nodes[name] for name in names}
-
-
-def _checked_bytes(value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"max_bytes must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"max_bytes must be positive, got {value}")
-    return value
 
 
 def _check_potentials(sites: Mapping[IFNode, str]) -> None:

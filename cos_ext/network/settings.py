@@ -5,10 +5,12 @@ them. Running a network is in network.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from torch import Tensor, nn
 
+from .._numbers import whole
+from ..functional import MAX_STEPS
 from ..neuron import IFNode
 from .modules import TimeBroadcast, Walked
 from .pooling import MaxPoolBefore
@@ -69,18 +71,23 @@ class Configured(nn.Module):
         layers: dict[str, dict[str, Any]],
         calibration: str = "cos",
     ) -> None:
-        own = {
+        own: dict[str, Any] = {
             "rho": rho,
             "iterations": iterations,
             "emission": emission,
             "calibration": calibration,
         }
         # First, so that a bad value leaves every node as it was.
-        steps = max(
+        checked = [
             check_settings(timesteps, **{**own, **layer}) for layer in ({}, *layers.values())
-        )
+        ]
+        steps, (timesteps, own) = max(each.steps for each in checked), checked[0][1:]
+        layers = {
+            site: {name: each.own[name] for name in layer}
+            for (site, layer), each in zip(layers.items(), checked[1:])
+        }
         if self.static_calibration is not None and any(
-            layer.get("rho", rho) for layer in ({}, *layers.values())
+            layer.get("rho", own["rho"]) for layer in ({}, *layers.values())
         ):
             raise ValueError(
                 "rho must stay 0 with the potentials of fit_v_init: calibration would aim at other "
@@ -95,8 +102,8 @@ class Configured(nn.Module):
                 module.timesteps = steps
             elif isinstance(module, MaxPoolBefore):
                 module.timesteps, module.rho = steps, nodes[module.site].watch_steps
-        self._timesteps, self._rho, self._iterations = timesteps, rho, iterations
-        self._emission, self._calibration = emission, calibration
+        self._timesteps, self._rho, self._iterations = timesteps, own["rho"], own["iterations"]
+        self._emission, self._calibration = own["emission"], own["calibration"]
         self._layers, self._steps = layers, steps
         self._needs = {}
 
@@ -191,21 +198,33 @@ class Configured(nn.Module):
         self._change(layers=layers)
 
 
+class Checked(NamedTuple):
+    """Settings that fit together: the steps that hidden layers run, those of the network, and what
+    a layer may have of its own.
+    """
+
+    steps: int
+    timesteps: int
+    own: dict[str, Any]
+
+
 def check_settings(
     timesteps: int,
     rho: int,
     iterations: int | None,
     emission: str = "calibrated",
     calibration: str = "cos",
-) -> int:
-    """The steps that hidden layers run; TypeError or ValueError where the settings do not fit."""
-    if isinstance(timesteps, bool) or not isinstance(timesteps, int):
-        raise TypeError(f"timesteps must be an int, got {type(timesteps).__name__}")
-    if timesteps < 1:
-        raise ValueError(f"timesteps must be >= 1, got {timesteps}")
-    most = max(timesteps, rho) if isinstance(rho, int) else timesteps
+) -> Checked:
+    """The settings, numbers as ints; TypeError or ValueError where they do not fit."""
+    timesteps = whole("timesteps", timesteps, 1, MAX_STEPS)
+    rho = whole("rho", rho, 0, MAX_STEPS)
     # Knows what they may be.
     node = IFNode(
-        timesteps=most, rho=rho, iterations=iterations, emission=emission, calibration=calibration
+        timesteps=max(timesteps, rho),
+        rho=rho,
+        iterations=iterations,
+        emission=emission,
+        calibration=calibration,
     )
-    return max(timesteps, node.watch_steps)
+    own = {name: getattr(node, name) for name in ("rho", "iterations", "emission", "calibration")}
+    return Checked(max(timesteps, node.watch_steps), timesteps, own)
