@@ -20,6 +20,7 @@ from .._loops import inputs_on
 from .._numbers import whole
 from ..network.network import SpikingNetwork
 from ..network.reports import report
+from ..network.settings import steady
 from ..neuron import IFNode
 from .energy_results import EnergyReport, LayerEnergy
 from .operation_counter import OperationCounter
@@ -126,9 +127,10 @@ def energy_report(
     network.eval()
     wanted = number_of_inputs(getattr(network.module, "graph", None))
     samples, counter = 0, OperationCounter(network)
-    for inputs in inputs_on(
+    data = inputs_on(
         device_of(network), batches, wanted, title="energy", progress=progress, one_size=True
-    ):
+    )
+    for inputs in steady(network, data):
         counter.run(inputs)
         samples += inputs[0].shape[0]
     steps = _Steps(counter, network.nodes(), network.timesteps)

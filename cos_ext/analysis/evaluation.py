@@ -22,7 +22,9 @@ from .._neuron.runs import Run, running
 from ..data import distributed as _distributed
 from ..data.prefetch import check_depth, prefetched
 from ..network.network import SpikingNetwork
+from ..network.settings import steady
 from ..neuron import IFNode
+from .scores import Answers, Metric, Scores
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,15 @@ class Evaluation:
     """Results at t = 1, ..., T, from the running sum of the outputs. Prints as a table.
 
     Attributes:
-        accuracy: top-1, as fractions of the samples.
+        accuracy: top-1, as fractions of the samples; empty where a metric was given.
         top5: likewise; None with five classes or fewer.
         samples: how many were run, by all processes.
         latency: watch_steps + t time-steps.
         spike_rate: spikes per neuron and step, over all neurons.
         images_per_second: by the wall clock, data included; of the slowest process where there are
             several.
+        metric: the mean of the metric that was given; None without one.
+        metric_name: its name.
     """
 
     accuracy: list[float]
@@ -45,16 +49,27 @@ class Evaluation:
     latency: list[int]
     spike_rate: float
     images_per_second: float
+    metric: list[float] | None = None
+    metric_name: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The results as numbers and lists."""
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = ["   t  latency  accuracy" + ("     top5" if self.top5 else "")]
-        for index, (accuracy, latency) in enumerate(zip(self.accuracy, self.latency)):
-            top5 = f"  {self.top5[index]:7.2%}" if self.top5 else ""
-            lines.append(f"{index + 1:4d}  {latency:7d}  {accuracy:8.2%}{top5}")
+        columns = [
+            (f"{name:>8}", [f"{value:{form}}" for value in values])
+            for name, values, form in (
+                ("accuracy", self.accuracy, "8.2%"),
+                ("top5", self.top5, "8.2%"),
+                (self.metric_name, self.metric, "8.5g"),
+            )
+            if values
+        ]
+        lines = ["  ".join(["   t  latency", *(head for head, _ in columns)])]
+        for index, latency in enumerate(self.latency):
+            cells = [f"{cells[index]:>{len(head)}}" for head, cells in columns]
+            lines.append("  ".join([f"{index + 1:4d}  {latency:7d}", *cells]))
         lines.append(
             f"{self.samples} samples, {self.spike_rate:.4f} spikes per neuron and step, "
             f"{self.images_per_second:.0f} images/s"
@@ -72,6 +87,7 @@ class _Share:
     classes: int | None = None  # None without any sample
     correct: list[int] = field(default_factory=list)  # [T]
     correct5: list[int] = field(default_factory=list)  # [T], or empty
+    sums: list[float] | None = None  # [T], of a metric
     samples: int = 0
     spikes: int = 0
     steps: int = 0
@@ -92,11 +108,14 @@ def evaluate(
     distributed: bool = True,
     group: Any = None,
     shard: bool = True,
+    metric: Metric | None = None,
 ) -> Evaluation:
-    """Accuracy of a spiking network at every time-step.
+    """Accuracy of a spiking network at every time-step, or a metric of your own.
 
-    Nothing is read back from the device before the last batch: outputs [T, B, classes] and counts
-    stay there.
+    The answer at step t is that of the outputs added up to it: the class of the largest, or, where
+    a sample has one output (a logit), class 1 if it is positive. A sample whose output is NaN is
+    never right. Nothing is read back from the device before the last batch: outputs and counts stay
+    there.
 
     Where torch.distributed is initialised, all processes of the group call this together, each
     evaluates its share, and the integer counts are added exactly: every process returns the same
@@ -105,7 +124,8 @@ def evaluate(
     Args:
         network: from :func:`cos_ext.convert`; put in eval mode, and moved to ``device`` where one
             is given.
-        loader: an iterable of (inputs [B, ...], labels int64 [B]).
+        loader: an iterable of (inputs [B, ...], labels [B], integers from 0 on); with a metric,
+            targets of any shape.
         device: where to compute; None: where the network is.
         progress: a progress bar on stderr, of the group's first process.
         prefetch: batches that a thread loads ahead (and for CUDA pins and copies on a stream of its
@@ -118,21 +138,27 @@ def evaluate(
             loaded in vain. Shares may differ in size or be empty. A DistributedSampler is no such
             share where the samples do not divide evenly: it repeats some, which then count twice.
 
+        metric: called with the mean of the outputs over steps 1..t, [B, ...], and the targets, for
+            every t; gives a number, the mean over the batch, or one for each sample, [B]. Then no
+            right answers are counted. ``metric=lambda y, target: (y - target).square().mean()``.
+
     Returns:
         What was measured, the same in every process.
 
     Raises:
-        TypeError: network is not a SpikingNetwork, prefetch not an int, or the loader yields no
-            pairs of tensors.
-        ValueError: the loader yields no sample, outputs are not [T, B, classes], labels are not
-            [B], prefetch < 0, the group lacks this process, or the processes have other settings,
-            classes or, with shard=True, other labels.
+        TypeError: network is not a SpikingNetwork, prefetch not an int, metric not callable, labels
+            are no integers, or the loader yields no pairs of tensors.
+        ValueError: the loader yields no sample, outputs are not [T, B, classes] or [T, B], labels
+            are not [B] or no classes of the network, the metric gives another shape, prefetch < 0,
+            the group lacks this process, or the processes have other settings, classes or, with
+            shard=True, other labels.
+        RuntimeError: the network's settings are changed meanwhile.
         cos_ext.data.distributed.RemoteError: another process failed.
     """
     many = distributed and _distributed.is_running()
     if not many:
-        share = _counted(network, loader, device, progress, prefetch)
-        return _merged([share])
+        share = _counted(network, loader, device, progress, prefetch, metric)
+        return _merged([share], metric)
     rank, processes = _distributed.whoami(group)
     seen = hashlib.blake2b(digest_size=16)
     failure: Exception | None = None
@@ -144,6 +170,7 @@ def evaluate(
             device,
             progress and rank == 0,
             prefetch,
+            metric,
             _length(loader, processes if shard else 1),
         )
         share.labels = seen.hexdigest()
@@ -159,7 +186,7 @@ def evaluate(
         shares = []
     if failure is not None:  # the cause, rather than what it did to the exchange
         raise failure
-    return _merged(shares)
+    return _merged(shares, metric)
 
 
 def _every(loader: Iterable[Any], rank: int, processes: int, seen: Any) -> Iterator[Any]:
@@ -192,12 +219,15 @@ def _counted(
     device: str | torch.device | None,
     progress: bool,
     prefetch: int,
+    metric: Metric | None,
     length: int | None = None,
 ) -> _Share:
     """One pass over ``loader``. The host waits for the device once, at its end."""
     if not isinstance(network, SpikingNetwork):
         raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
     check_depth(prefetch)
+    if metric is not None and not callable(metric):
+        raise TypeError(f"metric must be callable, got {type(metric).__name__}")
     if device is not None:
         network.to(device)
     network.eval()
@@ -209,16 +239,18 @@ def _counted(
     ):
         total = _length(loader, 1) if length is None else length
         bar = tqdm(batches, desc="evaluate", total=total, disable=not progress, leave=False)
-        correct, correct5, samples, classes = _pass(network, bar)
+        seen, samples = _pass(network, steady(network, bar), metric)
     emitted = [run.emitted[node] for node in nodes if node in run.emitted]
     share = _Share(
         {"timesteps": network.timesteps, "watch_steps": network.watch_steps},
-        classes,
         samples=samples,
     )
-    if samples:
-        share.correct = correct.tolist()
-        share.correct5 = [] if correct5 is None else correct5.tolist()
+    if samples and isinstance(seen, Scores):
+        share.sums = torch.as_tensor(seen.sums).tolist()
+    elif samples and isinstance(seen, Answers):
+        seen.check()
+        share.classes, share.correct = seen.classes, torch.as_tensor(seen.correct).tolist()
+        share.correct5 = [] if seen.correct5 is None else torch.as_tensor(seen.correct5).tolist()
     share.spikes, share.steps = (
         sum(int(count) for count, _ in emitted),
         sum(count for _, count in emitted),
@@ -228,36 +260,19 @@ def _counted(
 
 
 def _pass(
-    network: SpikingNetwork, batches: Iterable[tuple[Tensor, Tensor]]
-) -> tuple[Any, Any, int, int | None]:
-    """(correct int64 [T], the same for top-5 or None, samples, classes). The counts are on the
-    device, and nothing waits for it.
-    """
-    correct: Tensor | int = 0
-    correct5: Tensor | int | None = 0
-    samples, classes = 0, None
+    network: SpikingNetwork, batches: Iterable[tuple[Tensor, Tensor]], metric: Metric | None = None
+) -> tuple[Answers | Scores, int]:
+    """What was counted, on the device, which nothing waits for; and the number of samples."""
+    seen: Answers | Scores = Answers() if metric is None else Scores(metric)
+    samples = 0
     for inputs, labels in batches:
         outputs = network(inputs)
-        if outputs.dim() != 3:
-            raise ValueError(
-                f"the network's outputs must be [T, B, classes], got {tuple(outputs.shape)}"
-            )
-        if labels.shape != outputs.shape[1:2]:
-            raise ValueError(
-                f"labels must be [B] = {tuple(outputs.shape[1:2])}, got shape {tuple(labels.shape)}"
-            )
-        classes = outputs.shape[-1]
-        totals = outputs.cumsum(0)
-        correct = correct + (totals.argmax(-1) == labels).sum(1)
-        if classes > 5:
-            correct5 = correct5 + (totals.topk(5, -1).indices == labels[:, None]).any(-1).sum(1)
-        else:
-            correct5 = None
-        samples += len(labels)
-    return correct, correct5, samples, classes
+        seen.add(outputs, labels)
+        samples += outputs.shape[1]
+    return seen, samples
 
 
-def _merged(shares: list[_Share]) -> Evaluation:
+def _merged(shares: list[_Share], metric: Metric | None) -> Evaluation:
     for rank, share in enumerate(shares):
         if share.error is not None:
             raise _distributed.RemoteError(f"evaluation failed in process {rank}: {share.error}")
@@ -278,12 +293,17 @@ def _merged(shares: list[_Share]) -> Evaluation:
     if samples == 0:
         raise ValueError("loader must yield at least one sample, it yielded none")
     full, settings = [share for share in shares if share.samples], shares[0].settings
-    correct5 = zip(*(share.correct5 for share in full))
+
+    def means(parts: Iterable[list[Any]]) -> list[float]:
+        return [sum(counts) / samples for counts in zip(*parts)]
+
     return Evaluation(
-        accuracy=[sum(counts) / samples for counts in zip(*(share.correct for share in full))],
-        top5=[sum(counts) / samples for counts in correct5] or None,
+        accuracy=means(share.correct for share in full),
+        top5=means(share.correct5 for share in full) or None,
         samples=samples,
         latency=[settings["watch_steps"] + t for t in range(1, settings["timesteps"] + 1)],
         spike_rate=sum(share.spikes for share in shares) / max(steps, 1),
         images_per_second=samples / max(share.seconds for share in shares),
+        metric=None if metric is None else means(share.sums or [] for share in full),
+        metric_name=None if metric is None else getattr(metric, "__name__", "metric"),
     )

@@ -19,6 +19,7 @@ from .._neuron.runs import Run, running
 from .._numbers import whole
 from ..conversion.counterparts import check_ann, counterparts, traced_ann
 from ..network.network import SpikingNetwork
+from ..network.settings import steady
 from ..neuron import IFNode
 from .offset_counts import LayerWatch
 from .offset_results import (
@@ -115,9 +116,10 @@ def offset_spike_report(
     watched = Run(recorder=_Layers(layers))
     wanted, samples = number_of_inputs(traced.graph), 0
     try:
-        for inputs in inputs_on(
+        data = inputs_on(
             device_of(network), batches, wanted, title="offset spikes", progress=progress
-        ):
+        )
+        for inputs in steady(network, data):
             # Copies: an activation that works in place may be the first to read them. The network
             # first: where one of the two must be kept, a count is smaller than an activation.
             with running(watched):

@@ -21,6 +21,7 @@ from .._ops import TALLIES
 from .._tables import table
 from ..network.network import SpikingNetwork
 from ..network.reports import report
+from ..network.settings import steady
 from .files import write_json
 
 ERROR_UNIT = 2.0**-24  # of the sums of errors, in spikes (csrc/core/statistics.h)
@@ -161,9 +162,8 @@ def collect(
     wanted = number_of_inputs(getattr(network.module, "graph", None))
     samples = 0
     with running(Run(statistics=True)) as run:
-        for inputs in inputs_on(
-            device_of(network), batches, wanted, title="statistics", progress=progress
-        ):
+        data = inputs_on(device_of(network), batches, wanted, title="statistics", progress=progress)
+        for inputs in steady(network, data):
             network(*inputs)
             samples += inputs[0].shape[0]
     layers = {

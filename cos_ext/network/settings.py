@@ -4,8 +4,8 @@ them. Running a network is in network.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -14,6 +14,8 @@ from ..functional import MAX_STEPS
 from ..neuron import IFNode
 from .modules import TimeBroadcast, Walked
 from .pooling import MaxPoolBefore
+
+Batch = TypeVar("Batch")
 
 
 class Entry(Protocol):
@@ -172,6 +174,11 @@ class Configured(nn.Module):
         }
         self._configure(**{**now, **changes})
 
+    def _fixed(self) -> tuple[Any, ...]:
+        """What must stay as it is while a network is measured."""
+        own = (self._timesteps, self._rho, self._iterations, self._emission, self._calibration)
+        return (*own, self._layers, [node._settings for node in self.nodes().values()])
+
     def set_layer(self, site: str, **changes: Any) -> None:
         """Give one call site its own rho, iterations, emission or calibration; without any, it
         follows the network again.
@@ -196,6 +203,27 @@ class Configured(nn.Module):
         if changes:
             layers[site] = {**self._layers.get(site, {}), **changes}
         self._change(layers=layers)
+
+
+def steady(network: Configured, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, and an error where the network's settings are changed between them.
+
+    Raises:
+        RuntimeError: they were: what is added up would belong together no more.
+    """
+    before = network._fixed()
+
+    def check() -> None:
+        if network._fixed() != before:
+            raise RuntimeError(
+                "the network's settings were changed while it was measured; measure each setting "
+                "by itself"
+            )
+
+    for batch in batches:
+        check()
+        yield batch
+        check()
 
 
 class Checked(NamedTuple):

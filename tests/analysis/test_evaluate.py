@@ -259,7 +259,7 @@ def test_on_a_gpu_nothing_waits_and_nothing_changes():
     torch.cuda.set_sync_debug_mode("error")
     try:
         with torch.no_grad(), prefetched(loader, torch.device("cuda", 0), 2) as arriving:
-            correct, *_ = _pass(network, arriving)
+            seen, _ = _pass(network, arriving)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert [count / 128 for count in correct.tolist()] == results[0]["accuracy"]
+    assert [count / 128 for count in seen.correct.tolist()] == results[0]["accuracy"]
