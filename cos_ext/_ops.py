@@ -91,7 +91,7 @@ def build_info() -> dict[str, Any]:
 
 
 # What follows the histogram in a row of sums (csrc/core/statistics.h).
-TALLIES = ("spikes", "silent", "saturated", "clipping", "quantisation")
+TALLIES = ("spikes", "silent", "saturated", "clipping", "quantisation", "unbounded")
 CUDA_SLOTS = 64  # rows of sums of a CUDA launch (csrc/cuda/kernels.cuh)
 
 _cuda_error = _load()

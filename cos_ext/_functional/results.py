@@ -32,7 +32,7 @@ class COSResult(NamedTuple):
     * ``spike_count``: the spikes of the T emitted steps, ``[*neurons]``, int32.
     * ``v_init``: the shifted v(0), ``[*neurons]``, in the state dtype.
     * ``offset_spikes``: ψ before calibration, ``[*neurons]``, int32, signed.
-    * ``statistics``: sums over all neurons, int64 ``[2 rho + 6]``; see
+    * ``statistics``: sums over all neurons, int64 ``[2 rho + 7]``; see
       :mod:`cos_ext.analysis.statistics`.
     """
 

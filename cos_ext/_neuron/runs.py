@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _global
 
@@ -56,8 +57,11 @@ class Run:
         self.emitted[node] = (before + spikes, steps + places)
 
     def add_sums(self, node: nn.Module, sums: Tensor) -> None:
-        """Add up the kernels' statistics."""
-        self.sums[node] = self.sums[node] + sums if node in self.sums else sums
+        """Add up the kernels' statistics; a sum that would overflow stays at the largest int64."""
+        if node in self.sums:
+            sums = self.sums[node] + sums
+            sums = torch.where(sums < 0, torch.iinfo(torch.int64).max, sums)
+        self.sums[node] = sums
 
     def like(self) -> Run:
         """A run that asks the same and has been told nothing; without a recorder."""

@@ -24,7 +24,8 @@ from ..network.reports import report
 from ..network.settings import steady
 from .files import write_json
 
-ERROR_UNIT = 2.0**-24  # of the sums of errors, in spikes (csrc/core/statistics.h)
+# Of the sums of errors, in spikes (csrc/core/statistics.h).
+CLIPPING_UNIT, QUANTISATION_UNIT = 2.0**-20, 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class LayerStatistics:
         clipping: (u - rho)/rho where u exceeds rho.
         quantisation: abs(clip(u, 0, rho) - C*)/rho, C* the desired count.
         unevenness: abs(ψ)/rho, the part that calibration removes.
+        unbounded: how many neurons have a u that is NaN, or above rho + 4096. Clipping and
+            quantisation leave them out.
     """
 
     neurons: int
@@ -60,6 +63,7 @@ class LayerStatistics:
     clipping: float
     quantisation: float
     unevenness: float
+    unbounded: int = 0
 
     @property
     def spike_rate(self) -> float:
@@ -79,7 +83,7 @@ def read_statistics(sums: Tensor, *, rho: int, timesteps: int) -> LayerStatistic
     Waits for the device.
 
     Args:
-        sums: int64 [2 rho + 6].
+        sums: int64 [2 rho + 7].
         rho: steps that were watched, the same in all calls that gave the sums.
         timesteps: steps that were emitted, likewise.
 
@@ -92,7 +96,7 @@ def read_statistics(sums: Tensor, *, rho: int, timesteps: int) -> LayerStatistic
         raise ValueError(f"sums must have {size} elements with rho = {rho}, got {len(values)}")
     histogram, named = tuple(values[: 2 * rho + 1]), dict(zip(TALLIES, values[2 * rho + 1 :]))
     neurons = sum(histogram)
-    weight = max(neurons, 1)
+    weight, bounded = max(neurons, 1), max(neurons - named["unbounded"], 1)
     uneven = sum(abs(index - rho) * count for index, count in enumerate(histogram))
     return LayerStatistics(
         neurons=neurons,
@@ -102,9 +106,10 @@ def read_statistics(sums: Tensor, *, rho: int, timesteps: int) -> LayerStatistic
         spikes=named["spikes"],
         silent_share=named["silent"] / weight,
         saturated_share=named["saturated"] / weight,
-        clipping=named["clipping"] * ERROR_UNIT / (rho * weight),
-        quantisation=named["quantisation"] * ERROR_UNIT / (rho * weight),
+        clipping=named["clipping"] * CLIPPING_UNIT / (rho * bounded),
+        quantisation=named["quantisation"] * QUANTISATION_UNIT / (rho * bounded),
         unevenness=uneven / (rho * weight),
+        unbounded=named["unbounded"],
     )
 
 
@@ -145,8 +150,10 @@ class NetworkStatistics:
             errors = (s.clipping, s.quantisation, s.unevenness)
             numbers = [f"{share:.2%}" for share in shares] + [f"{error:.5f} θ" for error in errors]
             rows.append([site, str(s.neurons), f"{s.spike_rate:.4f}", *numbers])
+        apart = {site: s.unbounded for site, s in self.layers.items() if s.unbounded}
+        note = f"\nneurons with infinite, huge or NaN currents, left out of errors: {apart}"
         return (
-            f"{table(rows, left=(0,))}\n{self.samples} samples; ψ and errors are those before "
+            f"{table(rows, left=(0,))}{note if apart else ''}\n{self.samples} samples; ψ and errors are those before "
             "calibration, over each layer's own rho steps, or over all steps where it has none"
         )
 

@@ -91,16 +91,48 @@ def test_the_split_adds_up_neuron_by_neuron():
         ) == pytest.approx(6 * split.unevenness)
 
 
-def test_infinite_and_missing_currents_do_not_spoil_the_sums(dtype):
-    x = torch.ones(3, 4, dtype=dtype)
+def test_infinite_and_missing_currents_do_not_spoil_the_sums(device, dtype):
+    x = torch.ones(3, 6, dtype=dtype, device=device)
     x[:, 0], x[:, 1], x[:, 2] = float("nan"), float("inf"), -float("inf")
+    x[:, 3] = 3.0  # u = 9, six spikes too many
     found = read_statistics(
         F.cos_forward(x, 1.0, rho=3, return_statistics=True).statistics, rho=3, timesteps=3
     )
-    assert found.neurons == 4 and found.clipping == pytest.approx(
-        2**30 / (3 * 4)
-    )  # as far as a sum counts
-    assert found.quantisation == 0 and found.saturated_share == 0.5 and found.silent_share == 0.5
+    assert (found.neurons, found.unbounded) == (6, 2)
+    assert found.clipping == pytest.approx(6 / (3 * 4)) and found.quantisation == 0
+    assert found.saturated_share == 4 / 6 and found.silent_share == 2 / 6
+
+
+@pytest.mark.parametrize("current", [float("inf"), 1e30, 3e4, 1400.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_of_many_huge_currents_do_not_overflow(device, dtype, current):
+    x = torch.full((3, 100_000), current, dtype=dtype, device=device)
+    found = read_statistics(
+        F.cos_forward(x, 1.0, rho=3, return_statistics=True).statistics, rho=3, timesteps=3
+    )
+    over = 3 * current - 3
+    assert found.unbounded == (100_000 if over > 4096 else 0)
+    assert found.clipping == pytest.approx(0 if over > 4096 else over / 3)
+    assert found.saturated_share == 1 and found.offset_share == 0
+
+
+def test_a_network_with_infinite_currents_says_so():
+    model = torch.nn.Sequential(cos_ext.QCFS(4, 1.0), torch.nn.Linear(768, 2))
+    network = cos_ext.convert(model, timesteps=4, rho=4)
+    x = torch.full((2, 768), float("inf"))
+    x[1] = 0.5
+    statistics = network.statistics([x, x], progress=False)
+    layer = statistics.layers["0"]
+    assert (layer.neurons, layer.unbounded, layer.clipping) == (4 * 768, 2 * 768, 0)
+    assert "left out of errors: {'0': 1536}" in str(statistics)
+    assert "left out" not in str(network.statistics([x[1:]], progress=False))
+
+
+def test_what_is_added_up_over_batches_stays_at_the_largest_number():
+    node, run = cos_ext.IFNode(), Run()
+    for _ in range(3):
+        run.add_sums(node, torch.tensor([2**62, 5]))
+    assert run.sums[node].tolist() == [2**63 - 1, 15]
 
 
 def test_sums_do_not_depend_on_the_split():
@@ -158,7 +190,7 @@ def test_output_and_errors(shipped_model, test_set, tmp_path):
     with pytest.raises(TypeError, match="batches must"):
         network.statistics([3], progress=False)
     assert not active()
-    with pytest.raises(ValueError, match="sums must have 14 elements"):
+    with pytest.raises(ValueError, match="sums must have 15 elements"):
         read_statistics(torch.zeros(5, dtype=torch.int64), rho=4, timesteps=4)
     hard = cos_ext.IFNode(v_reset=0.0, timesteps=2)
     with pytest.raises(ValueError, match="soft reset"), running(Run(statistics=True)):

@@ -174,11 +174,11 @@ void kernel_case(std::mt19937& random, const Case& c) {
           start, expected_psi, expected_count, parameter, rho, job.iterations,
           [&](Watch<S, 1>& w, const S(&from)[1], int32_t) { watch(w, from, parameter, rho, in); },
           [&](const Watch<S, 1>& w, const S(&from)[1]) {
-            int64_t clipping, quantisation;
-            error_split(w.v[0], from[0], th, expected_count[0], expected_psi[0], static_cast<int32_t>(rho), clipping,
-                        quantisation);
-            expected_tally[2 * rho + 1 + kTallyClipping] += clipping;
-            expected_tally[2 * rho + 1 + kTallyQuantisation] += quantisation;
+            const ErrorSplit error =
+                error_split(w.v[0], from[0], th, expected_count[0], expected_psi[0], static_cast<int32_t>(rho));
+            expected_tally[2 * rho + 1 + kTallyClipping] += error.clipping;
+            expected_tally[2 * rho + 1 + kTallyQuantisation] += error.quantisation;
+            expected_tally[2 * rho + 1 + kTallyUnbounded] += error.unbounded;
           });
       ++expected_tally[rho + expected_psi[0]];
       check(same(shifted[n], start[0]), "v_init", n, neurons);
