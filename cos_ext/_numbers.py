@@ -34,7 +34,7 @@ def whole(
     else:
         number = operator.index(value)
     if least is not None and number < least:
-        raise ValueError(f"{name} must be >= {least}{or_ and f',{or_}'}, got {number}")
+        raise ValueError(f"{name} must be >= {least}{or_}, got {number}")
     if most is not None and number > most:
         shown = number if number < 10**20 else f"an int of {len(str(number))} digits"
         raise ValueError(f"{name} must be <= {most}, got {shown}")

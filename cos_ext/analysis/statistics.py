@@ -151,10 +151,11 @@ class NetworkStatistics:
             numbers = [f"{share:.2%}" for share in shares] + [f"{error:.5f} θ" for error in errors]
             rows.append([site, str(s.neurons), f"{s.spike_rate:.4f}", *numbers])
         apart = {site: s.unbounded for site, s in self.layers.items() if s.unbounded}
-        note = f"\nneurons with infinite, huge or NaN currents, left out of errors: {apart}"
+        note = f"neurons with infinite, huge or NaN currents, left out of errors: {apart}\n"
         return (
-            f"{table(rows, left=(0,))}{note if apart else ''}\n{self.samples} samples; ψ and errors are those before "
-            "calibration, over each layer's own rho steps, or over all steps where it has none"
+            f"{table(rows, left=(0,))}\n{note if apart else ''}{self.samples} samples; ψ and "
+            "errors are those before calibration, over each layer's own rho steps, or over all "
+            "steps where it has none"
         )
 
 

@@ -10,11 +10,10 @@ more activation; a channels_last one it reads as it is).
 
 from __future__ import annotations
 
-import copy
 import math
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,9 @@ from .._batches import device_of
 from .._neuron import runs
 from .._neuron.runs import Run, active, rehearsing
 from .._numbers import whole
+from .front import MIXES, mixes
+from .inputs import in_dtype_of
+from .modules import twin
 from .settings import Configured
 
 AUTO_BYTES = 16 * 2**20
@@ -129,17 +131,12 @@ def _dry_run(
     network: Configured, inputs: tuple[Tensor, ...], batch: int, place: torch.device
 ) -> Need:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    # A copy of its own, whose weights have no data, and without the hooks.
+    # Of a copy whose weights have no data.
     twins = {
         id(tensor): mode.from_tensor(tensor)
         for tensor in (*network.parameters(), *network.buffers())
     }
-    hooks = {
-        id(h): type(h)()
-        for m in network.modules()
-        for h in (m._forward_hooks, m._forward_pre_hooks)
-    }
-    twin = copy.deepcopy(network, {**twins, **hooks})
+    bare = cast(Configured, twin(network, twins))
     with mode, rehearsing():
         fakes = [
             torch.empty_strided(
@@ -149,7 +146,7 @@ def _dry_run(
         ]
         with _Live([*twins.values(), *fakes]) as live:
             try:
-                out = twin._whole(*fakes)
+                out = bare._whole(*fakes)
             except Exception as error:
                 raise RuntimeError(
                     f"the memory of {type(network.module).__name__} cannot be estimated for inputs "
@@ -178,7 +175,8 @@ def parts(network: Configured, inputs: tuple[Tensor, ...]) -> int:
     """Into how many parts of the batch the network's memory_limit splits `inputs`.
 
     Raises:
-        ValueError: one sample alone needs more than the limit.
+        ValueError: one sample alone needs more than the limit; or samples are not computed by
+            themselves.
         RuntimeError: as for :func:`need`; not with "auto", which then splits nothing.
     """
     limit, batch = network.memory_limit, inputs[0].shape[0] if inputs else 0
@@ -188,7 +186,12 @@ def parts(network: Configured, inputs: tuple[Tensor, ...]) -> int:
         return 1
     key = _key(network, inputs)
     if (batch, limit, key) not in network._needs:
-        network._needs[batch, limit, key] = _planned(network, inputs, limit, batch, key)
+        count = _planned(network, inputs, limit, batch, key)
+        if count > 1 and mixes(network.module, tuple(in_dtype_of(network, x) for x in inputs)):
+            if limit != "auto":
+                raise ValueError(f'memory_limit must be None or "auto": {MIXES}')
+            count = 1
+        network._needs[batch, limit, key] = count
     return network._needs[batch, limit, key]
 
 

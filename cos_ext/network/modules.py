@@ -4,6 +4,8 @@ could not be traced. Neurons and pooling are in files of their own; no settings 
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from fractions import Fraction
 
 import torch
@@ -16,6 +18,19 @@ from ..neuron import IFNode
 def over_time(x: Tensor, timesteps: int) -> Tensor:
     """[B, ...] at every step, [T*B, ...]; channels_last is kept."""
     return torch.cat([x] * timesteps)
+
+
+def twin(module: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
+    """A copy without hooks, to run beside the module: another thread may be running that.
+
+    Args:
+        module: what is copied.
+        tensors: by the id of each parameter and buffer, what the copy has in its place.
+    """
+    hooks = {
+        id(h): type(h)() for m in module.modules() for h in (m._forward_hooks, m._forward_pre_hooks)
+    }
+    return copy.deepcopy(module, {**tensors, **hooks})
 
 
 class TimeBroadcast(nn.Module):

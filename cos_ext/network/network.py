@@ -106,7 +106,9 @@ class SpikingNetwork(Configured):
 
         Raises:
             TypeError, ValueError: when it is set: it is no positive int, nor "auto", nor None.
-            ValueError: when the network is called: one sample at a time needs more, which is named.
+            ValueError: when the network is called: one sample at a time needs more, which is named;
+                or the model mixes samples before its first neurons. "auto" leaves the batch whole
+                then.
         """
         return self._memory_limit
 

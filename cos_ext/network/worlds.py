@@ -15,12 +15,13 @@ A node of the graph may be needed in both. The mean world never reads the step w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, fx, nn
 
 from ..neuron import IFNode
 from .counts import rate_of, train_of, whole_count
+from .graphs import as_function
 from .modules import TimeBroadcast, over_time
 from .pooling import MAX_POOLS, MaxPoolBefore, PooledBefore
 
@@ -134,7 +135,7 @@ class _Worlds:
                 made[node, "step"] = graph.call_module(f"{node.target}.pool", (source,))
             else:
                 made[node, "step"] = self._copy(graph, node, "step", made)
-        return _function(graph)
+        return as_function(graph)
 
     def counts(self) -> Callable[..., dict[str, Tensor]]:
         needed = self.needed((n, "mean") for n in self.neurons)
@@ -143,7 +144,7 @@ class _Worlds:
         found: dict[str, fx.Node] = {}
         self._first(graph, needed, rho, found)
         graph.output(found)
-        return _function(graph)
+        return as_function(graph)
 
     def _first(
         self,
@@ -193,13 +194,3 @@ class _Worlds:
         self, graph: fx.Graph, node: fx.Node, world: str, made: dict[tuple[fx.Node, str], fx.Node]
     ) -> fx.Node:
         return graph.node_copy(node, lambda source: made[self.value(source, world)])
-
-
-def _function(graph: fx.Graph) -> Callable[..., Any]:
-    """A graph as a function of the module whose submodules it calls: a GraphModule would register
-    them a second time.
-    """
-    code = graph.python_code("self")
-    names = dict(code.globals)
-    exec(compile(code.src, "<cos_ext.network.worlds>", "exec"), names)
-    return names["forward"]

@@ -117,7 +117,7 @@ def test_bits_and_energies_of_the_quantised_ann(net, images):
         ({"mac_energy": float("inf")}, ValueError, "mac_energy must be a finite"),
         ({"neuron_energy": float("nan")}, ValueError, "neuron_energy must not be NaN"),
         ({"quantised_mac_energy": "1"}, TypeError, "quantised_mac_energy must be a float, got str"),
-        ({"bits": 0}, ValueError, "bits must be >= 1, or None, got 0"),
+        ({"bits": 0}, ValueError, "bits must be >= 1 or None, got 0"),
         ({"bits": 2.0}, TypeError, "bits must be an int or None, got float"),
     ],
 )

@@ -287,7 +287,7 @@ def test_a_cuda_tensor_without_kernels_is_told_why():
         ({"v_threshold": "1"}, TypeError, "v_threshold must be a float or a tensor"),
         ({"v_init": "0"}, TypeError, "v_init must be a float or a tensor"),
         ({"v_reset": "0"}, TypeError, "v_reset must be a float"),
-        ({"timesteps": 0}, ValueError, "timesteps must be >= 1, or None, got 0"),
+        ({"timesteps": 0}, ValueError, "timesteps must be >= 1 or None, got 0"),
         ({"timesteps": 2.0}, TypeError, "timesteps must be an int or None"),
         ({"rho": -1}, ValueError, "rho must be >= 0"),
         ({"rho": 5, "timesteps": 4}, ValueError, "rho must be at most timesteps = 4, got 5"),

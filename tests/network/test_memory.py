@@ -333,7 +333,7 @@ def test_the_limit_is_a_setting_of_this_run(shipped, tmp_path, shipped_model):
 def test_bad_limits(value, error):
     network = convert(Chain(), timesteps=2)
     network.memory_limit = 10**6
-    with pytest.raises(error, match="memory_limit must be a"):
+    with pytest.raises(error, match="memory_limit must be "):
         network.memory_limit = value
     assert network.memory_limit == 10**6
 

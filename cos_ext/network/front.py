@@ -1,0 +1,106 @@
+"""What a network computes before its first neurons, which may be anything: whether it treats every
+sample by itself, so that the batch may be run in parts. How many parts is decided in memory.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .finite import Unfit
+from .graphs import as_function
+from .modules import twin
+
+MIXES = (
+    "before its first neurons the model computes something over the whole batch (x - x.mean(), "
+    "BatchNorm without running statistics), so that parts of the batch would give other answers"
+)
+
+
+@torch.no_grad()
+def mixes(module: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether what neurons are given of one sample depends on the others, or on how many there are.
+
+    Found by running the part before the first neurons on two samples, each beside another
+    neighbour, and alone. The same shapes give the same bits, so that any difference tells.
+    """
+    if not isinstance(module, fx.GraphModule) or any(x.shape[0] < 2 for x in inputs):
+        return False
+    module = twin(module, {id(x): x for x in (*module.parameters(), *module.buffers())})
+    assert isinstance(module, fx.GraphModule)
+    front = _front(module)
+    pair = [x[:2] for x in inputs]
+    first, second = [x[:1] for x in pair], [x[1:] for x in pair]
+    whole = _halves(front, module, pair)
+    beside = _halves(front, module, _pairs(first, [_other(x) for x in second]))
+    before = _halves(front, module, _pairs([_other(x) for x in first], second))
+    if whole is None or beside is None or before is None:
+        return True
+    if not all(map(_same, whole[0], beside[0])) or not all(map(_same, whole[1], before[1])):
+        return True
+    try:
+        alone = front(module, *(x.clone() for x in first))
+    except (RuntimeError, ValueError):  # BatchNorm wants more than one value
+        return True
+    return not all(map(_close, whole[0], alone))
+
+
+def _front(module: fx.GraphModule) -> Callable[..., tuple[Tensor, ...]]:
+    """A function of the module and its inputs: what neurons and sums with spikes are given."""
+    given = [
+        node.all_input_nodes[0]
+        for node in module.graph.nodes
+        if node.op == "call_module" and isinstance(module.get_submodule(node.target), Unfit)
+    ]
+    needed, open_ = set(given), list(given)
+    while open_:
+        for source in open_.pop().all_input_nodes:
+            if source not in needed:
+                needed.add(source)
+                open_.append(source)
+    graph = fx.Graph()
+    made: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        if node.op == "placeholder" or node in needed:
+            made[node] = graph.node_copy(node, lambda source: made[source])
+    graph.output(tuple(made[node] for node in given))
+    return as_function(graph)
+
+
+Halves = tuple[list[Tensor], list[Tensor]]
+
+
+def _halves(front: Callable[..., Any], module: nn.Module, inputs: list[Tensor]) -> Halves | None:
+    """What the first and the second sample come to; None where that cannot be told apart."""
+    # Copies: the front may work in place.
+    given = front(module, *(x.clone() for x in inputs))
+    if any(x.shape[0] % 2 for x in given):
+        return None
+    first, second = zip(*(x.chunk(2) for x in given)) if given else ((), ())
+    return list(first), list(second)
+
+
+def _pairs(first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
+    return [torch.cat(both) for both in zip(first, second)]
+
+
+def _other(x: Tensor) -> Tensor:
+    """Another sample of this shape. Integers keep their values, which may be indices."""
+    turned = x.flatten().flip(0).view_as(x)
+    return turned * 2 + 1 if x.is_floating_point() else turned
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Equal but for the rounding of another batch."""
+    if a.shape != b.shape:
+        return False
+    finite = a.isfinite() & b.isfinite()
+    a, b = a.double().where(finite, 0), b.double().where(finite, 0)
+    return bool((a - b).abs().max() <= 1e-2 * a.abs().max()) if a.numel() else True
