@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ._batches import model_inputs
+from ._batches import Inputs, model_inputs
 
 
-def moved(batch: Any, wanted: int, device: torch.device, *, copy: bool = False) -> list[Tensor]:
-    """The first `wanted` tensors of a batch on `device`.
+def moved(batch: Any, wanted: Inputs, device: torch.device, *, copy: bool = False) -> list[Tensor]:
+    """The `wanted` tensors of a batch on `device`.
 
     copy: always in memory of their own. A model that works in place may write over what it is
     given.
@@ -29,7 +29,7 @@ def moved(batch: Any, wanted: int, device: torch.device, *, copy: bool = False) 
 def inputs_on(
     device: torch.device,
     batches: Iterable[Any],
-    wanted: int,
+    wanted: Inputs,
     *,
     title: str,
     progress: bool,
@@ -41,7 +41,7 @@ def inputs_on(
     Args:
         device: where they are wanted.
         batches: see :func:`cos_ext._batches.check_batches`; read once.
-        wanted: inputs in a batch.
+        wanted: the inputs in a batch.
         title: of the progress bar.
         progress: a progress bar on stderr.
         copy: see :func:`moved`.

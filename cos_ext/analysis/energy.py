@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .. import functional as F
-from .._batches import check_batches, device_of, number_of_inputs
+from .._batches import check_batches, device_of
 from .._loops import inputs_on
 from .._numbers import whole
 from ..network.network import SpikingNetwork
@@ -125,7 +125,7 @@ def energy_report(
         quantised_mac_energy = _checked("quantised_mac_energy", quantised_mac_energy)
 
     network.eval()
-    wanted = number_of_inputs(getattr(network.module, "graph", None))
+    wanted = network.inputs
     samples, counter = 0, OperationCounter(network)
     data = inputs_on(
         device_of(network), batches, wanted, title="energy", progress=progress, one_size=True

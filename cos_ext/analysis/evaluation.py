@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -100,7 +100,7 @@ class _Share:
 @torch.no_grad()
 def evaluate(
     network: SpikingNetwork,
-    loader: Iterable[tuple[Tensor, Tensor]],
+    loader: Iterable[tuple[Any, Tensor]],
     *,
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -125,7 +125,8 @@ def evaluate(
         network: from :func:`cos_ext.convert`; put in eval mode, and moved to ``device`` where one
             is given.
         loader: an iterable of (inputs [B, ...], labels [B], integers from 0 on); with a metric,
-            targets of any shape.
+            targets of any shape. A network of several inputs is given a tuple of them, or a mapping
+            by name.
         device: where to compute; None: where the network is.
         progress: a progress bar on stderr, of the group's first process.
         prefetch: batches that a thread loads ahead (and for CUDA pins and copies on a stream of its
@@ -260,13 +261,16 @@ def _counted(
 
 
 def _pass(
-    network: SpikingNetwork, batches: Iterable[tuple[Tensor, Tensor]], metric: Metric | None = None
+    network: SpikingNetwork, batches: Iterable[tuple[Any, Tensor]], metric: Metric | None = None
 ) -> tuple[Answers | Scores, int]:
     """What was counted, on the device, which nothing waits for; and the number of samples."""
     seen: Answers | Scores = Answers() if metric is None else Scores(metric)
     samples = 0
     for inputs, labels in batches:
-        outputs = network(inputs)
+        if isinstance(inputs, Mapping):
+            outputs = network(**inputs)
+        else:
+            outputs = network(*inputs) if isinstance(inputs, tuple) else network(inputs)
         seen.add(outputs, labels)
         samples += outputs.shape[1]
     return seen, samples

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._batches import check_batches, device_of, number_of_inputs
+from .._batches import check_batches, device_of
 from .._loops import inputs_on
 from .._neuron.runs import Run, running
 from .._numbers import whole
@@ -114,7 +114,7 @@ def offset_spike_report(
     layers = [LayerWatch(site, node, rho, stages, known.get(site)) for site, node in nodes.items()]
     handles = [handle for layer in layers for handle in layer.watch_ann(traced.sites)]
     watched = Run(recorder=_Layers(layers))
-    wanted, samples = number_of_inputs(traced.graph), 0
+    wanted, samples = traced.inputs, 0
     try:
         data = inputs_on(
             device_of(network), batches, wanted, title="offset spikes", progress=progress
@@ -124,7 +124,7 @@ def offset_spike_report(
             # first: where one of the two must be kept, a count is smaller than an activation.
             with running(watched):
                 network(*(tensor.clone() for tensor in inputs))
-            traced.module(*(tensor.clone() for tensor in inputs))
+            wanted.call(traced.module, [tensor.clone() for tensor in inputs])
             samples += inputs[0].shape[0]
     finally:
         for handle in handles:

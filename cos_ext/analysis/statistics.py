@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._batches import check_batches, device_of, number_of_inputs
+from .._batches import check_batches, device_of
 from .._loops import inputs_on
 from .._neuron.runs import Run, running
 from .._ops import TALLIES
@@ -167,7 +167,7 @@ def collect(
     """See :meth:`cos_ext.SpikingNetwork.statistics`."""
     check_batches(batches)
     nodes = network.nodes()
-    wanted = number_of_inputs(getattr(network.module, "graph", None))
+    wanted = network.inputs
     samples = 0
     with running(Run(statistics=True)) as run:
         data = inputs_on(device_of(network), batches, wanted, title="statistics", progress=progress)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._batches import check_batches, device_of, model_inputs, number_of_inputs
+from .._batches import check_batches, device_of, model_inputs
 from .._loops import inputs_on
 from ..conversion.counterparts import check_ann, counterparts, traced_ann
 from ..conversion.tracing import Traced
@@ -78,7 +78,7 @@ def fit_light(
     _check_arguments(network, ann, batches)
     traced = traced_ann(ann, network)
     network.eval()
-    wanted = number_of_inputs(traced.graph)
+    wanted = traced.inputs
     every = (model_inputs(batch, wanted) for batch in batches)
     data = [inputs for inputs in every if inputs[0].shape[0]]
     where = device_of(network)
@@ -170,7 +170,7 @@ def _ann_means(
         )
     try:
         for inputs in data:
-            traced.module(*inputs)
+            traced.inputs.call(traced.module, inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, fx
+from torch import Tensor
 from tqdm import tqdm
 
-from .._batches import device_of, number_of_inputs
+from .._batches import device_of
 from .._files import write_tensors
 from .._loops import moved
 from ..network.network import SpikingNetwork
@@ -72,8 +72,7 @@ class Fit:
         self.starts = {site: node.v_init for site, node in self.nodes.items()}
         self.sites = [site for site in self.nodes if shifts_potentials(own[site])]
         self.where = device_of(network)
-        graph = network.module.graph if isinstance(network.module, fx.GraphModule) else None
-        self.wanted = number_of_inputs(graph)
+        self.wanted = network.inputs
         self.statistics: dict[str, ShiftStatistic] = {}  # of the layers that are being fitted
         self.shifts: dict[str, Tensor] = {}  # of those that are done
         self.seen = 0  # batches of this pass

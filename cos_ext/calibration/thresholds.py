@@ -9,14 +9,16 @@ a model.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._batches import check_batches, device_of, number_of_inputs
+from .._batches import Inputs, ahead, check_batches, device_of
 from .._loops import inputs_on
 from .._numbers import real, whole
+from ..conversion.copying import refuse_wrappers
 from ..conversion.rules.rectifiers import clip_of
 from ..conversion.tracing import trace
 from ..qcfs import QCFS
@@ -95,7 +97,8 @@ def calibrate_thresholds(
             be traced, every activation module is one, and its calls are pooled.
         batches: an iterable, read once, of tensors [B, ...] or of tuples whose first n elements are
             the model's inputs and whose others (labels) are ignored; n counts the arguments of
-            forward that have no default.
+            forward that have no default. Or of mappings, by the names of forward's arguments: the
+            model is called with those that the first one has.
         method: "max", "percentile", "mse" or "balance".
         percentile: 0 < percentile <= 100, for "percentile".
         per_channel: a threshold for every index of dimension 1 of the activation, also after a
@@ -123,7 +126,13 @@ def calibrate_thresholds(
         ConversionError: the model cannot be copied.
     """
     _check_arguments(batches, method, percentile, per_channel, timesteps)
-    traced = trace(model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    refuse_wrappers(model)
+    stream = iter(batches)
+    first = list(islice(stream, 1))  # by its names an input with a default may be given
+    inputs = Inputs.of(model)
+    traced = trace(model, inputs.of_batch(model, first[0]) if first else inputs)
     home = device_of(model)
     if not traced.sites:
         why = (
@@ -131,17 +140,17 @@ def calibrate_thresholds(
         )
         raise ValueError(f"model must have an activation, {type(model).__name__} has none{why}")
     where = torch.device(device) if device is not None else home
-    module, wanted = traced.module.to(where), number_of_inputs(traced.graph)
+    module, data = traced.module.to(where), ahead(first, stream, batches)
 
     statistics: dict[str, Statistics] = {}
     for site, activation in traced.sites.items():
         if not isinstance(activation, QCFS):
             _watch(site, activation, method, per_channel, statistics)
     # Copies, since an activation that works in place may be the first to read them.
-    for inputs in inputs_on(
-        where, batches, wanted, title="calibrate", progress=progress, copy=True
+    for tensors in inputs_on(
+        where, data, traced.inputs, title="calibrate", progress=progress, copy=True
     ):
-        module(*inputs)
+        traced.inputs.call(module, tensors)
     _check_seen(statistics)
     found = {
         site: seen.thresholds(method, percentile, timesteps) for site, seen in statistics.items()
@@ -161,7 +170,7 @@ def _check_arguments(
     check_batches(batches)
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-    if not 0 < real("percentile", percentile) <= 100:
+    if not 0 < real("percentile", percentile, nan=True) <= 100:
         raise ValueError(f"percentile must lie in (0, 100], got {percentile}")
     if not isinstance(per_channel, bool):
         raise TypeError(f"per_channel must be a bool, got {type(per_channel).__name__}")

@@ -105,7 +105,7 @@ class ClassifyModules:
         hooks = [m.register_forward_pre_hook(note) for m in conversion.model.modules()]
         try:
             with _Looked() as looked:
-                conversion.model(*(x.clone() for x in conversion.examples))
+                conversion.inputs.call(conversion.model, [x.clone() for x in conversion.examples])
         finally:
             for hook in hooks:
                 hook.remove()
@@ -129,7 +129,7 @@ class ReplaceModules:
         neurons = conversion.neurons
         first = conversion.first_sizes.items()
         sizes = {neurons[name]: size for name, size in first if name in neurons}
-        conversion.walked = Walked(conversion.model, sizes)
+        conversion.walked = Walked(conversion.model, sizes, conversion.inputs)
 
 
 class _Looked(TorchDispatchMode):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +23,8 @@ def load_network(
 
     Args:
         path: the file.
-        model: the ANN's architecture; its weights do not matter, and it is not modified.
+        model: the ANN's architecture; its weights do not matter, and it is not modified. It may be
+            on the meta device, which takes no memory.
         example_input: needed where the model cannot be traced.
 
     Raises:
@@ -43,7 +46,7 @@ def load_network(
         for site, value in header["thresholds"].items()
     }
     network = convert(
-        model,
+        _skeleton(model),
         timesteps=header["timesteps"],
         rho=header["rho"],
         iterations=header["iterations"],
@@ -74,5 +77,41 @@ def load_network(
             "example_input may need one here "
             f"too): {error}"
         ) from error
+    _check_complete(path, model)
     network.execution = header.get("execution", "steps")  # last: it needs the layers' settings
     return network
+
+
+@torch.no_grad()
+def _skeleton(model: nn.Module) -> nn.Module:
+    """The architecture with numbers that convert: a model on the meta device has none, and one that
+    was never initialised has any.
+    """
+    odd = [
+        x
+        for x in (*model.parameters(), *model.buffers())
+        if x.is_meta or (x.is_floating_point() and not x.isfinite().all())
+    ]
+    if not odd:
+        return model
+    ones = {id(x): torch.ones(x.shape, dtype=x.dtype) for x in odd}
+    made = {
+        key: nn.Parameter(ones[key]) if isinstance(x, nn.Parameter) else ones[key]
+        for key, x in ((id(x), x) for x in odd)
+    }
+    return copy.deepcopy(model, made)
+
+
+def _check_complete(path: Any, model: nn.Module) -> None:
+    """ValueError where a buffer has numbers neither in the file nor in the model."""
+    lost = [
+        f"{name}.{buffer}" if name else buffer
+        for name, module in model.named_modules()
+        for buffer in module._non_persistent_buffers_set
+        if (held := module._buffers.get(buffer)) is not None and held.is_meta
+    ]
+    if lost:
+        raise ValueError(
+            f"{path} has no numbers for the buffers {lost}, which are not persistent; make "
+            f"{type(model).__name__} on a real device, where it computes them"
+        )

@@ -4,17 +4,18 @@ in its own file; what may stand between neurons is decided by the rules in rules
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from ..network import counts
-from ..network.inputs import as_inputs
+from ..network.inputs import example_of
 from ..network.network import SpikingNetwork
 from ..network.settings import check_settings
 from .by_module import ClassifyModules, ReplaceModules
 from .classify import Classify
+from .copying import refuse_wrappers
 from .finite import ShowUnfit, check_finite
 from .fold import FoldBatchNorm
 from .fuse import Fuse, check_fuse
@@ -35,8 +36,9 @@ class Trace:
     """Traces a copy of the model, or finds that only an example can vouch for it."""
 
     def apply(self, conversion: Conversion) -> None:
-        name, traced = conversion.name, trace(conversion.source)
-        conversion.traced = traced
+        name, inputs = conversion.name, conversion.inputs
+        examples = dict(zip(inputs.names, conversion.examples or ()))
+        traced = conversion.traced = trace(conversion.source, inputs, examples)
         if conversion.examples is not None:
             return
         if traced.graph is None:
@@ -61,6 +63,8 @@ class RefuseOffenders:
         offenders = report.unsupported()
         if offenders:
             listed = "\n".join(f"  {e.site} ({e.kind}): {e.reason}" for e in offenders)
+            untraced = conversion.traced.why_not
+            listed += f"\nit cannot be traced by torch.fx: {untraced}" if untraced else ""
             raise ConversionError(
                 f"{conversion.name} cannot be converted; {len(offenders)} offending:\n{listed}",
                 report,
@@ -87,7 +91,9 @@ class Build:
             "fuse": settings.fuse,
             "sites": tuple(conversion.traced.sites),
             "copies": conversion.copies,
+            "inputs": conversion.inputs,
             "ranks": _ranks(conversion),
+            "shapes": conversion.traced.shapes,
         }
         conversion.network = SpikingNetwork(
             module.eval().requires_grad_(False),
@@ -150,7 +156,7 @@ def convert(
     max_pool: str = "error",
     fold_batchnorm: bool = True,
     fuse: bool | str = True,
-    example_input: Tensor | tuple[Tensor, ...] | None = None,
+    example_input: Tensor | Sequence[Tensor | None] | Mapping[str, Tensor] | None = None,
     execution: str = "steps",
 ) -> SpikingNetwork:
     """Turn a trained ANN into a spiking network; the model itself is not modified.
@@ -191,10 +197,14 @@ def convert(
             "bias": those on every device. Spikes stay EQUAL to those of fuse=False for residual
             sums and windows of 2 x 2; the others round in another order. The report says what was
             fused.
-        example_input: a [B, ...] input, or a tuple of inputs, on the model's device. If given,
-            three things are checked on it in float64 before a network is returned: that the traced
-            graph is the model, that no sample depends on another, and that the network at T = rho =
-            4, calibrated exactly, is the ANN with its activations quantised to 4 levels.
+        example_input: a [B, ...] input, a tuple of inputs, or a mapping by the names of forward's
+            arguments, on the model's device. Without it the inputs are the arguments that have no
+            default (the first, where all have one). Others, and those that it leaves out, are fixed
+            at their defaults. Control flow may depend on its shapes, but for the batch; the network
+            takes no others then. If given, three things are checked on it in float64 before a
+            network is returned: that the traced graph is the model, that no sample depends on
+            another, and that the network at T = rho = 4, calibrated exactly, is the ANN with its
+            activations quantised to 4 levels.
         execution: "steps", or "counts": the same outputs in one pass, where emission is "even" or
             "front" and rho > 0 (:attr:`cos_ext.SpikingNetwork.execution`).
 
@@ -219,9 +229,11 @@ def convert(
         fuse=_fuse(fuse, model),
     )
     _check(settings)
+    refuse_wrappers(model)
     check_finite(model)
-    examples = None if example_input is None else as_inputs(example_input)
-    conversion = Conversion(model, settings, examples)
+    conversion = Conversion(model, settings)
+    if example_input is not None:
+        conversion.inputs, conversion.examples = example_of(model, example_input)
     for step in BEFORE:
         step.apply(conversion)
     for step in BY_MODULE if conversion.traced.graph is None else BY_GRAPH:

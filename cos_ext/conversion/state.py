@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor, fx, nn
 
+from .._batches import Inputs
 from ..network.modules import Walked
 from ..network.network import SpikingNetwork
 from ..neuron import IFNode
@@ -39,6 +40,7 @@ class Conversion:
     """A conversion on its way. A pass reads what earlier passes left, and adds its own.
 
     source: the user's model, never modified. settings, examples: convert()'s arguments.
+    inputs: which of forward's arguments are inputs.
 
     traced, expected: from Trace, the copy that is rewritten and the model's output on the example.
     facts: what is known of the values in the graph. unfolded: by BatchNorm, why it was not folded.
@@ -51,6 +53,7 @@ class Conversion:
     source: nn.Module
     settings: Settings
     examples: tuple[Tensor, ...] | None = None
+    inputs: Inputs = None  # type: ignore[assignment]  # set below
     report: ConversionReport = field(default_factory=ConversionReport)
     traced: Traced = field(init=False)
     expected: Tensor | None = None
@@ -65,6 +68,9 @@ class Conversion:
     first_sizes: dict[str, Fraction] = field(default_factory=dict)
     walked: Walked | None = None
     network: SpikingNetwork = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.inputs = self.inputs or Inputs.of(self.source)
 
     @property
     def name(self) -> str:

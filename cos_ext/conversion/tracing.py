@@ -10,23 +10,26 @@ import inspect
 import operator
 import re
 import textwrap
-from collections.abc import Callable
+import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _assert_is_none
 
+from .._batches import Inputs
 from ..network.pooling import MAX_POOLS
 from ..neuron import IFNode
 from ..qcfs import QCFS
-from .graphs import become_module, called, changed, free_name, label_of, set_module
-from .report import ConversionError
+from .copying import copied
+from .graphs import become_module, called, free_name, label_of, set_module
 from .rules import rule_for
 from .rules.rectifiers import Rectifier, is_rectifier
+from .tracer import ShapeTracer, Tracer
 
+_OWN = Path(__file__).parent.parent
 _TORCH = Path(torch.__file__).parent
 
 
@@ -39,50 +42,27 @@ class Traced:
     sites: the activation modules by call site; in order of execution, or, untraced, of
         registration.
     origin: what stood at a site in the model, as a report names it.
+    inputs: which of forward's arguments are inputs.
     why_not: why the model could not be traced.
     lines: of the source, by the node's name.
     uncalled: modules that forward does not call.
+    shapes: of the inputs without the batch, where control flow looked at them.
     asks: classes whose forward asks for types, which tracing answers wrongly.
     """
 
     module: nn.Module
     sites: dict[str, nn.Module]
     origin: dict[str, str]
+    inputs: Inputs
     why_not: str = ""
     lines: dict[str, str] = field(default_factory=dict)
     uncalled: dict[str, nn.Module] = field(default_factory=dict)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
     asks: list[str] = field(default_factory=list)
 
     @property
     def graph(self) -> fx.Graph | None:
         return self.module.graph if isinstance(self.module, fx.GraphModule) else None
-
-
-class _Proxy(fx.Proxy):
-    """fx takes `y += z` for an addition, which hides that it changes whatever else shares y's
-    memory.
-    """
-
-
-def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(self: fx.Proxy, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return call
-
-
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"):
-    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
-
-
-class _Tracer(fx.Tracer):
-    record_stack_traces = True
-
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, (QCFS, IFNode)) or super().is_leaf_module(module, qualified_name)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
 
 
 def _line_of(node: fx.Node) -> str:
@@ -97,9 +77,9 @@ def _line_of(node: fx.Node) -> str:
     return ""
 
 
-def _asks_for_types(module: nn.Module) -> bool:
-    """Whether forward has isinstance or torch.is_tensor in it: what is traced is no Tensor, so that
-    another branch may be taken.
+def _asks(module: nn.Module, names: tuple[str, ...]) -> bool:
+    """Whether forward calls one of these: what is traced is no Tensor, so that another branch may
+    be taken.
     """
     if isinstance(module, (QCFS, IFNode)) or type(module).__module__.startswith("torch.nn."):
         return False  # a leaf of the trace
@@ -108,25 +88,62 @@ def _asks_for_types(module: nn.Module) -> bool:
     except (OSError, TypeError, SyntaxError):  # there is no source to look at
         return False
     calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
-    return any(
-        getattr(f, "id", getattr(f, "attr", "")) in ("isinstance", "is_tensor") for f in calls
-    )
+    return any(getattr(f, "id", getattr(f, "attr", "")) in names for f in calls)
 
 
-def _trace_with_defaults(model: nn.Module) -> fx.Graph:
-    """Arguments of forward that have a default keep it, so that tracing takes the branches that a
-    plain call takes.
+def _graph_of(model: nn.Module, inputs: Inputs, tracer: Tracer) -> fx.Graph:
+    """What is no input keeps its default, so that tracing takes the branches that a call without it
+    takes, and is no argument of the graph.
 
     Raises:
         ValueError: an argument is read although it has its default.
     """
-    parameters = inspect.signature(type(model).forward).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    graph = _Tracer().trace(model, concrete_args=defaults or None)
+    for module in model.modules():
+        if _asks(module, ("hasattr",)):
+            raise ValueError(
+                f"forward of {type(module).__name__} asks hasattr, which tracing answers wrongly"
+            )
+    graph = tracer.trace(model, concrete_args=dict(inputs.fixed) or None)
     for node in list(graph.nodes):
-        if node.op == "placeholder" and str(node.target).lstrip("*") in defaults:
+        if node.op == "placeholder" and str(node.target).lstrip("*") in inputs.fixed:
             _erase_assertions(graph, node)
+            if not str(node.target).startswith("*"):
+                graph.erase_node(node)
     return graph
+
+
+def _traced_graph(
+    model: nn.Module, inputs: Inputs, examples: Mapping[str, Tensor]
+) -> tuple[fx.Graph | None, str, bool]:
+    """The graph; or None and why there is none. Whether shapes of the examples went into it, which
+    are looked at where nothing else helps.
+    """
+    try:
+        return _graph_of(model, inputs, Tracer()), "", False
+    except Exception as error:  # a model's own forward can raise anything on a proxy
+        why = _reason(error)
+    if not examples:
+        return None, why, False
+    tracer = ShapeTracer(examples)
+    try:
+        return _graph_of(model, inputs, tracer), "", tracer.used
+    except Exception as error:
+        return None, _reason(error), False
+
+
+def _reason(error: Exception) -> str:
+    """What was raised, and the line of the model where."""
+    words = str(error).strip().split("\n")[0] or type(error).__name__
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not Path(frame.filename).is_relative_to(_TORCH)
+        and not Path(frame.filename).is_relative_to(_OWN)
+    ]
+    if not frames:
+        return words
+    last = frames[-1]
+    return f"{words} [{Path(last.filename).name}:{last.lineno}: {(last.line or '').strip()}]"
 
 
 def _erase_assertions(graph: fx.Graph, node: fx.Node) -> None:
@@ -144,7 +161,11 @@ def _erase_assertions(graph: fx.Graph, node: fx.Node) -> None:
             graph.erase_node(user)
 
 
-def trace(model: nn.Module) -> Traced:
+def trace(
+    model: nn.Module,
+    inputs: Inputs | None = None,
+    examples: Mapping[str, Tensor] | None = None,
+) -> Traced:
     """Trace a model; where that cannot be done, its copy and `why_not`. The model itself is not
     modified.
 
@@ -153,19 +174,25 @@ def trace(model: nn.Module) -> Traced:
     its name; later ones get `_1`, `_2`, ...; a function's site is named after the module in whose
     forward it stands.
 
+    Args:
+        model: the ANN.
+        inputs: of its arguments; None: those without a default.
+        examples: by name, where there are some. Control flow may look at their shapes.
+
     Raises:
         TypeError: model is not an nn.Module.
         ConversionError: it cannot be copied, or has hooks or a patched forward of its own.
     """
-    own = _copied(model)
+    own = copied(model)
     name = type(model).__name__
-    try:
-        graph = _trace_with_defaults(own)
-    except Exception as error:  # a model's own forward can raise anything on a proxy
+    inputs = inputs or Inputs.of(model)
+    graph, why_not, shaped = _traced_graph(own, inputs, examples or {})
+    if graph is None:
         sites = {path: module for path, module in own.named_modules() if is_rectifier(module)}
         origin = {site: type(module).__name__ for site, module in sites.items()}
-        return Traced(own, sites, origin, str(error).strip().split("\n")[0] or type(error).__name__)
-    traced = Traced(own, {}, {})
+        return Traced(own, sites, origin, inputs, why_not)
+    shapes = [tuple(x.shape[1:]) for x in (examples or {}).values()] if shaped else []
+    traced = Traced(own, {}, {}, inputs, shapes=shapes)
     pools: set[str] = set()
     for node in list(graph.nodes):
         if node.op == "call_module":
@@ -177,26 +204,10 @@ def trace(model: nn.Module) -> Traced:
     reached = {node.target for node in graph.nodes if node.op == "call_module"}
     traced.lines = {node.name: _line_of(node) for node in graph.nodes}
     traced.uncalled = {path: m for path, m in own.named_modules() if path not in reached}
-    traced.asks = sorted({type(m).__name__ for m in own.modules() if _asks_for_types(m)})
+    types = ("isinstance", "is_tensor")
+    traced.asks = sorted({type(m).__name__ for m in own.modules() if _asks(m, types)})
     traced.module = fx.GraphModule(own, graph, name).eval()
     return traced
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """The model's copy in eval mode, if it is one that can be traced or walked."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    name = type(model).__name__
-    try:
-        own = copy.deepcopy(model).eval()
-    except Exception as error:  # a model's own code can raise anything
-        raise ConversionError(f"{name} cannot be copied: {error}") from error
-    if changed(own) or type(own).__call__ is not nn.Module.__call__:
-        raise ConversionError(
-            f"{name} has hooks, a forward that was set on the object, or a __call__ of its own; "
-            "none can be traced"
-        )
-    return own
 
 
 def _own_pool(root: nn.Module, node: fx.Node, pools: set[str]) -> None:

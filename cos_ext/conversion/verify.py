@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .._batches import Inputs
 from ..network.modules import Walked
 from ..network.network import SpikingNetwork
 from ..network.pooling import average_of
@@ -71,16 +72,17 @@ class VerifyTrace:
         source = copy.deepcopy(source).eval() if source.training else source.eval()
         model, inputs = _in_float64(source, conversion.examples)
         ours, _ = _in_float64(conversion.model, ())
-        expected = self._expected(name, model, inputs)
-        if _differ(_run(ours, inputs), expected):
+        expected = self._expected(name, model, inputs, conversion.inputs)
+        if _differ(_run(ours, inputs, conversion.inputs), expected):
             raise ConversionError(
                 f"the traced graph of {name} differs from the model on example_input; look for "
                 "in-place operations on tensors that are read again"
             )
         other = _others(inputs)
         try:
-            both = _run(ours, tuple(torch.cat(pair) for pair in zip(inputs, other)))
-            alone = _run(model, other)
+            pairs = tuple(torch.cat(pair) for pair in zip(inputs, other))
+            both = _run(ours, pairs, conversion.inputs)
+            alone = _run(model, other, conversion.inputs)
         except (RuntimeError, ValueError) as error:
             raise ConversionError(
                 f"{name} does not take a batch twice as large as example_input: {error}"
@@ -92,9 +94,9 @@ class VerifyTrace:
         conversion.expected = expected
 
     @staticmethod
-    def _expected(name: str, model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    def _expected(name: str, model: nn.Module, inputs: tuple[Tensor, ...], names: Inputs) -> Tensor:
         try:
-            expected = _run(model, inputs)
+            expected = _run(model, inputs, names)
         except (RuntimeError, ValueError, TypeError) as error:
             raise ConversionError(
                 f"{name} does not run on example_input in float64: {error}"
@@ -130,7 +132,7 @@ class VerifyNetwork:
             raise ConversionError(
                 f"the converted network does not run on example_input: {error}", report
             ) from error
-        theirs = ann(*inputs)
+        theirs = _run(ann, inputs, conversion.inputs)
         if _differ(ours, theirs):
             same = ours.shape == theirs.shape
             difference = (ours - theirs).abs().max().item() if same else math.inf
@@ -153,7 +155,7 @@ class VerifyNetwork:
         parameters = (p for p in conversion.network.parameters() if p.is_floating_point())
         eps = max((torch.finfo(p.dtype).eps for p in parameters), default=1e-12)
         scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
-        folded = _run(ann, inputs)
+        folded = _run(ann, inputs, conversion.inputs)
         if folded.shape != expected.shape or (folded - expected).abs().max() > 1e4 * eps * scale:
             raise ConversionError(
                 "the model with its BatchNorm folded differs from the model on example_input",
@@ -168,7 +170,8 @@ class VerifyNetwork:
         runs, whose activations are all equal.
         """
         copies, nodes = conversion.copies, snn.nodes()
-        thresholds = _exercised(ann, [site for site in nodes if site not in copies], inputs)
+        sites = [site for site in nodes if site not in copies]
+        thresholds = _exercised(ann, sites, inputs, conversion.inputs)
         dead: list[str] = []
 
         def note(site: str, module: nn.Module, args: Any, out: Tensor) -> None:
@@ -216,8 +219,8 @@ class VerifyNetwork:
         return True
 
 
-def _run(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-    return module(*(x.clone() for x in inputs))
+def _run(module: nn.Module, inputs: tuple[Tensor, ...], names: Inputs) -> Tensor:
+    return names.call(module, [x.clone() for x in inputs])
 
 
 def _others(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -236,7 +239,9 @@ def _others(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(made)
 
 
-def _exercised(ann: nn.Module, sites: list[str], inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def _exercised(
+    ann: nn.Module, sites: list[str], inputs: tuple[Tensor, ...], names: Inputs
+) -> dict[str, Tensor]:
     """A threshold for each site that about a tenth of its positive inputs exceed, and that no sum
     of inputs meets by accident.
     """
@@ -257,7 +262,7 @@ def _exercised(ann: nn.Module, sites: list[str], inputs: tuple[Tensor, ...]) -> 
         for site in sites
     ]
     try:
-        ann(*(x.clone() for x in inputs))
+        _run(ann, inputs, names)
     finally:
         for hook in hooks:
             hook.remove()

@@ -7,15 +7,17 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from .._numbers import whole
 
-Batch = tuple[Tensor, Tensor]
+# What a network is given: a tensor, several, or several by name. And the labels.
+Batch = tuple[Any, Tensor]
 
 
 def check_depth(depth: int) -> None:
@@ -39,7 +41,8 @@ def prefetched(
     that torch keeps per thread (a default device) it lacks.
 
     Args:
-        batches: an iterable of (inputs [B, ...], labels [B]).
+        batches: an iterable of (inputs [B, ...], labels [B]); inputs may be a tuple or a mapping of
+            tensors.
         device: where they are wanted.
         depth: batches that may wait; 0: no thread and no pinning.
 
@@ -83,7 +86,7 @@ def prefetched(
             if copied is not None:
                 stream = torch.cuda.current_stream(device)
                 stream.wait_event(copied)
-                for tensor in batch:
+                for tensor in pytree.tree_leaves(batch):
                     # Its memory belongs to the side stream, which must not reuse it yet.
                     tensor.record_stream(stream)
             yield batch
@@ -102,21 +105,30 @@ def prefetched(
 
 
 def _moved(item: Any, device: torch.device, *, pin: bool) -> Batch:
-    if (
-        not isinstance(item, (tuple, list))
-        or len(item) != 2
-        or not all(isinstance(part, Tensor) for part in item)
-    ):
+    pair = isinstance(item, (tuple, list)) and len(item) == 2
+    inputs: Any = item[0] if pair else None
+    labels: Any = item[1] if pair else None
+    leaves = pytree.tree_leaves(inputs)
+    plain = isinstance(inputs, (Tensor, tuple, list, Mapping)) and len(leaves) > 0
+    if not plain or not all(isinstance(part, Tensor) for part in (*leaves, labels)):
         what = (
             ", ".join(type(part).__name__ for part in item)
             if isinstance(item, (tuple, list))
             else type(item).__name__
         )
-        raise TypeError(f"loader must yield pairs of tensors (inputs, labels), got {what}")
-    if pin and device.type == "cuda":  # only from pinned memory does a copy run beside the host
-        item = [
-            part.pin_memory() if part.device.type == "cpu" and not part.is_pinned() else part
-            for part in item
-        ]
-    inputs, labels = (part.to(device, non_blocking=True) for part in item)
-    return inputs, labels
+        raise TypeError(
+            "loader must yield pairs of tensors (inputs, labels), where inputs may be a tuple or a "
+            f"mapping of tensors, got {what}"
+        )
+
+    def move(part: Tensor) -> Tensor:
+        # Only from pinned memory does a copy run beside the host.
+        if pin and device.type == "cuda" and part.device.type == "cpu" and not part.is_pinned():
+            part = part.pin_memory()
+        return part.to(device, non_blocking=True)
+
+    if isinstance(inputs, Mapping):
+        return {name: move(part) for name, part in inputs.items()}, move(labels)
+    if isinstance(inputs, Tensor):
+        return move(inputs), move(labels)
+    return tuple(map(move, inputs)), move(labels)

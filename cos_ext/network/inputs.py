@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .._batches import Inputs
 
 
 def as_inputs(
     example: Tensor | tuple[Tensor, ...] | list[Tensor], name: str = "example_input"
 ) -> tuple[Tensor, ...]:
-    """One input or several as a tuple; TypeError for anything but tensors."""
+    """One input or several as a tuple.
+
+    Raises:
+        TypeError: there are none, or one is no tensor.
+        ValueError: an input has no dimensions or no sample.
+    """
     inputs = tuple(example) if isinstance(example, (tuple, list)) else (example,)
     wrong = [type(x).__name__ for x in inputs if not isinstance(x, torch.Tensor)]
     if wrong or not inputs:
@@ -20,6 +28,30 @@ def as_inputs(
             f"{', '.join(wrong) or 'an empty tuple'}"
         )
     return inputs
+
+
+def example_of(
+    model: nn.Module, example: Tensor | Sequence[Tensor | None] | Mapping[str, Tensor]
+) -> tuple[Inputs, tuple[Tensor, ...]]:
+    """Which inputs of a model an example has, by position or by name, and those in their order.
+
+    Raises:
+        TypeError: it is neither tensors nor a mapping of them, or not what forward takes.
+        ValueError: an input has no dimensions or no sample, or batches of several sizes.
+    """
+    if isinstance(example, Mapping):
+        inputs = Inputs.of(model, example)
+        tensors = as_inputs([example[name] for name in inputs.names])
+    else:
+        given: list[Any] = list(example) if isinstance(example, (tuple, list)) else [example]
+        tensors = as_inputs([x for x in given if x is not None] if len(given) > 1 else given)
+        inputs = Inputs.of_positions(model, given)
+    if any(x.dim() == 0 or x.shape[0] == 0 for x in tensors):
+        raise ValueError(
+            "example_input must be [B, ...] with at least one sample, got shapes "
+            f"{[tuple(x.shape) for x in tensors]}"
+        )
+    return inputs, tensors
 
 
 def batch_size(inputs: tuple[Tensor, ...]) -> int:
@@ -40,10 +72,22 @@ def batch_size(inputs: tuple[Tensor, ...]) -> int:
     return batch
 
 
-def check_ranks(inputs: tuple[Tensor, ...], ranks: Sequence[int | None]) -> None:
+def check_shapes(
+    inputs: tuple[Tensor, ...],
+    ranks: Sequence[int | None],
+    shapes: Sequence[tuple[int, ...]],
+) -> None:
     """ValueError where an input has another number of dimensions than what reads it wants with a
-    batch. A convolution takes a single sample, too, and would take time for its channels.
+    batch, or another shape than the one for which the model was traced. A convolution takes a
+    single sample, too, and would take time for its channels.
     """
+    for number, (x, shape) in enumerate(zip(inputs, shapes)):
+        if tuple(x.shape[1:]) != shape:
+            raise ValueError(
+                f"input {number} must be [B, {', '.join(map(str, shape))}], got shape "
+                f"{tuple(x.shape)}: the model's control flow depends on shapes, and was followed "
+                "for those of example_input; convert it with an example of this shape"
+            )
     for number, (x, rank) in enumerate(zip(inputs, ranks)):
         if rank is not None and x.dim() != rank:
             raise ValueError(

@@ -11,6 +11,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
+from .._batches import Inputs
 from .._neuron.runs import Run, running
 from ..neuron import IFNode
 
@@ -53,16 +54,16 @@ class Walked(nn.Module):
     noticed at every call.
     """
 
-    def __init__(self, model: nn.Module, sizes: dict[IFNode, Fraction]) -> None:
+    def __init__(self, model: nn.Module, sizes: dict[IFNode, Fraction], inputs: Inputs) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.inputs = model, inputs
         self.broadcast = TimeBroadcast()
         self.sizes = {name: sizes[node] for name, node in model.named_modules() if node in sizes}
 
     def forward(self, *inputs: Tensor) -> Tensor:
         folded = [self.broadcast(x) for x in inputs]
         with running(Run(calls=True)) as run:
-            out = self.model(*folded)
+            out = self.inputs.call(self.model, folded)
         batch = folded[0].shape[0]
         for name, size in self.sizes.items():
             seen = run.called.get(self.model.get_submodule(name), [])

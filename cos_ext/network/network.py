@@ -4,8 +4,7 @@ Its settings are in settings.py, its file in storage.py; conversion and evaluati
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
+from .._batches import Inputs
 from .._neuron.runs import Run, active, running
 from . import counts, memory, worlds
 from .capture import CapturedForward, capture
 from .finite import Shown, Unfit
-from .inputs import as_inputs, batch_size, check_ranks, in_dtype_of
+from .inputs import as_inputs, batch_size, check_shapes, in_dtype_of
+from .measured import Measured
 from .modules import Walked
-from .recording import Recording
-from .reports import make_report
-from .settings import Configured, Report
+from .settings import Report
 from .storage import save
 
 
-class SpikingNetwork(Configured):
+class SpikingNetwork(Measured):
     """A converted network. Input: the ANN's, [B, ...]; output: [T, B, ...], one per time-step.
 
     `timesteps`, `rho`, `iterations`, `emission` and `calibration` can be changed at any time, for a
@@ -158,12 +157,6 @@ class SpikingNetwork(Configured):
             self._plan = worlds.plan(self.module)
         return self._plan, rho
 
-    def _by_steps(self) -> running:
-        """Inside, this thread runs step by step, nothing fused into the neurons, whatever the
-        settings: for what looks at every step and spike.
-        """
-        return running(Run(apart=True))
-
     def _counts_first(self) -> bool:
         """Whether a run goes by counts now: it is set, and nobody looks at steps."""
         watched = any(run.apart or run.recorder is not None for run in active())
@@ -233,19 +226,25 @@ class SpikingNetwork(Configured):
         """
         return super().train(False)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """The ANN's inputs, [B, ...] each, to per-step outputs [T, B, ...]; in parts of the batch
-        where `memory_limit` asks for it.
+    @property
+    def inputs(self) -> Inputs:
+        """The names of the inputs, and the arguments that conversion fixed at their defaults."""
+        return self.options["inputs"]
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        """The ANN's inputs, [B, ...] each, by position or by name, to per-step outputs
+        [T, B, ...]; in parts of the batch where `memory_limit` asks for it.
 
         Floating-point inputs of another dtype than the network's (which all its parameters have)
         are converted to it.
 
         Raises:
-            TypeError: an input is no tensor.
+            TypeError: an input is no tensor, is missing, or was fixed by the conversion.
             ValueError: an input lacks the batch, or the inputs' batches differ in size.
         """
+        inputs = self.inputs.bound(inputs, named)
         batch_size(inputs)
-        check_ranks(inputs, self.options.get("ranks", ()))
+        check_shapes(inputs, self.options.get("ranks", ()), self.options.get("shapes", ()))
         if self._memory_limit is None or (
             self._memory_limit == "auto" and torch.compiler.is_compiling()
         ):
@@ -294,94 +293,11 @@ class SpikingNetwork(Configured):
         batch_size(as_inputs(example_inputs, "example_inputs"))
         return capture(self, example_inputs)
 
-    def rate(self, *inputs: Tensor) -> Tensor:
+    def rate(self, *inputs: Tensor, **named: Tensor) -> Tensor:
         """The mean over time of :meth:`forward`, [B, ...]: on the device, of the T steps that were
         asked for, without a copy.
         """
-        return self(*inputs).mean(0)
-
-    def statistics(self, batches: Iterable[Any], *, progress: bool = True) -> Any:
-        """What the neurons of every layer do: offset spikes, spikes, silent and saturated shares,
-        the split of the error; a :class:`cos_ext.NetworkStatistics`.
-
-        Summed by the kernels in the pass that simulates: nothing by neuron is written, and the
-        device is waited for once. The sums are integers, so that they do not depend on how the data
-        are split, nor on the device.
-
-        Args:
-            batches: an iterable, read once, of tensors [B, ...] or of tuples whose first n elements
-                are the network's inputs.
-            progress: a progress bar on stderr.
-
-        Raises:
-            TypeError: batches yields something else.
-            ValueError: batches yields no sample; neurons have hard reset; a layer has rho > 256
-                (or, without calibration, T > 256).
-        """
-        with self._by_steps():
-            return make_report("statistics", self, batches, progress=progress)
-
-    def energy_report(
-        self,
-        batches: Iterable[Any],
-        *,
-        ac_energy: float = 0.9,
-        mac_energy: float = 4.6,
-        neuron_energy: float | None = None,
-        bits: int | None = None,
-        quantised_mac_energy: float | None = None,
-        progress: bool = True,
-    ) -> Any:
-        """Synaptic operations, the ANN's multiplications, energies (pJ per operation) and latency,
-        per image.
-
-        An :class:`cos_ext.EnergyReport`. What is counted, the arguments and the errors:
-        :func:`cos_ext.analysis.energy.energy_report`.
-        """
-        with self._by_steps():
-            return make_report(
-                "energy",
-                self,
-                batches,
-                ac_energy=ac_energy,
-                mac_energy=mac_energy,
-                neuron_energy=neuron_energy,
-                bits=bits,
-                quantised_mac_energy=quantised_mac_energy,
-                progress=progress,
-            )
-
-    @contextlib.contextmanager
-    def record(
-        self,
-        sites: str | Iterable[str] | None = None,
-        what: str | Iterable[str] = ("spikes",),
-        *,
-        max_bytes: int = 2**30,
-    ) -> Iterator[Recording]:
-        """Inside the with statement, keep what the neurons do at every step: what forward hooks
-        are set for elsewhere.
-
-        The network runs by steps then, the recorded layers unfused. Other threads' runs are not
-        recorded. ::
-
-            with network.record(["layer1.0.relu"], ("spikes", "v")) as recording:
-                network(images)
-            recording["layer1.0.relu"].v  # [T, B, C, H, W]
-
-        Args:
-            sites: call sites of the network, one or several; None: all.
-            what: one or several of "spikes", "counts" and "v"; see
-                :class:`cos_ext.network.recording.SiteRecord`.
-            max_bytes: how much may be kept, on the network's device.
-
-        Raises:
-            TypeError, ValueError: a bad argument; "v" where spikes do not follow from a potential.
-            ValueError: when the network is called: more than max_bytes would be kept.
-        """
-        recording = Recording(self, sites, what, max_bytes)
-        with running(Run(recorder=recording)):
-            yield recording
+        return self(*inputs, **named).mean(0)
 
     def save(self, path: str | Path) -> None:
         """Write the weights, thresholds and initial potentials as safetensors, with a JSON header

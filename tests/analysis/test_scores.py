@@ -68,7 +68,9 @@ def test_a_logit_has_two_classes():
 
 def test_outputs_that_are_no_answers():
     network = cos_ext.convert(
-        nn.Sequential(nn.Conv2d(1, 2, 3), cos_ext.QCFS(4), nn.Conv2d(2, 2, 3)), timesteps=2, rho=2
+        nn.Sequential(nn.Conv2d(1, 2, 3), cos_ext.QCFS(4, 1.0), nn.Conv2d(2, 2, 3)),
+        timesteps=2,
+        rho=2,
     )
     images = torch.randn(3, 1, 8, 8)
     with pytest.raises(ValueError, match="score them yourself with evaluate"):
@@ -114,7 +116,9 @@ def test_a_metric_is_the_mean_over_samples_at_every_step():
 
 def test_a_metric_of_maps():
     network = cos_ext.convert(
-        nn.Sequential(nn.Conv2d(1, 2, 3), cos_ext.QCFS(4), nn.Conv2d(2, 2, 3)), timesteps=2, rho=2
+        nn.Sequential(nn.Conv2d(1, 2, 3), cos_ext.QCFS(4, 1.0), nn.Conv2d(2, 2, 3)),
+        timesteps=2,
+        rho=2,
     )
     images, classes = torch.randn(3, 1, 8, 8), torch.randint(0, 2, (3, 4, 4))
 

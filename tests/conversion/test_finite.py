@@ -16,8 +16,12 @@ class Sums(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.act = nn.Conv2d(2, 4, 3, padding=1), QCFS(4)
-        self.conv, self.norm, self.out = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), QCFS(4)
+        self.stem, self.act = nn.Conv2d(2, 4, 3, padding=1), QCFS(4, 1.0)
+        self.conv, self.norm, self.out = (
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            QCFS(4, 1.0),
+        )
         self.side, self.pool, self.head = nn.Conv2d(2, 4, 1), nn.AvgPool2d(2), nn.Linear(36, 3)
 
     def forward(self, x):
@@ -30,7 +34,7 @@ class LateBranch(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.act, self.head = nn.Linear(5, 8), QCFS(4), nn.Linear(8, 3)
+        self.a, self.act, self.head = nn.Linear(5, 8), QCFS(4, 1.0), nn.Linear(8, 3)
 
     def forward(self, x, y):
         return self.head(self.act(self.a(x)) + y)
@@ -51,7 +55,7 @@ class Standardised(nn.Module):
 class Walks(nn.Module):
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(5, 8), QCFS(4), nn.Linear(8, 3))
+        self.net = nn.Sequential(nn.Linear(5, 8), QCFS(4, 1.0), nn.Linear(8, 3))
 
     def forward(self, x):
         return self.net(x if len(x) < 10**9 else -x)
@@ -69,7 +73,10 @@ CASES = {
     "sums": (Sums, (2, 6, 6)),
     "late branch": (LateBranch, (5,), (8,)),
     "walked": (Walks, (5,)),
-    "one number a sample": (lambda: nn.Sequential(QCFS(4), nn.Flatten(), nn.Linear(1, 2)), (1,)),
+    "one number a sample": (
+        lambda: nn.Sequential(QCFS(4, 1.0), nn.Flatten(), nn.Linear(1, 2)),
+        (1,),
+    ),
 }
 
 
@@ -147,7 +154,7 @@ def test_integers_have_neither():
     class Words(nn.Module):
         def __init__(self):
             super().__init__()
-            self.words, self.act, self.head = nn.Embedding(7, 5), QCFS(4), nn.Linear(5, 3)
+            self.words, self.act, self.head = nn.Embedding(7, 5), QCFS(4, 1.0), nn.Linear(5, 3)
 
         def forward(self, x):
             return self.head(self.act(self.words(x))).mean(1)

@@ -8,6 +8,7 @@ from torch.nn import functional as TF
 import cos_ext
 from cos_ext import QCFS, ConversionError, convert
 from cos_ext.conversion.rules import Refusal, Rule, base, register, rule_for
+from cos_ext.conversion.rules.normalisation import BatchNormAny
 from cos_ext.conversion.rules.pooling import MaxPool
 from cos_ext.conversion.rules.rectifiers import Rectifier, is_rectifier
 from cos_ext.conversion.rules.refused import Refused
@@ -59,6 +60,7 @@ KEPT = [
     (nn.BatchNorm1d(2), (2, 6)),
     (nn.BatchNorm2d(2), (2, 6, 6)),
     (nn.BatchNorm3d(2), (2, 4, 4, 4)),
+    (BatchNormAny(2), (2, 4, 4)),
 ]
 
 

@@ -17,7 +17,7 @@ HUGE = 10**400
 
 def model():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), QCFS(4), nn.Flatten(), nn.Linear(144, 2))
+    return nn.Sequential(nn.Conv2d(1, 4, 3), QCFS(4, 1.0), nn.Flatten(), nn.Linear(144, 2))
 
 
 def network(**options):
@@ -93,7 +93,7 @@ def test_unbatched_inputs():
         made(torch.tensor(1.0))
     # A convolution would take a single image for three channels.
     whole = convert(
-        nn.Sequential(nn.Conv2d(1, 1, 3), QCFS(4), nn.Conv2d(1, 1, 3)), timesteps=1, rho=1
+        nn.Sequential(nn.Conv2d(1, 1, 3), QCFS(4, 1.0), nn.Conv2d(1, 1, 3)), timesteps=1, rho=1
     )
     with pytest.raises(ValueError, match="give a single sample as"):
         whole(image)

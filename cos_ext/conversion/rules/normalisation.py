@@ -9,7 +9,15 @@ from torch.nn import functional as TF
 
 from .base import Call, Memory, Refusal, Rule, for_dimensions, register
 
-BATCH_NORMS = for_dimensions("BatchNorm")
+
+class BatchNormAny(nn.modules.batchnorm._BatchNorm):
+    """What SyncBatchNorm is in eval mode: BatchNorm of tensors [B, C, ...] with any dimensions."""
+
+    def _check_input_dim(self, input: Any) -> None:
+        pass
+
+
+BATCH_NORMS = (*for_dimensions("BatchNorm"), BatchNormAny)
 DROPOUTS = (
     nn.Dropout,
     nn.Dropout1d,
