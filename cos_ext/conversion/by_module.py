@@ -4,7 +4,6 @@ vouch for it, and what depends on how modules are connected is not to be had.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -16,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..network.modules import Walked
 from ..network.pooling import MAX_POOLS, average_of
 from .classify import CHANGED
+from .copying import beside
 from .graphs import changed, set_module
 from .max_pooling import OF_SPIKES
 from .neurons import make_neuron
@@ -34,7 +34,7 @@ class ClassifyModules:
     """Decides what becomes of every module, by its rule and by how often it is called."""
 
     def apply(self, conversion: Conversion) -> None:
-        conversion.reference = copy.deepcopy(conversion.model)
+        conversion.reference = beside(conversion.model)
         calls = self._calls(conversion)
         for name, module in conversion.model.named_modules(remove_duplicate=False):
             if changed(module):

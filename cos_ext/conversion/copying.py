@@ -57,6 +57,17 @@ def copied(model: nn.Module) -> nn.Module:
     return own
 
 
+@torch.no_grad()
+def beside(model: nn.Module) -> nn.Module:
+    """A copy in eval mode to run beside the model, whose weights it shares: what a run leaves on
+    modules, the model does not have.
+    """
+    shared: dict[int, Any] = _detached(model)
+    for parameter in model.parameters():
+        shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    return copy.deepcopy(model, shared).eval()
+
+
 def refuse_wrappers(model: nn.Module) -> None:
     """ConversionError where a model, or a part of it, is compiled or wraps another."""
     for path, module in model.named_modules():

@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from .classify import ranks_by_modules
+from .copying import beside
 from .graphs import attribute, called, changed, set_module
 from .report import Entry
 from .rules.normalisation import BATCH_NORMS
@@ -48,7 +49,9 @@ class FoldBatchNorm:
                 else:
                     entry = Entry(fold.norm, fold.kind, "folded", "", f"into {fold.layer}")
                     conversion.folded[fold.layer] = entry
-        conversion.reference = fx.GraphModule(copy.deepcopy(module), copy.deepcopy(module.graph))
+        bare = beside(module)
+        assert isinstance(bare, fx.GraphModule)
+        conversion.reference = bare
 
 
 def fold_batchnorms(module: fx.GraphModule, ranks: dict[fx.Node, int]) -> list[Fold]:

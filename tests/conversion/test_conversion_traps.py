@@ -344,11 +344,11 @@ def test_pooled_spikes_of_an_untraceable_model_are_checked():
 
 
 def test_control_flow_on_the_size_of_the_batch_is_noticed():
-    limit = 8
+    limit = 4
 
     def forward(m, x):
         if x.shape[0] > limit:
-            return torch.cat([m.head(m.relu(m.c1(part))) for part in x.split(8)])
+            return torch.cat([m.head(m.relu(m.c1(part))) for part in x.split(4)])
         return m.head(m.relu(m.c1(x)))
 
     with pytest.raises(ConversionError, match="depends on the size of its batch"):
