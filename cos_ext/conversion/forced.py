@@ -84,6 +84,9 @@ class Forced(nn.Module):
         for run in active():
             if run.calls:  # a model that is walked counts its calls
                 run.called.setdefault(self, []).append(x.shape[0])
+        if x.shape[0] != len(self.expected) * (1 if self.node.static_input else self.levels):
+            self.why_not = self.why_not or "its neurons are given a batch of another size"
+            return torch.zeros_like(x)
         currents = self.node._currents(x, residual)[0].clone()
         if not self.node.static_input:
             currents = currents.unflatten(0, (self.levels, -1)).mean(0)

@@ -344,7 +344,7 @@ def test_pooled_spikes_of_an_untraceable_model_are_checked():
 
 
 def test_control_flow_on_the_size_of_the_batch_is_noticed():
-    limit = 4
+    limit = 3
 
     def forward(m, x):
         if x.shape[0] > limit:
