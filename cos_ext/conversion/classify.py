@@ -95,6 +95,9 @@ class Classify:
         if node not in facts.ranks and (rank := module_rank(call, rule)) is not None:
             facts.ranks[node] = rank
         activation = site in conversion.traced.sites
+        if activation and len(call.sources) == 1 and node not in facts.batched:
+            self._keep(conversion, site, module, "of constants, no neurons")
+            return
         if activation:
             facts.spiking.add(node)
         elif node not in facts.spiking and not changed(module) and not isinstance(module, IFNode):
@@ -128,10 +131,7 @@ class Classify:
     def _activation(self, conversion: Conversion, call: Call, module: nn.Module) -> Refusal | None:
         facts, sources = conversion.facts, call.sources
         if len(sources) != 1 or sources[0] not in facts.batched:
-            return Refusal(
-                "is not called with one tensor that depends on the model's input",
-                "activations of parameters can be computed once, before converting",
-            )
+            return Refusal("is not called with one tensor", "call it with one")
         static = sources[0] not in facts.spiking
         inplace = not static and owned(conversion.model, sources[0])
         site = str(call.node.target)
@@ -161,6 +161,11 @@ class Classify:
         if rule is not None and rule.makes_list:
             facts.lists.add(node)
         refusal = self._function_refusal(call, rule)
+        if rule is not None and refusal is None and rule.per_sample(call):
+            # As many as the batch that the size is of: with a spiking tensor's, one a step, too.
+            facts.leading.add(node)
+            if any(source in facts.spiking for source in call.sources):
+                facts.spiking.add(node)
         if node in facts.spiking:
             refusal = refusal or self._unsure(call)
             if refusal is not None:

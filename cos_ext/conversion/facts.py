@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses import FakeTensorMode
 
 from .sizes import Size
 
@@ -86,7 +87,17 @@ class Facts:
 
 
 def shapes_on(module: fx.GraphModule, examples: tuple[Tensor, ...]) -> dict[fx.Node, torch.Size]:
-    """The shape of every tensor in the graph on an example."""
+    """The shape of every tensor in the graph on an example, found without computing, where the
+    operations allow that.
+    """
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            return _shapes(module, tuple(mode.from_tensor(x) for x in examples))
+    except Exception:  # operations of others may know no fakes
+        return _shapes(module, tuple(x.clone() for x in examples))
+
+
+def _shapes(module: fx.GraphModule, examples: tuple[Tensor, ...]) -> dict[fx.Node, torch.Size]:
     shapes: dict[fx.Node, torch.Size] = {}
 
     class Interpreter(fx.Interpreter):
@@ -97,5 +108,5 @@ def shapes_on(module: fx.GraphModule, examples: tuple[Tensor, ...]) -> dict[fx.N
             return value
 
     with torch.no_grad():
-        Interpreter(module).run(*(x.clone() for x in examples))
+        Interpreter(module).run(*examples)
     return shapes

@@ -7,9 +7,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import torch
 from torch import fx, nn
 
-from ..network.pooling import MAX_POOLS, average_of
+from ..network.pooling import MAX_POOLS, MaxOver, average_of
 from .graphs import called
 from .rules import Refusal
 from .rules.base import space_of
@@ -48,17 +49,53 @@ def _before(conversion: Conversion, node: fx.Node, pool: nn.Module) -> tuple[str
     (activation,) = node.all_input_nodes
     neuron = conversion.neurons.get(str(activation.target))
     if activation.op != "call_module" or neuron is None:
-        return Refusal(
-            'max_pool="before" needs an activation whose output it reads',
-            'put the activation right before the pooling, or choose "avg" or "spike"',
-        )
-    if any(size != 1 for size in neuron.v_threshold.shape[-space_of(pool) :]):
+        return _of_currents(conversion, node, pool)
+    if any(size != 1 for size in _along(neuron.v_threshold.shape, pool, conversion, node)):
         return Refusal(
             'max_pool="before" needs one threshold for all positions of a channel',
             "give thresholds of shape [C, 1, 1] or a number",
         )
     conversion.before[node] = pool
     return "moved", f"before the neurons of {activation.target}"
+
+
+def _of_currents(
+    conversion: Conversion, node: fx.Node, pool: nn.Module
+) -> tuple[str, str] | Refusal:
+    """It stands before neurons already: F.relu(F.max_pool2d(conv(x), 2))."""
+    site = neurons_after(conversion, node)
+    if site is not None:
+        conversion.before[node] = pool
+        return "kept", f"of currents, as the neurons of {site} watch them"
+    return Refusal(
+        'max_pool="before" needs neurons before or after it',
+        'put an activation beside the pooling, or choose "avg" or "spike"',
+    )
+
+
+def neurons_after(conversion: Conversion, node: fx.Node) -> str | None:
+    """The site of the first neurons that read what follows a node; None: there are none."""
+    open_ = list(node.users)
+    seen = set(open_)
+    while open_:
+        reader = open_.pop(0)
+        if reader.op == "call_module" and str(reader.target) in conversion.neurons:
+            return str(reader.target)
+        open_ += [user for user in reader.users if user not in seen]
+        seen.update(reader.users)
+    return None
+
+
+def _along(shape: torch.Size, pool: nn.Module, conversion: Conversion, node: fx.Node) -> list[int]:
+    """The sizes of a threshold [*neurons] along the dimensions that are pooled."""
+    if not isinstance(pool, MaxOver):
+        return list(shape[-space_of(pool) :])
+    (source,) = node.all_input_nodes
+    rank = conversion.facts.ranks.get(source)
+    if rank is None:
+        return list(shape)
+    behind = [dim % rank - rank for dim in pool.dims]  # counted from the back
+    return [shape[dim] for dim in behind if -dim <= len(shape)]
 
 
 CHOICES: dict[str, Choice] = {

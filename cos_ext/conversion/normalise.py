@@ -4,11 +4,13 @@ pooling, no dead code, and what an example tells of it.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
+import torch
 from torch import fx
 
-from ..network.pooling import MAX_POOL_FUNCTIONS
+from ..network.pooling import MAX_POOL_FUNCTIONS, MaxOver
 from .facts import Facts, shapes_on
 from .graphs import argument, become_module
 from .state import Conversion
@@ -19,12 +21,55 @@ class NormaliseCalls:
 
     def apply(self, conversion: Conversion) -> None:
         for node in list(conversion.graph.nodes):
+            if node.op in ("call_function", "call_method"):
+                self._maximum(conversion, node)
+        for node in list(conversion.graph.nodes):
             made = MAX_POOL_FUNCTIONS.get(node.target) if node.op == "call_function" else None
             if made is None or argument(node, 6, "return_indices", False) is not False:
+                continue
+            if self._is_whole(node, node.args[1:2] or (node.kwargs.get("kernel_size"),)):
+                dims = tuple(range(2, 2 + int(made.__name__[-2])))
+                become_module(conversion.model, node, node.name, MaxOver(dims, keepdim=True))
                 continue
             arguments = self._arguments(node, made.__name__.startswith("Adaptive"))
             if not any(isinstance(value, fx.Node) for value in arguments):
                 become_module(conversion.model, node, node.name, made(*arguments))
+
+    @staticmethod
+    def _maximum(conversion: Conversion, node: fx.Node) -> None:
+        """x.amax(dims), x.max(dim).values and x.max(dim)[0]: the maximum over whole dimensions."""
+        whole = node.target in (torch.amax, "amax")
+        dims, keepdim = argument(node, 1, "dim"), argument(node, 2, "keepdim", False)
+        plain = all(
+            type(dim) is int for dim in (dims if isinstance(dims, (tuple, list)) else [dims])
+        )
+        if not plain or not isinstance(keepdim, bool):
+            return
+        made = MaxOver(tuple(dims) if isinstance(dims, (tuple, list)) else dims, keepdim)
+        if whole:
+            become_module(conversion.model, node, node.name, made)
+            return
+        values = [user for user in node.users if user.args[1:] in ((0,), ("values",))]
+        if node.target not in (torch.max, "max") or len(values) != len(node.users):
+            return
+        become_module(conversion.model, node, node.name, made)
+        for user in values:
+            user.replace_all_uses_with(node)
+            conversion.graph.erase_node(user)
+
+    @staticmethod
+    def _is_whole(node: fx.Node, kernel: tuple[Any, ...]) -> bool:
+        """Whether a pooling's window is the whole space: h.size(2), h.shape[2:]."""
+        source = argument(node, 0, "input")
+        others = [("stride", None), ("padding", 0), ("dilation", 1), ("ceil_mode", False)]
+        only = all(argument(node, 2 + i, *other) == other[1] for i, other in enumerate(others))
+        (sizes,) = kernel
+        if isinstance(sizes, fx.Node) and sizes.target is operator.getitem:
+            shape, index = sizes.args
+            if index == slice(2, None, None):
+                return only and _is_shape(shape, source)
+        each = list(sizes) if isinstance(sizes, (tuple, list)) else [sizes]
+        return only and all(_is_size(size, source, 2 + i) for i, size in enumerate(each))
 
     @staticmethod
     def _arguments(node: fx.Node, adaptive: bool) -> list[Any]:
@@ -39,6 +84,26 @@ class NormaliseCalls:
             False,  # return_indices
             argument(node, 5, "ceil_mode", False),
         ]
+
+
+def _is_shape(value: Any, source: Any) -> bool:
+    """Whether a value is source.shape or source.size()."""
+    if not isinstance(value, fx.Node) or value.args[:1] != (source,):
+        return False
+    rest = value.args[1:]
+    return (value.target is getattr and rest == ("shape",)) or (value.target == "size" and not rest)
+
+
+def _is_size(value: Any, source: Any, dim: int) -> bool:
+    """Whether a value is source.size(dim) or source.shape[dim]."""
+    if not isinstance(value, fx.Node):
+        return False
+    if value.target == "size":
+        return bool(value.args == (source, dim))
+    if value.target is not operator.getitem:
+        return False
+    shape, index = value.args
+    return bool(index == dim) and _is_shape(shape, source)
 
 
 class Observe:

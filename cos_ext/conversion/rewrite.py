@@ -11,6 +11,7 @@ from torch import fx, nn
 from ..network.modules import TimeBroadcast
 from ..network.pooling import MaxPoolBefore
 from .graphs import free_name, set_module
+from .max_pooling import neurons_after
 from .report import Entry
 from .rules import Call, rule_of
 from .state import Conversion
@@ -42,6 +43,10 @@ class Rewrite:
         """
         model, graph, facts = conversion.model, conversion.graph, conversion.facts
         (activation,) = node.all_input_nodes
+        if str(activation.target) not in conversion.neurons:
+            site = neurons_after(conversion, node) or ""
+            set_module(model, str(node.target), MaxPoolBefore(pool, site))
+            return
         (currents,) = activation.all_input_nodes
         static, site = currents not in facts.spiking, str(activation.target)
         if len(activation.users) > 1:

@@ -35,7 +35,13 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "
 
 
 class Tracer(fx.Tracer):
+    """Args: buffers: record reads of buffers, as of parameters; else they are constants."""
+
     record_stack_traces = True
+
+    def __init__(self, buffers: bool = True) -> None:
+        super().__init__()
+        self.proxy_buffer_attributes = buffers
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         return isinstance(module, (QCFS, IFNode)) or super().is_leaf_module(module, qualified_name)

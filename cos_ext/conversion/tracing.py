@@ -118,10 +118,12 @@ def _traced_graph(
     """The graph; or None and why there is none. Whether shapes of the examples went into it, which
     are looked at where nothing else helps.
     """
-    try:
-        return _graph_of(model, inputs, Tracer()), "", False
-    except Exception as error:  # a model's own forward can raise anything on a proxy
-        why = _reason(error)
+    why = ""
+    for buffers in (True, False):  # some models look at the numbers in theirs
+        try:
+            return _graph_of(model, inputs, Tracer(buffers)), "", False
+        except Exception as error:  # a model's own forward can raise anything on a proxy
+            why = why or _reason(error)
     if not examples:
         return None, why, False
     tracer = ShapeTracer(examples)

@@ -10,7 +10,7 @@ from torch.nn import functional as TF
 
 from ..neuron import IFNode
 
-MAX_POOLS = (
+TORCH_MAX_POOLS = (
     nn.MaxPool1d,
     nn.MaxPool2d,
     nn.MaxPool3d,
@@ -24,6 +24,31 @@ MAX_POOL_FUNCTIONS = {
     for d in (1, 2, 3)
     for prefix, kind in (("", ""), ("adaptive_", "Adaptive"))
 }
+
+
+class MaxOver(nn.Module):
+    """The maximum over whole dimensions of x [B, ...]: x.amax(dims)."""
+
+    def __init__(self, dims: int | tuple[int, ...], keepdim: bool = False) -> None:
+        super().__init__()
+        self.dims = dims if isinstance(dims, tuple) else (dims,)
+        self.keepdim = keepdim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.amax(self.dims, self.keepdim)
+
+    def extra_repr(self) -> str:
+        return f"dims={self.dims}, keepdim={self.keepdim}"
+
+
+MAX_POOLS = (*TORCH_MAX_POOLS, MaxOver)
+
+
+class MeanOver(MaxOver):
+    """The mean over the same dimensions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(self.dims, self.keepdim)
 
 
 class MaxPoolBefore(nn.Module):
@@ -47,6 +72,8 @@ class MaxPoolBefore(nn.Module):
         if self.rho == 0 or self.timesteps == 1:
             return self.pool(x)
         steps = x.unflatten(0, (self.timesteps, x.shape[0] // self.timesteps))
+        if isinstance(self.pool, MaxOver):
+            return self._over(self.pool, steps)
         space = int(type(self.pool).__name__[-2])
         if (
             space == 2
@@ -67,6 +94,18 @@ class MaxPoolBefore(nn.Module):
             -1, where.flatten(-space).expand(self.timesteps, *[-1] * (flat.dim() - 1))
         )
         return chosen.unflatten(-1, pooled.shape[-space:]).flatten(0, 1)
+
+    def _over(self, pool: MaxOver, steps: Tensor) -> Tensor:
+        """The same choice over whole dimensions, of [T, B, ...]."""
+        rank = steps.dim() - 1
+        dims = sorted(dim % rank + 1 for dim in pool.dims)
+        last = list(range(-len(dims), 0))
+        flat = steps.movedim(dims, last).flatten(-len(dims))
+        where = flat[: self.rho].mean(0).argmax(-1, keepdim=True)
+        chosen = flat.gather(-1, where.expand(self.timesteps, *[-1] * where.dim())).squeeze(-1)
+        for dim in dims if pool.keepdim else ():
+            chosen = chosen.unsqueeze(dim)
+        return chosen.flatten(0, 1)
 
     def _with_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
         kind, pool = type(self.pool).__name__, self.pool
@@ -104,6 +143,8 @@ class PooledBefore(nn.Module):
 
 def average_of(pool: nn.Module) -> nn.Module | str:
     """The average pooling over a max pooling's windows, or why there is none."""
+    if isinstance(pool, MaxOver):
+        return MeanOver(pool.dims, pool.keepdim)
     dims = type(pool).__name__[-2:].lower()
     if isinstance(pool, (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)):
         return getattr(nn, f"AdaptiveAvgPool{dims}")(pool.output_size)

@@ -3,6 +3,7 @@ room fills the registry; base.py says what a rule is.
 """
 
 from . import (
+    constants,
     joining,
     linear,
     normalisation,
@@ -21,6 +22,7 @@ __all__ = [
     "Memory",
     "Refusal",
     "Rule",
+    "constants",
     "joining",
     "linear",
     "normalisation",

@@ -119,6 +119,10 @@ class Rule:
         """Whether the batch is still the first dimension of the result, if it is of the inputs."""
         return self.check(call) is None
 
+    def per_sample(self, call: Call) -> bool:
+        """Whether it makes a constant for every sample, and so has a batch that no input has."""
+        return False
+
     def rewrite(self, call: Call) -> None:
         """Change the graph so that the call is right with time folded into the batch."""
 

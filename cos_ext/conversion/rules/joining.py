@@ -72,6 +72,7 @@ class Split(Rule):
 
     functions = (torch.chunk, torch.split)
     methods = ("chunk", "split")
+    memory = Memory.INPUT
     makes_list = True
 
     def check(self, call: Call) -> Refusal | None:
@@ -86,6 +87,7 @@ class Item(Rule):
     """x[:, ...] with numbers, slices and None; an element of a list of tensors; one size."""
 
     functions = (operator.getitem,)
+    memory = Memory.INPUT
 
     def number(self, call: Call) -> Size | None:
         source, index = call.node.args

@@ -1,14 +1,10 @@
-"""Layers that multiply by weights: convolutions, Linear, products with a parameter matrix."""
+"""Layers that multiply by weights: convolutions and Linear."""
 
 from __future__ import annotations
 
-import operator
-
-import torch
 from torch import fx, nn
 from torch.nn import functional as TF
 
-from ..graphs import attribute
 from .base import Call, Memory, Refusal, Rule, for_dimensions, register, space_of
 
 
@@ -55,22 +51,3 @@ class WeightedCall(Rule):
                 "compute them from parameters alone",
             )
         return None
-
-
-@register
-class MatrixProduct(Rule):
-    """mean_t(s(t) W) = mean_t(s(t)) W for a parameter matrix W [K, N]."""
-
-    functions = (operator.matmul, torch.matmul)
-    methods = ("matmul",)
-    memory = Memory.OWN
-
-    def check(self, call: Call) -> Refusal | None:
-        weight = call.argument(1, "other")
-        parameter = isinstance(weight, fx.Node) and weight.op == "get_attr"
-        if parameter and attribute(call.root, str(weight.target)).dim() == 2:
-            return None
-        return Refusal(
-            "multiplies by what is no parameter of two dimensions",
-            "only x @ W with a parameter W [K, N] is linear in the spikes",
-        )

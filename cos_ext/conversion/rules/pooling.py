@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as TF
 
-from ...network.pooling import MAX_POOLS
+from ...network.pooling import TORCH_MAX_POOLS, MaxOver
 from .base import Call, Memory, Refusal, Rule, for_dimensions, register, space_of
 from .shapes import per_sample
 
@@ -29,11 +29,30 @@ class AveragePool(Rule):
 class MaxPool(Rule):
     """The maximum does not commute with the mean over time; `max_pool` of convert() decides."""
 
-    modules = MAX_POOLS
+    modules = TORCH_MAX_POOLS
+    memory = Memory.OWN
 
     def rank(self, call: Call) -> int | None:
         assert call.module is not None
         return space_of(call.module) + 2
+
+
+@register
+class MaxOverDims(Rule):
+    """The maximum over whole dimensions of a sample, as of PointNet; a max pooling."""
+
+    modules = (MaxOver,)
+    memory = Memory.OWN
+
+    def check(self, call: Call) -> Refusal | None:
+        assert isinstance(call.module, MaxOver)
+        return per_sample(call, call.module.dims)
+
+    def rank(self, call: Call) -> int | None:
+        assert isinstance(call.module, MaxOver)
+        if call.rank is None or call.module.keepdim:
+            return call.rank
+        return call.rank - len(call.module.dims)
 
 
 @register

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as TF
 
-from .base import Call, Refusal, Rule, register
+from .base import Call, Memory, Refusal, Rule, register
 
 
 class Refused(Rule):
@@ -29,6 +29,8 @@ class Refused(Rule):
 @register
 class OwnStatistics(Refused):
     """Divides by the deviation of what it normalises: not linear."""
+
+    memory = Memory.OWN
 
     modules = (
         nn.LayerNorm,
@@ -73,6 +75,8 @@ class OtherActivation(Refused):
 class Softmax(Refused):
     """exp(x) / Σ exp(x)."""
 
+    memory = Memory.OWN
+
     modules = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
     functions = (torch.softmax, torch.log_softmax, TF.softmax, TF.log_softmax)
     methods = ("softmax", "log_softmax")
@@ -107,6 +111,8 @@ class Recurrent(Refused):
 @register
 class PowerPool(Refused):
     """The p-th root of a sum of p-th powers."""
+
+    memory = Memory.OWN
 
     modules = (nn.LPPool2d,)
     why = Refusal("is not linear in its input", "use average pooling instead")

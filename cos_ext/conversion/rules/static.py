@@ -9,17 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as TF
 
-from .base import NO_RULE, WRITE_ONE, Call, Refusal, Rule, register
+from .base import NO_RULE, WRITE_ONE, Call, Memory, Refusal, Rule, register
 
 # Rectifiers have rules of their own.
+CASTS = ("float", "double", "half", "to", "type")
 NAMES = (
-    "float",
-    "double",
-    "half",
-    "to",
-    "type",
     "sigmoid",
     "tanh",
     "exp",
@@ -39,19 +36,19 @@ NAMES = (
     "normalize",
 )
 
+IN_PLACE = tuple(f"{name}_" for name in NAMES)
+NO_SPIKES = Refusal(
+    "looks up integers, which spikes are not", "keep it before the first activation"
+)
 
-def _functions() -> tuple[Callable[..., Any], ...]:
-    names = (*NAMES, *(f"{name}_" for name in NAMES))
+
+def _functions(names: tuple[str, ...]) -> tuple[Callable[..., Any], ...]:
     found = [getattr(place, name, None) for place in (torch, TF) for name in names]
     return tuple(dict.fromkeys(function for function in found if callable(function)))
 
 
-@register
-class ElementByElement(Rule):
+class OneTensor(Rule):
     """A function of one tensor, element by element or along the channels: the batch stays."""
-
-    functions = (*_functions(), operator.pow)
-    methods = (*NAMES, *(f"{name}_" for name in NAMES))
 
     def check(self, call: Call) -> Refusal | None:
         return Refusal(f"{NO_RULE} function", WRITE_ONE)
@@ -61,3 +58,42 @@ class ElementByElement(Rule):
 
     def leads(self, call: Call) -> bool:
         return len(call.sources) == 1
+
+
+@register
+class ElementByElement(OneTensor):
+    """Makes a new tensor."""
+
+    functions = (*_functions(NAMES), operator.pow)
+    methods = NAMES
+    memory = Memory.OWN
+
+
+@register
+class CastOrInPlace(OneTensor):
+    """Gives the tensor back, where it has the dtype, or changes it."""
+
+    functions = _functions((*CASTS, *IN_PLACE))
+    methods = (*CASTS, *IN_PLACE)
+    memory = Memory.INPUT
+
+
+@register
+class Lookup(Rule):
+    """Embedding by integers, which do not spike."""
+
+    modules = (nn.Embedding,)
+    functions = (TF.embedding,)
+    memory = Memory.OWN
+
+    def check_module(self, module: nn.Module) -> Refusal | None:
+        return NO_SPIKES
+
+    def check(self, call: Call) -> Refusal | None:
+        return NO_SPIKES
+
+    def rank(self, call: Call) -> int | None:
+        return None if call.rank is None else call.rank + 1
+
+    def leads(self, call: Call) -> bool:
+        return True
