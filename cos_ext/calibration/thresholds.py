@@ -126,8 +126,6 @@ def calibrate_thresholds(
         ConversionError: the model cannot be copied.
     """
     _check_arguments(batches, method, percentile, per_channel, timesteps)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     refuse_wrappers(model)
     stream = iter(batches)
     first = list(islice(stream, 1))  # by its names an input with a default may be given

@@ -30,20 +30,22 @@ WRAPPERS = {
 }
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, *, share: bool = False) -> nn.Module:
     """The model's copy in eval mode, if it is one that can be traced or walked.
+
+    Args:
+        model: the model.
+        share: the copy has the model's weights, which it must not write over.
 
     Raises:
         TypeError: model is not an nn.Module.
         ConversionError: it is a wrapper, cannot be copied, or has hooks or a patched forward.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    name = type(model).__name__
     refuse_wrappers(model)
+    name = type(model).__name__
     try:
         with torch.no_grad():
-            own = copy.deepcopy(model, _detached(model)).eval()
+            own = beside(model) if share else copy.deepcopy(model, _detached(model)).eval()
             for module in list(own.modules()):
                 _bake(module)
             own = _without_sync(own)
@@ -69,7 +71,14 @@ def beside(model: nn.Module) -> nn.Module:
 
 
 def refuse_wrappers(model: nn.Module) -> None:
-    """ConversionError where a model, or a part of it, is compiled or wraps another."""
+    """Raise where a model, or a part of it, is compiled or wraps another.
+
+    Raises:
+        TypeError: it is not an nn.Module.
+        ConversionError: it is such a model.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     for path, module in model.named_modules():
         name, where = type(module).__name__, f" at {path}" if path else ""
         if isinstance(module, torch.jit.ScriptModule):

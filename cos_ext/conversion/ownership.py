@@ -64,6 +64,8 @@ class RefuseWrites:
             first = node.args[0] if node.args else node.kwargs.get("input")
             if not writes(conversion.model, node) or not isinstance(first, fx.Node):
                 continue
+            if first.op == "get_attr" and not node.users:
+                continue  # a counter of the model's own, which nothing reads
             if owned(conversion.model, first):
                 continue
             adds = node.target in (operator.iadd, "add_")

@@ -201,10 +201,10 @@ def convert(
             arguments, on the model's device. Without it the inputs are the arguments that have no
             default (the first, where all have one). Others, and those that it leaves out, are fixed
             at their defaults. Control flow may depend on its shapes, but for the batch; the network
-            takes no others then. If given, three things are checked on its first sample, in the model's own dtype, before a
-            network is returned: that the traced graph is the model, that no sample depends on
-            another, and that the network at T = rho = 2, calibrated exactly, is layer by layer the
-            ANN with its activations quantised to 2 levels.
+            takes no others then. If given, three things are checked on its first sample before a
+            network is returned, in the model's dtype: that the traced graph is the model, that no
+            sample depends on another, and that the network at T = rho = 2, calibrated exactly, is
+            layer by layer the ANN with its activations quantised to 2 levels.
         execution: "steps", or "counts": the same outputs in one pass, where emission is "even" or
             "front" and rho > 0 (:attr:`cos_ext.SpikingNetwork.execution`).
 

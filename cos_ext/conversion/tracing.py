@@ -23,7 +23,7 @@ from .._batches import Inputs
 from ..network.pooling import MAX_POOLS
 from ..neuron import IFNode
 from ..qcfs import QCFS
-from .copying import copied
+from .copying import copied, refuse_wrappers
 from .graphs import become_module, called, free_name, label_of, set_module
 from .rules import rule_for
 from .rules.rectifiers import Rectifier, is_rectifier
@@ -71,7 +71,7 @@ def _line_of(node: fx.Node) -> str:
     """
     frames = re.findall(r'File "(.+)", line (\d+), in .*(?:\n    (.*))?', node.stack_trace or "")
     for path, number, code in reversed(frames):
-        if not Path(path).is_relative_to(_TORCH) and path != __file__:
+        if not any(map(Path(path).is_relative_to, (_TORCH, _OWN))):
             place = f"{Path(path).name}:{number}"  # of code from a prompt there is no text
             return f"{place}: {code.strip()}" if code else place
     return ""
@@ -114,23 +114,28 @@ def _graph_of(model: nn.Module, inputs: Inputs, tracer: Tracer) -> fx.Graph:
 
 def _traced_graph(
     model: nn.Module, inputs: Inputs, examples: Mapping[str, Tensor]
-) -> tuple[fx.Graph | None, str, bool]:
-    """The graph; or None and why there is none. Whether shapes of the examples went into it, which
-    are looked at where nothing else helps.
+) -> tuple[nn.Module, fx.Graph | None, str, bool]:
+    """A copy of the model and its graph; or None, and why there is none. Whether shapes of the
+    examples went into it, which are looked at where nothing else helps.
     """
     why = ""
-    for buffers in (True, False):  # some models look at the numbers in theirs
+    # Some models look at the numbers in their buffers.
+    tracers = [Tracer(buffers=True), Tracer(buffers=False)]
+    for tracer in (*tracers, *([ShapeTracer(examples)] if examples else [])):
         try:
-            return _graph_of(model, inputs, Tracer(buffers)), "", False
+            # In another copy: forward may leave what was traced on its modules.
+            scratch = copied(model, share=True)
+            graph = _graph_of(scratch, inputs, tracer)
         except Exception as error:  # a model's own forward can raise anything on a proxy
-            why = why or _reason(error)
-    if not examples:
-        return None, why, False
-    tracer = ShapeTracer(examples)
-    try:
-        return _graph_of(model, inputs, tracer), "", tracer.used
-    except Exception as error:
-        return None, _reason(error), False
+            last = _reason(error)
+            why = last if isinstance(tracer, ShapeTracer) or not why else why
+            continue
+        own = copied(model)
+        for name, value in vars(scratch).items():
+            if name.startswith("_tensor_constant"):  # of tensors that forward makes
+                setattr(own, name, value)
+        return own, graph, "", isinstance(tracer, ShapeTracer) and tracer.used
+    return copied(model), None, why, False
 
 
 def _reason(error: Exception) -> str:
@@ -185,10 +190,10 @@ def trace(
         TypeError: model is not an nn.Module.
         ConversionError: it cannot be copied, or has hooks or a patched forward of its own.
     """
-    own = copied(model)
+    refuse_wrappers(model)
     name = type(model).__name__
     inputs = inputs or Inputs.of(model)
-    graph, why_not, shaped = _traced_graph(own, inputs, examples or {})
+    own, graph, why_not, shaped = _traced_graph(model, inputs, examples or {})
     if graph is None:
         sites = {path: module for path, module in own.named_modules() if is_rectifier(module)}
         origin = {site: type(module).__name__ for site, module in sites.items()}

@@ -257,9 +257,11 @@ REFUSED = {
         "may meet the batch",
     ),
     "the size of a spiking batch": (
-        lambda m, x: (lambda y: m.fc(y + x.new_zeros(y.size(0), 8)))(m.relu(m.c1(x)).mean((2, 3))),
+        lambda m, x: (lambda y: m.fc(y + x.new_full((y.size(0), 8), 1.0)))(
+            m.relu(m.c1(x)).mean((2, 3))
+        ),
         {},
-        "new_zeros.*size of the batch of a spiking",
+        "new_full.*size of the batch of a spiking",
     ),
     "a list as output": (lambda m, x: m.head(m.relu(m.c1(x))).chunk(2, 1), {}, "one tensor output"),
 }
@@ -348,7 +350,8 @@ def test_control_flow_on_the_size_of_the_batch_is_noticed():
 
     def forward(m, x):
         if x.shape[0] > limit:
-            return torch.cat([m.head(m.relu(m.c1(part))) for part in x.split(4)])
+            parts = x.split(2 if limit == 3 else 4)
+            return torch.cat([m.head(m.relu(m.c1(part))) for part in parts])
         return m.head(m.relu(m.c1(x)))
 
     with pytest.raises(ConversionError, match="depends on the size of its batch"):

@@ -225,7 +225,7 @@ def test_an_example_of_the_wrong_shape_is_told_so():
         (
             lambda m, x: m.head(m.act(m.head.weight) + m.conv(x).flatten(1)),
             {},
-            r"act \(QCFS\): is not called with one tensor",
+            "there is no activation to convert",
         ),
         (
             lambda m, x: m.head(mean(m.act(m.conv(x))).flatten(1)),

@@ -38,10 +38,10 @@ class MaxPool(Rule):
 
 
 @register
-class MaxOverDims(Rule):
+class MaxOverDims(MaxPool):
     """The maximum over whole dimensions of a sample, as of PointNet; a max pooling."""
 
-    modules = (MaxOver,)
+    modules = (MaxOver,)  # type: ignore[assignment]
     memory = Memory.OWN
 
     def check(self, call: Call) -> Refusal | None:

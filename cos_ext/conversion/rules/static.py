@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as TF
 
 from .base import NO_RULE, WRITE_ONE, Call, Memory, Refusal, Rule, register
+from .refused import Refused
 
 # Rectifiers have rules of their own.
 CASTS = ("float", "double", "half", "to", "type")
@@ -37,9 +38,6 @@ NAMES = (
 )
 
 IN_PLACE = tuple(f"{name}_" for name in NAMES)
-NO_SPIKES = Refusal(
-    "looks up integers, which spikes are not", "keep it before the first activation"
-)
 
 
 def _functions(names: tuple[str, ...]) -> tuple[Callable[..., Any], ...]:
@@ -79,18 +77,13 @@ class CastOrInPlace(OneTensor):
 
 
 @register
-class Lookup(Rule):
+class Lookup(Refused):
     """Embedding by integers, which do not spike."""
 
     modules = (nn.Embedding,)
     functions = (TF.embedding,)
     memory = Memory.OWN
-
-    def check_module(self, module: nn.Module) -> Refusal | None:
-        return NO_SPIKES
-
-    def check(self, call: Call) -> Refusal | None:
-        return NO_SPIKES
+    why = Refusal("looks up integers, no spikes", "keep it before the first activation")
 
     def rank(self, call: Call) -> int | None:
         return None if call.rank is None else call.rank + 1
