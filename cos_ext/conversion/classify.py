@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import fx, nn
+from torch.nn import functional as TF
 
 from ..neuron import IFNode
 from .facts import Facts
@@ -13,9 +14,12 @@ from .rules import Call, Refusal, Rule, rule_for, rule_of
 from .rules.base import NO_RULE, WRITE_ONE
 from .rules.pooling import MaxPool
 from .rules.rectifiers import Rectifier
+from .rules.refused import OtherActivation, Refused, Staircase
 from .sizes import Size
 from .state import Conversion
 
+# Activations as functions, which have a rule before the first neurons only.
+CURVES = (TF.gelu, TF.silu, TF.leaky_relu, TF.elu, TF.softplus, TF.hardswish, TF.mish)
 CHANGED = Refusal(
     "has forward hooks or a patched forward, which would see time-steps or be lost",
     "remove them before converting",
@@ -78,13 +82,29 @@ class Classify:
     def _require_neurons(self, conversion: Conversion) -> None:
         outputs = [node for node in conversion.graph.nodes if node.op == "output"]
         if not conversion.neurons:
-            why = Refusal("there is no activation to convert", "train it with nn.ReLU or QCFS")
+            others = self._other_activations(conversion)
+            why = Refusal(
+                "there is no activation to convert"
+                + (f", for neurons cannot stand for {', '.join(others)}" if others else ""),
+                "train it with nn.ReLU or cos_ext.QCFS",
+            )
             conversion.refuse("forward", conversion.name, why)
         elif not any(node in conversion.facts.spiking for node in outputs):
             why = Refusal(
                 "the output does not depend on any activation", "return what the activations reach"
             )
             conversion.refuse("forward", "output", why)
+
+    @staticmethod
+    def _other_activations(conversion: Conversion) -> list[str]:
+        """The names of activations that are no rectifiers."""
+        found: dict[str, None] = {}
+        for node in conversion.graph.nodes:
+            rule = rule_of(node, conversion.model)
+            if isinstance(rule, (OtherActivation, Staircase)) or node.target in CURVES:
+                module = called(conversion.model, node) if node.op == "call_module" else None
+                found[type(module).__name__ if module is not None else label_of(node)] = None
+        return list(found)
 
     # Modules
 
@@ -107,6 +127,8 @@ class Classify:
                 self._keep(conversion, site, module, "static, runs once")
             return
         refusal = self._refusal(conversion, call, rule, activation)
+        if self._follows(conversion, node, rule):
+            return
         if refusal is not None:
             conversion.refuse(site, type(module).__name__, refusal, node)
         elif not activation:
@@ -168,6 +190,8 @@ class Classify:
                 facts.spiking.add(node)
         if node in facts.spiking:
             refusal = refusal or self._unsure(call)
+            if self._follows(conversion, node, rule):
+                return
             if refusal is not None:
                 conversion.refuse(site_of(node), label_of(node), refusal, node)
                 return
@@ -178,6 +202,16 @@ class Classify:
             conversion.add(site_of(node), label_of(node), "kept", "static, runs once")
         if rule is None or not rule.leads(call) or self._batch_sizes(call, rule):
             facts.lose_batch(node)
+
+    def _follows(self, conversion: Conversion, node: fx.Node, rule: Rule | None) -> bool:
+        """Whether a call reads what was refused: what is not known of that may be why it is refused
+        itself, unless it would be whatever it reads.
+        """
+        follows = any(source in conversion.refused for source in node.all_input_nodes)
+        if follows:
+            conversion.refused.add(node)
+        surely = rule is None or isinstance(rule, (Refused, MaxPool, Rectifier))
+        return follows and not surely
 
     def _function_refusal(self, call: Call, rule: Rule | None) -> Refusal | None:
         if rule is None:

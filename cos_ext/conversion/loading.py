@@ -56,6 +56,7 @@ def load_network(
         max_pool=header["max_pool"],
         fold_batchnorm=header["fold_batchnorm"],
         fuse=header.get("fuse", False),  # older files have none
+        readout=header.get("readout", "error"),  # likewise
         example_input=example_input,
     )
     for site, layer in header["layers"].items():

@@ -118,5 +118,5 @@ class Observe:
             module.graph.eliminate_dead_code()
             module.recompile()
         if conversion.examples is not None:
-            shapes = shapes_on(module, conversion.examples)
+            shapes = conversion.shapes = shapes_on(module, conversion.examples)
             conversion.facts = Facts.of_example(shapes, conversion.examples[0].shape[0])

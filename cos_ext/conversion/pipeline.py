@@ -23,11 +23,13 @@ from .graphs import called
 from .max_pooling import CHOICES, ChooseMaxPooling
 from .normalise import NormaliseCalls, Observe
 from .ownership import RefuseWrites
+from .readout import READOUTS, CutReadout
 from .report import ConversionError
 from .rewrite import Rewrite
 from .state import Conversion, Pass, Settings
 from .tracing import trace
 from .verify import VerifyNetwork, VerifyTrace
+from .work import CountWork
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -91,6 +93,7 @@ class Build:
             "fuse": settings.fuse,
             "sites": tuple(conversion.traced.sites),
             "copies": conversion.copies,
+            "readout": settings.readout,
             "inputs": conversion.inputs,
             "ranks": _ranks(conversion),
             "shapes": conversion.traced.shapes,
@@ -105,6 +108,8 @@ class Build:
             settings.emission,
             settings.calibration,
         ).eval()
+        if settings.readout == "mean":
+            conversion.network.readout = conversion.readout
 
 
 def _ranks(conversion: Conversion) -> tuple[int | None, ...]:
@@ -126,7 +131,9 @@ BY_GRAPH: tuple[Pass, ...] = (
     RefuseWrites(),
     Observe(),
     FoldBatchNorm(),
+    CutReadout(),
     Classify(),
+    CountWork(),
     ChooseMaxPooling(),
     RefuseOffenders(),
     Rewrite(),
@@ -158,6 +165,7 @@ def convert(
     fuse: bool | str = True,
     example_input: Tensor | Sequence[Tensor | None] | Mapping[str, Tensor] | None = None,
     execution: str = "steps",
+    readout: str = "error",
 ) -> SpikingNetwork:
     """Turn a trained ANN into a spiking network; the model itself is not modified.
 
@@ -207,6 +215,14 @@ def convert(
             layer by layer the ANN with its activations quantised to 2 levels.
         execution: "steps", or "counts": the same outputs in one pass, where emission is "even" or
             "front" and rho > 0 (:attr:`cos_ext.SpikingNetwork.execution`).
+        readout: of a Softmax, LogSoftmax, Sigmoid or Tanh at the end. "error": an offender. "drop":
+            left out, the network gives logits. "mean": left out, and applied to the mean of the
+            outputs by :meth:`cos_ext.SpikingNetwork.rate`. The class of the largest output is the
+            same in all cases.
+
+    Warns:
+        UserWarning: less than half of the model's multiplications lie behind neurons, on
+            example_input; the others stay dense.
 
     Raises:
         ConversionError: listing every call site that cannot be converted, and every activation
@@ -223,6 +239,7 @@ def convert(
         emission=emission,
         calibration=calibration,
         execution=execution,
+        readout=readout,
         thresholds=_thresholds(thresholds),
         max_pool=max_pool,
         fold_batchnorm=fold_batchnorm,
@@ -259,6 +276,8 @@ def _fuse(fuse: bool | str, model: nn.Module) -> bool | str:
 
 def _check(settings: Settings) -> None:
     """TypeError or ValueError where an argument is wrong, whatever the model."""
+    if settings.readout not in READOUTS:
+        raise ValueError(f"readout must be one of {READOUTS}, got {settings.readout!r}")
     if settings.max_pool not in CHOICES:
         raise ValueError(f"max_pool must be one of {tuple(CHOICES)}, got {settings.max_pool!r}")
     rho, emission, calibration = settings.rho, settings.emission, settings.calibration

@@ -33,6 +33,8 @@ class ConversionReport:
     """
 
     entries: list[Entry] = field(default_factory=list)
+    # The share of the multiplications that read spikes, on the example; None without one.
+    behind: float | None = None
 
     def unsupported(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.status == "unsupported"]
@@ -41,10 +43,13 @@ class ConversionReport:
         rows = [("call site", "kind", "status", "threshold", "reason")]
         rows += [(e.site, e.kind, e.status, e.threshold, e.reason) for e in self.entries]
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        return "\n".join(
+        lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
             for row in rows
-        )
+        ]
+        if self.behind is not None:
+            lines.append(f"{self.behind:.0%} of the multiplications lie behind neurons")
+        return "\n".join(lines)
 
 
 class ConversionError(ValueError):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Protocol
 
+import torch
 from torch import Tensor, fx, nn
 
 from .._batches import Inputs
@@ -33,6 +34,7 @@ class Settings:
     max_pool: str = "error"
     fold_batchnorm: bool = True
     fuse: bool | str = True
+    readout: str = "error"
 
 
 @dataclass
@@ -46,7 +48,8 @@ class Conversion:
     facts: what is known of the values in the graph. unfolded: by BatchNorm, why it was not folded.
     folded: by layer, the entry of the BatchNorm that it took in. reference: the ANN after folding.
     neurons, averages, before: what Rewrite puts in; a max pooling becomes an average, or moves
-    before its neurons. copies: further neurons of a call site, pooled before. first_sizes, walked:
+    before its neurons. copies: further neurons of a call site, pooled before. readout: what was cut
+    off the end. shapes: on the example. refused: calls, and what reads them. first_sizes, walked:
     of a model that cannot be traced. network: the result.
     """
 
@@ -65,6 +68,9 @@ class Conversion:
     averages: dict[str, nn.Module] = field(default_factory=dict)
     before: dict[fx.Node, nn.Module] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
+    readout: nn.Module | None = None
+    shapes: dict[fx.Node, torch.Size] = field(default_factory=dict)
+    refused: set[fx.Node] = field(default_factory=set)
     first_sizes: dict[str, Fraction] = field(default_factory=dict)
     walked: Walked | None = None
     network: SpikingNetwork = field(init=False)
@@ -93,6 +99,8 @@ class Conversion:
 
     def refuse(self, site: str, kind: str, why: Refusal, node: fx.Node | None = None) -> None:
         """Enter an offender, once, with the line of the source that made the node."""
+        if node is not None:
+            self.refused.add(node)
         line = self.traced.lines.get(node.name, "") if node is not None else ""
         reason = f"{why} [{line}]" if line else str(why)
         entry = Entry(site, kind, "unsupported", "", reason)

@@ -105,6 +105,7 @@ class VerifyNetwork:
         theirs = _run(ann, pair, conversion.inputs)
         forced = self._force(snn, quantised)
         try:
+            snn.readout = beside(conversion.readout) if conversion.readout else None
             ours = snn.rate(*pair)
         except FAILURES as error:
             raise ConversionError(

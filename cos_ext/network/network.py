@@ -295,9 +295,11 @@ class SpikingNetwork(Measured):
 
     def rate(self, *inputs: Tensor, **named: Tensor) -> Tensor:
         """The mean over time of :meth:`forward`, [B, ...]: on the device, of the T steps that were
-        asked for, without a copy.
+        asked for, without a copy. With convert(readout="mean"), what the model applies to its
+        outputs last is applied to it.
         """
-        return self(*inputs, **named).mean(0)
+        mean = self(*inputs, **named).mean(0)
+        return mean if self.readout is None else self.readout(mean)
 
     def save(self, path: str | Path) -> None:
         """Write the weights, thresholds and initial potentials as safetensors, with a JSON header

@@ -38,6 +38,7 @@ class Configured(nn.Module):
     """A converted model and the settings of its neurons. Where one is refused, nothing changes."""
 
     module: nn.Module
+    readout: nn.Module | None
     report: Any
     # What SpikingNetwork adds, for the files that it calls.
     execution: str
@@ -48,6 +49,7 @@ class Configured(nn.Module):
     def __init__(self, module: nn.Module, report: Report, options: dict[str, Any]) -> None:
         super().__init__()
         self.module = module
+        self.readout = None  # of the mean of the outputs
         self.report = report
         # What save() needs: convert()'s arguments, the ANN's call sites, static_calibration.
         self.options = options

@@ -44,4 +44,5 @@ def header(network: Configured) -> dict[str, Any]:
         "max_pool": options["max_pool"],
         "fold_batchnorm": options["fold_batchnorm"],
         "fuse": options["fuse"],
+        "readout": options["readout"],
     }

@@ -60,8 +60,6 @@ class OtherActivation(Refused):
         nn.LeakyReLU,
         nn.PReLU,
         nn.Hardswish,
-        nn.Sigmoid,
-        nn.Tanh,
         nn.Hardsigmoid,
         nn.Softplus,
     )
@@ -71,19 +69,57 @@ class OtherActivation(Refused):
     )
 
 
-@register
-class Softmax(Refused):
-    """exp(x) / Σ exp(x)."""
+class Readout(Refused):
+    """Monotone in its inputs, and not linear."""
 
     memory = Memory.OWN
+    why = Refusal(
+        "is not linear in its input",
+        'at the end of a network pass readout="drop" (the order of the outputs is the same) or '
+        'readout="mean" (rate() applies it to the mean); between layers train with nn.ReLU',
+    )
+
+
+@register
+class Softmax(Readout):
+    """exp(x) / Σ exp(x)."""
 
     modules = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
     functions = (torch.softmax, torch.log_softmax, TF.softmax, TF.log_softmax)
     methods = ("softmax", "log_softmax")
+
+
+@register
+class Sigmoid(Readout):
+    """1 / (1 + exp(-x)), and its sister."""
+
+    modules = (nn.Sigmoid, nn.Tanh)
+    functions = (torch.sigmoid, TF.sigmoid, torch.tanh, TF.tanh)
+    methods = ("sigmoid", "tanh")
+
+    def rank(self, call: Call) -> int | None:
+        return call.rank
+
+    def leads(self, call: Call) -> bool:
+        return True
+
+
+@register
+class Staircase(Refused):
+    """Rounds: a staircase that is written out."""
+
+    functions = (torch.floor, torch.round, torch.ceil, torch.trunc, torch.sign, torch.heaviside)
+    methods = ("floor", "round", "ceil", "trunc", "sign", "floor_", "round_")
     why = Refusal(
-        "is not linear in its input",
-        "at the end of a network it can be left out, the order of the outputs is the same",
+        "rounds, which is not linear in the spikes",
+        "a quantised activation must be cos_ext.QCFS(levels, threshold), which neurons stand for",
     )
+
+    def rank(self, call: Call) -> int | None:
+        return call.rank
+
+    def leads(self, call: Call) -> bool:
+        return len(call.sources) == 1
 
 
 @register

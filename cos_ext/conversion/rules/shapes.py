@@ -26,7 +26,9 @@ def per_sample(call: Call, dims: Any, source: fx.Node | None = None) -> Refusal 
 
     if dims and all(within(dim) for dim in dims):
         return None
-    return Refusal(f"dim {dims} may be the batch, {FOLDED}", "count from the front")
+    counted = all(isinstance(dim, int) and dim < 0 for dim in dims)
+    advice = "count from the front, or pass example_input" if counted and dims else "name others"
+    return Refusal(f"dim {dims} may be the batch, {FOLDED}", advice)
 
 
 @register
@@ -174,14 +176,16 @@ class View(Rule):
             return Refusal(
                 f"to shape {shape}: the batch must be a dimension of its own, and the others plain "
                 "numbers",
-                "begin with x.size(0) or -1, or use flatten(1)",
+                "begin with x.size(0) or -1, write the other sizes out, or use flatten(1)",
             )
         if self.takes_own_batch(call) or (shape[0] == -1 and -1 not in shape[1:]):
             return None
-        return Refusal(
-            f"its first size {shape[0]} fixes the batch, {FOLDED}",
-            "begin with x.size(0) or -1, or use flatten(1)",
-        )
+        remedy = "begin with x.size(0) or -1, or use flatten(1)"
+        if -1 in shape[1:]:
+            remedy = (
+                "begin with the size(0) of this very tensor, or with -1 and the others written out"
+            )
+        return Refusal(f"its first size {shape[0]} fixes the batch, {FOLDED}", remedy)
 
     def rank(self, call: Call) -> int | None:
         shape = self.shape(call)

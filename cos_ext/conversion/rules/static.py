@@ -18,8 +18,6 @@ from .refused import Refused
 # Rectifiers have rules of their own.
 CASTS = ("float", "double", "half", "to", "type")
 NAMES = (
-    "sigmoid",
-    "tanh",
     "exp",
     "log",
     "sqrt",

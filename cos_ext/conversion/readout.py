@@ -1,0 +1,59 @@
+"""What stands between the last layer and the output: a Softmax and the like, which is no part of a
+spiking network and can be left out, or be applied to the mean of its outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as TF
+
+from .graphs import argument, called, site_of
+from .state import Conversion
+
+READOUTS = ("error", "drop", "mean")
+MODULES = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.Tanh)
+FUNCTIONS = {
+    nn.Softmax: (torch.softmax, TF.softmax, "softmax"),
+    nn.LogSoftmax: (torch.log_softmax, TF.log_softmax, "log_softmax"),
+    nn.Sigmoid: (torch.sigmoid, TF.sigmoid, "sigmoid"),
+    nn.Tanh: (torch.tanh, TF.tanh, "tanh"),
+}
+
+
+class CutReadout:
+    """Cuts off what a model applies to its outputs last, where convert() was asked to."""
+
+    def apply(self, conversion: Conversion) -> None:
+        choice = conversion.settings.readout
+        if choice == "error":
+            return
+        graph = conversion.graph
+        (last,) = (node for node in graph.nodes if node.op == "output")
+        cut: list[nn.Module] = []
+        while isinstance(node := last.args[0], fx.Node) and len(node.users) == 1:
+            made = _readout(conversion.model, node)
+            if made is None:
+                break
+            site = str(node.target) if node.op == "call_module" else site_of(node)
+            status, what = ("unused", "left out") if choice == "drop" else ("kept", "by rate()")
+            conversion.add(site, type(made).__name__, status, f"at the end, {what}")
+            cut.insert(0, made)
+            last.args = (node.all_input_nodes[0],)
+            graph.erase_node(node)
+        if cut:
+            conversion.readout = nn.Sequential(*cut)
+            graph.lint()
+
+
+def _readout(root: nn.Module, node: fx.Node) -> nn.Module | None:
+    """The module that a call is, where it is one that may be cut off."""
+    if len(node.all_input_nodes) != 1:
+        return None
+    if node.op == "call_module":
+        module = called(root, node)
+        return module if type(module) in MODULES else None
+    for kind, targets in FUNCTIONS.items():
+        if node.target in targets:
+            return kind(argument(node, 1, "dim")) if "oftmax" in kind.__name__ else kind()
+    return None
