@@ -7,7 +7,6 @@ T·N·s written, s the bytes of an element) live here. bench/ runs them under py
 from __future__ import annotations
 
 import importlib.util
-import json
 import platform
 import statistics
 import time
@@ -21,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import functional as F
+from ._files import write_json
 from ._ops import build_info
 
 
@@ -232,10 +232,7 @@ def run_bench(
             "threads": torch.get_num_threads(),
             "platform": platform.platform(),
         }
-        json_path.write_text(
-            json.dumps({"machine": machine, "build": build_info(), "records": records}, indent=1)
-            + "\n"
-        )
+        write_json(json_path, {"machine": machine, "build": build_info(), "records": records})
     return records
 
 

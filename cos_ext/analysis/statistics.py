@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from .._batches import check_batches, device_of, number_of_inputs
+from .._files import write_json
 from .._loops import inputs_on
 from .._ops import TALLIES
 from .._tables import table
 from ..network.network import SpikingNetwork
 from ..network.reports import report
-from .files import write_json
 
 ERROR_UNIT = 2.0**-24  # of the sums of errors, in spikes (csrc/core/statistics.h)
 
