@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from .. import data, models
+from .._files import check_target
 from .._ops import build_info
 from ..data import distributed
+from ..training.state import beside
 
 
 def add_calibration(command: argparse.ArgumentParser) -> None:
@@ -46,6 +48,44 @@ def add_calibration(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", type=Path, metavar="FILE", help="the results as JSON")
 
 
+def check_outputs(args: argparse.Namespace) -> None:
+    """Find out before the work whether the files of --json and --plot can be written.
+
+    Raises:
+        OSError: one cannot.
+        ImportError: --plot lacks matplotlib.
+        ValueError: matplotlib does not know the format; or both are one file.
+    """
+    json_path, plot = getattr(args, "json", None), getattr(args, "plot", None)
+    check_target(*(path for path in (json_path, plot) if path is not None))
+    if plot is None:
+        return
+    pyplot()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if plot.suffix and plot.suffix[1:].lower() not in known:
+        raise ValueError(f"--plot {plot}: its suffix must be one of {', '.join(sorted(known))}")
+    if json_path is not None and json_path.resolve() == plot.resolve():
+        raise ValueError(f"--json and --plot must be two files, got {plot} for both")
+
+
+def pyplot() -> Any:
+    """matplotlib's pyplot, drawing to files.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot as module
+    except ImportError as error:
+        raise ImportError("--plot needs matplotlib: pip install '.[plots]'") from error
+    return module
+
+
 def add_data_set(command: argparse.ArgumentParser) -> None:
     """The options that name a data set."""
     command.add_argument("--dataset", choices=data.DATASETS, default="fashion-mnist")
@@ -76,11 +116,15 @@ def chosen_device(name: str | None) -> torch.device:
     if name is not None:
         try:
             device = torch.device(name)
-        except RuntimeError as error:
-            raise ValueError(f"--device: {error}") from error
-        reason = build_info()["cuda_off"]
-        if device.type == "cuda" and (reason is not None or not torch.cuda.is_available()):
+        except RuntimeError:
+            device = torch.device("meta")
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
+        reason, found = build_info()["cuda_off"], torch.cuda.device_count()
+        if device.type == "cuda" and (reason is not None or not found):
             raise ValueError(f"--device {name}: {reason or 'torch finds no GPU'}")
+        if (device.index or 0) >= (found if device.type == "cuda" else 1):
+            raise ValueError(f"--device {name}: there are {found} GPUs, the first is cuda:0")
     else:
         device = torch.device(
             "cuda" if torch.cuda.is_available() and build_info()["cuda"] else "cpu"
@@ -103,10 +147,10 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         ValueError: it is not JSON.
     """
-    path = checkpoint.with_suffix(".json")
+    path = beside(checkpoint, ".json")
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 
