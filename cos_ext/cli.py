@@ -12,7 +12,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from ._commands import benchmark, demo, evaluation, information, options, training
 from .data import distributed
@@ -93,14 +93,16 @@ def _streams() -> Iterator[None]:
 
 
 def _message(error: BaseException) -> str:
-    if isinstance(error, MemoryError):
-        return "out of memory; use smaller batches, fewer time-steps or fewer samples"
+    text = str(error).strip()
+    # torch has several kinds of its own for memory that it does not get.
+    if isinstance(error, MemoryError) or "allocate memory" in text or "aten::empty" in text:
+        return "out of memory; use smaller batches, fewer time-steps or smaller sizes"
     if isinstance(error, OSError) and error.strerror is not None:
         where = "" if error.filename is None else f"{error.filename}: "
         return f"{where}{error.strerror}"
     if isinstance(error, RuntimeError) and not isinstance(error, distributed.RemoteError):
-        return str(error).strip().partition("\n")[0]  # torch adds its own stack
-    return str(error)
+        return text.partition("\n")[0]  # torch adds its own stack
+    return text.partition("\nException raised from")[0]
 
 
 def _say(line: str) -> None:
@@ -126,6 +128,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)  # argparse would hide that a disk is full
 
 
 def _parser() -> argparse.ArgumentParser:

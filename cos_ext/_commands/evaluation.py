@@ -40,6 +40,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the checkpoint and its record, and print the table."""
+    if not args.checkpoint.is_file():
+        raise FileNotFoundError(f"--checkpoint must name a file, got {str(args.checkpoint)!r}")
     test_set = data.load(args.dataset, args.data, size=args.size)
     beside_it = beside(args.checkpoint, ".json")
     record = read_record(args.checkpoint) if beside_it.exists() else {}

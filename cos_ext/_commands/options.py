@@ -16,6 +16,16 @@ from .._ops import build_info
 from ..data import distributed
 from ..training.state import beside
 
+MOST_STEPS = 2**24  # what the kernels serve
+
+
+def steps(text: str) -> int:
+    """The type of options that count time-steps or iterations; what is least is the library's."""
+    value = int(text)
+    if value > MOST_STEPS:
+        raise argparse.ArgumentTypeError(f"must be at most {MOST_STEPS}, got {text}")
+    return value
+
 
 def add_calibration(command: argparse.ArgumentParser) -> None:
     """The options of demo and eval: the calibrations to show, on which images, and where to."""
@@ -23,12 +33,12 @@ def add_calibration(command: argparse.ArgumentParser) -> None:
     # layer.
     command.add_argument("--batch-size", type=int, help="default: 32 on a CPU, 256 on a GPU")
     command.add_argument(
-        "--rho", type=int, default=4, help="steps to watch for calibration (default 4)"
+        "--rho", type=steps, default=4, help="steps to watch for calibration (default 4)"
     )
-    command.add_argument("--timesteps", type=int, default=8, help="steps T to emit (default 8)")
+    command.add_argument("--timesteps", type=steps, default=8, help="steps T to emit (default 8)")
     command.add_argument(
         "--iterations",
-        type=int,
+        type=steps,
         metavar="K",
         help="show calibration with K iterations instead of 1 and 2",
     )
@@ -124,7 +134,8 @@ def chosen_device(name: str | None) -> torch.device:
         if device.type == "cuda" and (reason is not None or not found):
             raise ValueError(f"--device {name}: {reason or 'torch finds no GPU'}")
         if (device.index or 0) >= (found if device.type == "cuda" else 1):
-            raise ValueError(f"--device {name}: there are {found} GPUs, the first is cuda:0")
+            last = f"cuda:{found - 1}" if device.type == "cuda" else "cpu:0"
+            raise ValueError(f"--device {name} is not there, the last one is {last}")
     else:
         device = torch.device(
             "cuda" if torch.cuda.is_available() and build_info()["cuda"] else "cpu"

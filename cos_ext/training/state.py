@@ -6,9 +6,7 @@ Nothing is trained here.
 from __future__ import annotations
 
 import copy
-import errno
 import json
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,15 +120,15 @@ def check_output(output: str | Path) -> None:
         OSError: a file cannot be written.
     """
     path = Path(output)
+    if not path.name:
+        raise ValueError(f"the checkpoint must have a name, got {str(output)!r}")
     if path.suffix in (".json", ".state"):
         raise ValueError(
             f"the checkpoint {path} has the name of a record or a state; name it "
             f"{path.with_name(path.name.removesuffix(path.suffix) + '.safetensors')}"
         )
-    if os.fspath(output).endswith(os.sep):
-        raise IsADirectoryError(errno.EISDIR, "it ends like a folder, name a file", str(output))
     path.parent.mkdir(parents=True, exist_ok=True)
-    check_target(path, beside(path, ".json"), beside(path, ".state"))
+    check_target(output, beside(path, ".json"), beside(path, ".state"))
 
 
 def save_checkpoint(model: nn.Module, path: str | Path, record: dict[str, Any]) -> None:
