@@ -226,7 +226,7 @@ def _ann(args: argparse.Namespace, num_classes: int) -> tuple[nn.Module, str, in
         )
         return model, record["architecture"], record["levels"]
     if args.arch is None:
-        raise ValueError(f"--arch is needed: there is no {beside_it}")
+        raise ValueError(f"--arch is needed: there is no JSON beside {args.checkpoint}")
     model = models.load_qcfs_checkpoint(args.checkpoint, args.arch, levels=args.levels)
     levels = {module.levels for module in model.modules() if isinstance(module, QCFS)}
     return model, args.arch, levels.pop()
