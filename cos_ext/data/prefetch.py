@@ -37,7 +37,7 @@ def prefetched(
     host does not.
 
     An error of ``batches`` is raised where its batch would have come. Leaving the context ends the
-    thread, after the batch that it is loading then; an interrupt (Ctrl-C) does not wait for that.
+    thread, after the batch that it is loading then; an interrupt (Ctrl-C) waits 1 s for it.
     The thread has no gradients; other settings that torch keeps per thread (a default device) it
     lacks.
 
@@ -99,8 +99,8 @@ def prefetched(
         stop.set()
         _emptied(ahead)
         # A batch may load for minutes. The thread is a daemon.
-        if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
-            thread.join()
+        interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)
+        thread.join(1 if interrupted else None)
 
 
 def _emptied(ahead: queue.Queue[Any]) -> None:
