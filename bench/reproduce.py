@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Subset
 from cos_ext import QCFS, SpikingNetwork, build_info, convert, data, evaluate, fit_light, models
 from cos_ext._commands.options import chosen_device
 from cos_ext.training import train
+from cos_ext.training.state import beside
 
 sys.path.append(str(Path(__file__).parent))  # a test loads this file by its path
 from _shared import checkpoints, records, tables
@@ -214,7 +215,8 @@ def _set(network: SpikingNetwork, settings: dict[str, Any]) -> None:
 
 def _ann(args: argparse.Namespace, num_classes: int) -> tuple[nn.Module, str, int]:
     """The ANN, its architecture's name and its levels."""
-    if args.checkpoint.with_suffix(".json").exists():
+    beside_it = beside(args.checkpoint, ".json")
+    if beside_it.exists():
         model, record = checkpoints.load(
             args.checkpoint,
             num_classes=num_classes,

@@ -1,8 +1,14 @@
 """`python -m cos_ext`: calls the command line, and nothing else."""
 
+import os
 import sys
 
-from .cli import main
+from .cli import INTERRUPTED, main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code == INTERRUPTED:
+        os._exit(
+            code
+        )  # a thread may still load a batch; sys.exit waits for it, or breaks off in C++
+    sys.exit(code)

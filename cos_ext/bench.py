@@ -7,7 +7,7 @@ T·N·s written, s the bytes of an element) live here. bench/ runs them under py
 from __future__ import annotations
 
 import importlib.util
-import json
+import os
 import platform
 import statistics
 import time
@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import functional as F
+from ._files import check_target, write_json
 from ._ops import build_info
 
 
@@ -184,7 +185,15 @@ def run_bench(
     Returns:
         One record a row, with the case, the call, median_ms and min_ms, gb_per_s by the byte floor,
         and x_copy, the median in units of that of ``copy_``.
+
+    Raises:
+        ValueError: a number is out of range.
+        OSError: json_path cannot be written, before anything is measured.
     """
+    mib, timesteps = list(mib), list(timesteps)
+    _check(mib, timesteps, rho, threads, repeats)
+    if json_path is not None:
+        check_target(json_path)
     if threads is not None:
         torch.set_num_threads(threads)
     if importlib.util.find_spec("spikingjelly") is None:
@@ -232,11 +241,23 @@ def run_bench(
             "threads": torch.get_num_threads(),
             "platform": platform.platform(),
         }
-        json_path.write_text(
-            json.dumps({"machine": machine, "build": build_info(), "records": records}, indent=1)
-            + "\n"
-        )
+        write_json(json_path, {"machine": machine, "build": build_info(), "records": records})
     return records
+
+
+def _check(
+    mib: list[int], timesteps: list[int], rho: int, threads: int | None, repeats: int
+) -> None:
+    """ValueError unless every number can be served."""
+    ranges = [("mib", value, 2**20) for value in mib]
+    # One element a step at least.
+    ranges += [("timesteps", value, min(mib) * 2**18) for value in timesteps]
+    ranges += [("rho", rho, 2**31 - 1), ("repeats", repeats, 10**6)]
+    if threads is not None:
+        ranges.append(("threads", threads, os.cpu_count() or 1))
+    for name, value, most in ranges:
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} must lie in 1..{most}, got {value}")
 
 
 def _processor() -> str:

@@ -157,7 +157,7 @@ def test_a_truncated_checkpoint_is_refused(capsys, tmp_path):
         (["--rho", "-1"], "rho must be >= 0"),
         (["--iterations", "-1", "--samples", "4"], "iterations must be >= 0"),
         (["--batch-size", "0"], "batch_size must be >= 1"),
-        (["--device", "nonsense"], "--device"),
+        (["--device", "nonsense"], "must be cpu, cuda or cuda:N"),
     ],
 )
 def test_bad_options_end_with_a_message(capsys, arguments, message):

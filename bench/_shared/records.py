@@ -7,6 +7,8 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
+from cos_ext._files import write_text
+
 
 def write(path: Path, record: dict[str, Any], compact: Container[str] = ()) -> None:
     """Write all of it or nothing: a run that is killed leaves the file that was there before.
@@ -14,9 +16,7 @@ def write(path: Path, record: dict[str, Any], compact: Container[str] = ()) -> N
     compact: the keys whose value takes one line, or if it is a list one line an entry.
     """
     parts = [f"{json.dumps(key)}: {_text(v, key in compact)}" for key, v in record.items()]
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text("{\n " + ",\n ".join(parts) + "\n}\n")
-    unfinished.replace(path)
+    write_text(path, "{\n " + ",\n ".join(parts) + "\n}\n")
 
 
 def _text(value: Any, compact: bool) -> str:

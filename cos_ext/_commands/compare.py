@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from .. import data
+from .._files import write_figure, write_json
 from .._ops import build_info
 from .._tables import table
 from ..analysis.evaluation import Evaluation, evaluate
 from ..conversion.pipeline import convert
 from ..data import distributed
 from ..training import train
-from .options import batch_size, chosen_device
+from .options import batch_size, chosen_device, pyplot
 
 
 def compare(
@@ -24,8 +23,6 @@ def compare(
 ) -> int:
     """Evaluate the ANN and the SNN under each calibration, and print one table."""
     device, progress = chosen_device(args.device), not args.quiet
-    if args.plot is not None:
-        pyplot()  # so that a missing matplotlib shows before the work
     network = convert(model.to(device), timesteps=args.timesteps, rho=args.rho)
     batches = test_set.batches(batch_size(args, device), shard=distributed.whoami())
     answers = distributed.gather(
@@ -51,26 +48,10 @@ def compare(
             "results": {name: result.to_dict() for name, result in results.items()},
             "build": build_info(),
         }
-        args.json.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(args.json, content)
     if args.plot is not None and distributed.whoami()[0] == 0:
         _plot(args.plot, ann, results)
     return 0
-
-
-def pyplot() -> Any:
-    """matplotlib's pyplot, drawing to files.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as module
-    except ImportError as error:
-        raise ImportError("--plot needs matplotlib: pip install '.[plots]'") from error
-    return module
 
 
 def _calibrations(args: argparse.Namespace) -> dict[str, tuple[int, int | None]]:
@@ -107,4 +88,4 @@ def _plot(path: Path, ann: float, results: dict[str, Evaluation]) -> None:
     axes.set_xlabel("time-step t (latency rho + t)")
     axes.set_ylabel("accuracy (%)")
     axes.legend()
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)

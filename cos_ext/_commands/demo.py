@@ -1,4 +1,4 @@
-"""`demo`: the shipped network on the shipped images, as a table or as one of two reports."""
+"""`demo`: the shipped network on the shipped images, as a table or as reports."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import argparse
 from torch import nn
 
 from .. import data, models
+from .._files import write_json
 from ..analysis.offsets import offset_spike_report
 from ..conversion.pipeline import convert
 from ..models import DEMO_CHECKPOINT
 from ..network.network import SpikingNetwork
-from .compare import compare, pyplot
+from .compare import compare
 from .options import (
     add_calibration,
     add_device,
@@ -57,13 +58,10 @@ def run(args: argparse.Namespace) -> int:
         f"{record['architecture']} with QCFS activations, L = {record['levels']}, Fashion-MNIST "
         "test set"
     )
-    if args.report and args.energy:
-        raise ValueError("--report and --energy are two reports; ask for one at a time")
     if not (args.report or args.energy):
         return compare(args, model, data.fashion_mnist().first(args.samples))
     samples = REPORT_SAMPLES if args.samples is None else args.samples
-    images = data.fashion_mnist().first(samples)
-    return (_energy if args.energy else _offsets)(args, model, images)
+    return _reports(args, model, data.fashion_mnist().first(samples))
 
 
 def _converted(args: argparse.Namespace, model: nn.Module) -> SpikingNetwork:
@@ -76,37 +74,24 @@ def _converted(args: argparse.Namespace, model: nn.Module) -> SpikingNetwork:
     )
 
 
-def _offsets(args: argparse.Namespace, model: nn.Module, images: data.ImageSet) -> int:
-    """Print the offset-spike report of the network that the options describe."""
-    device = chosen_device(args.device)
-    if args.plot is not None:
-        pyplot()  # so that a missing matplotlib shows before the work
-    network = _converted(args, model)
-    report = offset_spike_report(
-        model,
-        network,
-        images.batches(batch_size(args, device)),
-        iterations=3 if args.iterations is None else args.iterations,
-        progress=not args.quiet,
-    )
-    print(f"\n{report}")
-    if args.json is not None:
-        report.to_json(args.json)
-    if args.plot is not None:
-        report.plot(args.plot)
-    return 0
-
-
-def _energy(args: argparse.Namespace, model: nn.Module, images: data.ImageSet) -> int:
-    """Print the energy report of the network that the options describe."""
-    if args.plot is not None:
+def _reports(args: argparse.Namespace, model: nn.Module, images: data.ImageSet) -> int:
+    """Print one report or both of the network that the options describe."""
+    if args.plot is not None and not args.report:
         raise ValueError("--plot draws accuracies or offset spikes; --energy has none")
-    device = chosen_device(args.device)
-    network = _converted(args, model)
-    report = network.energy_report(
-        images.batches(batch_size(args, device)), progress=not args.quiet
-    )
-    print(f"\n{report}")
+    batches = images.batches(batch_size(args, chosen_device(args.device)))
+    network, progress = _converted(args, model), not args.quiet
+    contents = {}
+    if args.report:
+        steps = 3 if args.iterations is None else args.iterations
+        offsets = offset_spike_report(model, network, batches, iterations=steps, progress=progress)
+        print(f"\n{offsets}")
+        contents["report"] = offsets.to_dict()
+    if args.energy:
+        energy = network.energy_report(batches, progress=progress)
+        print(f"\n{energy}")
+        contents["energy"] = energy.to_dict()
     if args.json is not None:
-        report.to_json(args.json)
+        write_json(args.json, contents if len(contents) > 1 else next(iter(contents.values())))
+    if args.plot is not None:
+        offsets.plot(args.plot)
     return 0

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from .. import data, models
+from ..training.state import beside
 from .compare import compare
 from .options import add_calibration, add_data_set, add_device, build_model, read_record
 
@@ -39,8 +40,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the checkpoint and its record, and print the table."""
+    if not args.checkpoint.is_file():
+        raise FileNotFoundError(f"--checkpoint must name a file, got {str(args.checkpoint)!r}")
     test_set = data.load(args.dataset, args.data, size=args.size)
-    record = read_record(args.checkpoint) if args.checkpoint.with_suffix(".json").exists() else {}
+    beside_it = beside(args.checkpoint, ".json")
+    record = read_record(args.checkpoint) if beside_it.exists() else {}
     record["num_classes"] = test_set.num_classes
     record["in_channels"] = 1 if args.dataset == "fashion-mnist" else 3
     for key, value in (("architecture", args.arch), ("levels", args.levels), ("stem", args.stem)):
@@ -48,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
             record[key] = value
         elif key not in record and key != "stem":
             raise ValueError(
-                f"--{key.replace('architecture', 'arch')} is needed: there is no JSON beside "
-                f"{args.checkpoint}"
+                f"--{key.replace('architecture', 'arch')} is needed: there is no "
+                f"{beside_it} beside the checkpoint"
             )
     model = build_model(record)
     models.load_weights(model, str(args.checkpoint))

@@ -11,8 +11,20 @@ import torch
 from torch import nn
 
 from .. import data, models
+from .._files import check_target
 from .._ops import build_info
 from ..data import distributed
+from ..training.state import beside
+
+MOST_STEPS = 2**24  # what the kernels serve
+
+
+def steps(text: str) -> int:
+    """The type of options that count time-steps or iterations; what is least is the library's."""
+    value = int(text)
+    if value > MOST_STEPS:
+        raise argparse.ArgumentTypeError(f"must be at most {MOST_STEPS}, got {text}")
+    return value
 
 
 def add_calibration(command: argparse.ArgumentParser) -> None:
@@ -21,12 +33,12 @@ def add_calibration(command: argparse.ArgumentParser) -> None:
     # layer.
     command.add_argument("--batch-size", type=int, help="default: 32 on a CPU, 256 on a GPU")
     command.add_argument(
-        "--rho", type=int, default=4, help="steps to watch for calibration (default 4)"
+        "--rho", type=steps, default=4, help="steps to watch for calibration (default 4)"
     )
-    command.add_argument("--timesteps", type=int, default=8, help="steps T to emit (default 8)")
+    command.add_argument("--timesteps", type=steps, default=8, help="steps T to emit (default 8)")
     command.add_argument(
         "--iterations",
-        type=int,
+        type=steps,
         metavar="K",
         help="show calibration with K iterations instead of 1 and 2",
     )
@@ -44,6 +56,44 @@ def add_calibration(command: argparse.ArgumentParser) -> None:
         "spikes per layer",
     )
     command.add_argument("--json", type=Path, metavar="FILE", help="the results as JSON")
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Find out before the work whether the files of --json and --plot can be written.
+
+    Raises:
+        OSError: one cannot.
+        ImportError: --plot lacks matplotlib.
+        ValueError: matplotlib does not know the format; or both are one file.
+    """
+    json_path, plot = getattr(args, "json", None), getattr(args, "plot", None)
+    check_target(*(path for path in (json_path, plot) if path is not None))
+    if plot is None:
+        return
+    pyplot()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if plot.suffix and plot.suffix[1:].lower() not in known:
+        raise ValueError(f"--plot {plot}: its suffix must be one of {', '.join(sorted(known))}")
+    if json_path is not None and json_path.resolve() == plot.resolve():
+        raise ValueError(f"--json and --plot must be two files, got {plot} for both")
+
+
+def pyplot() -> Any:
+    """matplotlib's pyplot, drawing to files.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot as module
+    except ImportError as error:
+        raise ImportError("--plot needs matplotlib: pip install '.[plots]'") from error
+    return module
 
 
 def add_data_set(command: argparse.ArgumentParser) -> None:
@@ -76,11 +126,16 @@ def chosen_device(name: str | None) -> torch.device:
     if name is not None:
         try:
             device = torch.device(name)
-        except RuntimeError as error:
-            raise ValueError(f"--device: {error}") from error
-        reason = build_info()["cuda_off"]
-        if device.type == "cuda" and (reason is not None or not torch.cuda.is_available()):
+        except RuntimeError:
+            device = torch.device("meta")
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
+        reason, found = build_info()["cuda_off"], torch.cuda.device_count()
+        if device.type == "cuda" and (reason is not None or not found):
             raise ValueError(f"--device {name}: {reason or 'torch finds no GPU'}")
+        if (device.index or 0) >= (found if device.type == "cuda" else 1):
+            last = f"cuda:{found - 1}" if device.type == "cuda" else "cpu:0"
+            raise ValueError(f"--device {name} is not there, the last one is {last}")
     else:
         device = torch.device(
             "cuda" if torch.cuda.is_available() and build_info()["cuda"] else "cpu"
@@ -103,10 +158,10 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         ValueError: it is not JSON.
     """
-    path = checkpoint.with_suffix(".json")
+    path = beside(checkpoint, ".json")
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 

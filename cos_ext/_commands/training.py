@@ -12,6 +12,7 @@ import torch
 
 from .. import data, models
 from ..training import train
+from ..training.state import beside, check_output
 from .options import add_data_set, add_device, chosen_device
 
 
@@ -38,10 +39,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--output",
         type=Path,
         required=True,
-        help="the checkpoint, .safetensors; a JSON is written beside it",
+        help="the checkpoint NAME.safetensors; NAME.json and NAME.state are written beside it",
     )
     training.add_argument(
-        "--resume", action="store_true", help="go on from OUTPUT.state if it is there"
+        "--resume",
+        action="store_true",
+        help="go on from NAME.state if it is there, and of the same run",
     )
     add_data_set(training)
     add_device(training)
@@ -49,6 +52,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and write the checkpoint and its record."""
+    check_output(args.output)
+    device = chosen_device(args.device)
     config = train.TrainConfig(
         epochs=args.epochs,
         learning_rate=args.lr,
@@ -89,8 +94,8 @@ def run(args: argparse.Namespace) -> int:
         batches,
         test_set.batches(args.batch_size),
         config,
-        device=chosen_device(args.device),
-        state_path=args.output.with_suffix(".state"),
+        device=device,
+        state_path=beside(args.output, ".state"),
         resume=args.resume,
         progress=not args.quiet,
     )
@@ -104,6 +109,6 @@ def run(args: argparse.Namespace) -> int:
     train.save_checkpoint(model, args.output, record)
     print(
         f"test accuracy {history[-1]['test_accuracy']:.2%}; wrote {args.output} and "
-        f"{args.output.with_suffix('.json')}"
+        f"{beside(args.output, '.json')}"
     )
     return 0

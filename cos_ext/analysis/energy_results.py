@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .._files import write_json
 from .._tables import percent, table
-from .files import write_csv, write_json
+from .files import write_csv
 
 
 @dataclass(frozen=True)

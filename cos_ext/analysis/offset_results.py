@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .._files import write_json
 from .._tables import percent, table
 from . import plots
-from .files import write_csv, write_json
+from .files import write_csv
 
 BEYOND = 4  # this and all beyond it share a column
 OFFSETS = tuple(range(-BEYOND, BEYOND + 1))  # of a histogram; its ends hold what lies beyond them

@@ -8,6 +8,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .._files import write_figure
+
 
 def stacked_shares(
     panels: Mapping[str, Sequence[Sequence[float]]],
@@ -65,5 +67,5 @@ def stacked_shares(
     grid[0, 0].margins(y=0.1)
     figure.suptitle(title)
     if path is not None:
-        figure.savefig(path, dpi=150)
+        write_figure(path, figure)
     return figure

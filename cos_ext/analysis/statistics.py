@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._batches import check_batches, device_of
+from .._files import write_json
 from .._loops import inputs_on
 from .._neuron.runs import Run, running
 from .._ops import TALLIES
@@ -22,7 +23,6 @@ from .._tables import table
 from ..network.network import SpikingNetwork
 from ..network.reports import report
 from ..network.settings import steady
-from .files import write_json
 
 # Of the sums of errors, in spikes (csrc/core/statistics.h).
 CLIPPING_UNIT, QUANTISATION_UNIT = 2.0**-20, 2.0**-24

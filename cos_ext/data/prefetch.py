@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -37,8 +38,9 @@ def prefetched(
     host does not.
 
     An error of ``batches`` is raised where its batch would have come. Leaving the context ends the
-    thread, after the batch that it is loading then. The thread has no gradients; other settings
-    that torch keeps per thread (a default device) it lacks.
+    thread, after the batch that it is loading then; an interrupt (Ctrl-C) waits 1 s for it.
+    The thread has no gradients; other settings that torch keeps per thread (a default device) it
+    lacks.
 
     Args:
         batches: an iterable of (inputs [B, ...], labels [B]); inputs may be a tuple or a mapping of
@@ -97,11 +99,17 @@ def prefetched(
         yield arriving()
     finally:
         stop.set()
-        with contextlib.suppress(queue.Empty):
-            # After this the thread puts at most one thing more, and there is room for it.
-            while True:
-                ahead.get_nowait()
-        thread.join()
+        _emptied(ahead)
+        # A batch may load for minutes. The thread is a daemon.
+        interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)
+        thread.join(1 if interrupted else None)
+
+
+def _emptied(ahead: queue.Queue[Any]) -> None:
+    """After this a stopped thread puts at most one thing more, and there is room for it."""
+    with contextlib.suppress(queue.Empty):
+        while True:
+            ahead.get_nowait()
 
 
 def _moved(item: Any, device: torch.device, *, pin: bool) -> Batch:

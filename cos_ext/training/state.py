@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from .config import TrainConfig
+from .._files import check_target, replacing
+from .identity import Identity, differences
 
 History = list[dict[str, float]]  # a record per epoch
 
@@ -31,7 +31,7 @@ class TrainingState:
         scheduler: of the learning rate, by step.
         scaler: of the gradients; it does nothing but in float16.
         generator: of the data's order and augmentation; None: torch's own.
-        config: the settings, which must agree.
+        run: what identifies the run, and must agree.
         device: where it trains.
     """
 
@@ -40,68 +40,58 @@ class TrainingState:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
     generator: torch.Generator | None
-    config: TrainConfig
+    run: Identity
     device: torch.device
 
     def save(self, path: Path, history: History) -> None:
-        """Write the state and the records so far: first to another file, so that a kill leaves the
-        previous one.
-        """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(path.suffix + ".part")
+        """Write the state and the records so far; a kill leaves the previous file."""
         on_gpu = self.device.type == "cuda"
-        torch.save(
-            {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "config": asdict(self.config),
-                "history": history,
-                "torch_rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state(self.device) if on_gpu else None,
-                "data_rng": None if self.generator is None else self.generator.get_state(),
-            },
-            part,
-        )
-        os.replace(part, path)
+        content = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "run": self.run,
+            "history": history,
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if on_gpu else None,
+            "data_rng": None if self.generator is None else self.generator.get_state(),
+        }
+        with replacing(path) as part:
+            torch.save(content, part)
 
     def restore(self, path: Path) -> History:
         """Take up the state in a file; the records of the epochs that are done.
 
         Raises:
-            ValueError: the file is broken, or of another model, other settings or another number of
-                batches. The model is then unchanged.
+            ValueError: the file is broken, of an older version, or of another run: what differs is
+                named. The model is then unchanged.
         """
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            saved, history = dict(state["config"]), list(state["history"])
+            history = list(state["history"])
+            run = None if "config" in state and "run" not in state else dict(state["run"])
         except Exception as error:  # torch.load raises several kinds for damaged files
             raise ValueError(f"{path} is not a training state, or is truncated: {error}") from error
-        ours = asdict(self.config)
-        if saved != ours:
-            changed = sorted(key for key in ours if saved.get(key) != ours[key])
+        if run is None:
             raise ValueError(
-                f"{path} was written with other settings: {changed} differ; start anew or use the "
-                "same"
+                f"{path} was written by cos_ext 0.1, and does not say of which model and data it "
+                "is; start anew without resume"
+            )
+        if found := differences(run, self.run):
+            raise ValueError(
+                f"{path} is of another run. These differ: {found}. Use what it was written with, "
+                "or start anew: without resume, or with another name"
             )
         before = copy.deepcopy(self.model.state_dict())
         try:
             self._load(state)
         except Exception as error:  # load_state_dict may fail half-way, in several ways
             self.model.load_state_dict(before)
-            raise ValueError(
-                f"{path} does not fit this model and these batches: {error}"
-            ) from error
+            raise ValueError(f"{path} does not fit this model: {error}") from error
         return history
 
     def _load(self, state: dict[str, Any]) -> None:
-        total = "total_steps" if self.config.schedule == "onecycle" else "T_max"
-        steps, expected = state["scheduler"][total], self.scheduler.state_dict()[total]
-        if steps != expected:
-            raise ValueError(
-                f"it is for {steps} steps in all, and these batches and epochs make {expected}"
-            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -113,25 +103,49 @@ class TrainingState:
             self.generator.set_state(state["data_rng"])
 
 
+def beside(output: str | Path, suffix: str) -> Path:
+    """The file of this suffix that belongs to a checkpoint: NAME.json to NAME and
+    NAME.safetensors. Other endings are a part of the name, as in run_lr0.1.
+    """
+    path = Path(output)
+    return path.with_name(path.name.removesuffix(".safetensors") + suffix)
+
+
+def check_output(output: str | Path) -> None:
+    """Find out before a training whether its checkpoint, record and state can be written; makes
+    the folder.
+
+    Raises:
+        ValueError: the name is that of a record or a state.
+        OSError: a file cannot be written.
+    """
+    path = Path(output)
+    if not path.name:
+        raise ValueError(f"the checkpoint must have a name, got {str(output)!r}")
+    if path.suffix in (".json", ".state"):
+        raise ValueError(
+            f"the checkpoint {path} has the name of a record or a state; name it "
+            f"{path.with_name(path.name.removesuffix(path.suffix) + '.safetensors')}"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_target(output, beside(path, ".json"), beside(path, ".state"))
+
+
 def save_checkpoint(model: nn.Module, path: str | Path, record: dict[str, Any]) -> None:
     """Write the weights as safetensors, and a record with versions as JSON beside it. Both or
     neither appear.
 
     Args:
         model: whose state_dict is written.
-        path: of the weights; the record gets the suffix .json.
+        path: of the weights. The record of NAME or NAME.safetensors is NAME.json.
         record: what JSON can hold.
     """
     from safetensors.torch import save
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_output(path)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    weights, notes = path.with_suffix(path.suffix + ".part"), path.with_suffix(".json.part")
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     text = json.dumps({**record, "versions": versions}, indent=2) + "\n"  # may fail: before writing
-    # save_file would let only its owner read it.
-    weights.write_bytes(save(state, metadata={"format": "pt"}))
-    notes.write_text(text)
-    os.replace(weights, path)
-    os.replace(notes, path.with_suffix(".json"))
+    with replacing(path, beside(path, ".json")) as (weights, notes):
+        weights.write_bytes(save(state, metadata={"format": "pt"}))
+        notes.write_text(text, encoding="utf-8")

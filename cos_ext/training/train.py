@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .._files import check_target
 from ..qcfs import QCFS
 from .config import PRECISIONS, SCHEDULES, TrainConfig
+from .identity import Identity, identity
 from .state import History, TrainingState, save_checkpoint
 
 __all__ = [
@@ -73,17 +75,20 @@ def fit(
         config: see :class:`cos_ext.training.train.TrainConfig`.
         device: where to train.
         state_path: after every epoch the whole training state (weights, optimizer, schedule, random
-            state) is written here, to a temporary file first, so that a kill leaves the previous
-            one.
-        resume: go on from state_path if it exists.
+            state, what identifies the run) is written here, to a temporary file first, so that a
+            kill leaves the previous one.
+        resume: go on from state_path if it exists. Architecture, levels, initial thresholds, data,
+            batches and settings must then be those that it was written with; data that only a pass
+            over ``batches`` could tell are taken for the same.
         progress: a progress bar on stderr.
 
     Returns:
         One record per epoch: loss, train_accuracy, test_accuracy, seconds.
 
     Raises:
-        ValueError: there is no batch; or state_path holds a state of another model, other settings
-            or another number of batches, or a broken file. The model is then unchanged.
+        ValueError: there is no batch; or state_path holds the state of another run (what differs is
+            named), one of an older version, or a broken file. The model is then unchanged.
+        OSError: state_path cannot be written; before the first epoch.
         FloatingPointError: the loss is no longer finite.
     """
     if not len(batches):
@@ -92,14 +97,18 @@ def fit(
         )
     torch.manual_seed(config.seed)
     model.to(device)
-    state = _fresh_state(model, batches, config, torch.device(device))
+    run = {} if state_path is None else identity(model, batches, test_batches, config)
+    state = _fresh_state(model, batches, config, torch.device(device), run)
     history: History = []
+    if state_path is not None:
+        Path(state_path).parent.mkdir(parents=True, exist_ok=True)
+        check_target(state_path)
     if resume and state_path is not None and Path(state_path).exists():
         history = state.restore(Path(state_path))
 
     for epoch in range(len(history), config.epochs):
         start = time.perf_counter()
-        record = _epoch(state, batches, f"epoch {epoch + 1}", progress)
+        record = _epoch(state, batches, config, f"epoch {epoch + 1}", progress)
         record["test_accuracy"] = accuracy(model, test_batches, device=device)
         record["seconds"] = time.perf_counter() - start
         history.append(record)
@@ -117,7 +126,11 @@ def fit(
 
 
 def _fresh_state(
-    model: nn.Module, batches: SizedBatches, config: TrainConfig, device: torch.device
+    model: nn.Module,
+    batches: SizedBatches,
+    config: TrainConfig,
+    device: torch.device,
+    run: Identity,
 ) -> TrainingState:
     """The state before the first step."""
     optimizer = torch.optim.SGD(
@@ -144,14 +157,14 @@ def _fresh_state(
     half = PRECISIONS[config.precision] is torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=half)
     generator = getattr(batches, "generator", None)
-    return TrainingState(model, optimizer, scheduler, scaler, generator, config, device)
+    return TrainingState(model, optimizer, scheduler, scaler, generator, run, device)
 
 
 def _epoch(
-    state: TrainingState, batches: SizedBatches, title: str, progress: bool
+    state: TrainingState, batches: SizedBatches, config: TrainConfig, title: str, progress: bool
 ) -> dict[str, float]:
     """One pass over the data: the mean loss, and the accuracy on the way."""
-    model, config, device = state.model, state.config, state.device
+    model, device = state.model, state.device
     model.train()
     autocast = PRECISIONS[config.precision]
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)

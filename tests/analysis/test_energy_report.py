@@ -152,5 +152,9 @@ def test_demo_energy(capsys, tmp_path):
     )
     content = json.loads(path.read_text())
     assert (content["samples"], content["latency"]) == (3, [3, 4])
-    for more, message in ((["--plot", "x.png"], "--plot"), (["--report"], "one at a time")):
-        assert main([*arguments, *more]) == 2 and message in capsys.readouterr().err
+    assert main([*arguments, "--plot", str(tmp_path / "x.png")]) == 2
+    assert "--plot" in capsys.readouterr().err
+    assert main([*arguments, "--report", "--json", str(path)]) == 0
+    out, content = capsys.readouterr().out, json.loads(path.read_text())
+    assert "2-bit ANN / SNN" in out and "offset spikes" in out.lower()
+    assert content["report"]["samples"] == content["energy"]["samples"] == 3
