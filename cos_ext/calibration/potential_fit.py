@@ -267,6 +267,9 @@ class Fit:
         done = [site for site in self.sites if f"shift {site}" in tensors]
         if done != self.sites[: len(done)]:
             return f"it has shifts of {done}, the order is {self.sites}"
+        coming = self.sites[len(done) :][:1] if self.description["sequential"] else self.sites
+        if not values.keys() <= set(coming) or bool(done) != bool(header["samples"]):
+            return f"it has shifts of {done}, {header['samples']} samples, sums of {sorted(values)}"
         kinds = {"shift": done, "sum": values, "finite": values}
         wanted = {f"{kind} {site}" for kind, sites in kinds.items() for site in sites}
         if wanted != tensors.keys() or values.keys() != shapes.keys() or values.keys() - self.nodes:

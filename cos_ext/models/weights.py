@@ -5,6 +5,8 @@ architectures, and no names but our own.
 from __future__ import annotations
 
 import os
+import pickletools
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,7 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[st
     metadata: dict[str, str] = {}
     try:
         if zip_like:
+            _check_parts(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
         else:
             with safe_open(path, framework="pt") as file:
@@ -78,4 +81,21 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[st
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
         raise ValueError(f"{path} holds no state dict of tensors")
+    for key, value in state.items():
+        dense = value.layout == torch.strided and value.device.type == "cpu"
+        if not dense or value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError(f"{path} is corrupt: {key} claims more than the file holds")
     return state, metadata
+
+
+def _check_parts(path: str | os.PathLike[str]) -> None:
+    """ValueError where a file of torch.save is packed, or makes tensors without data."""
+    with zipfile.ZipFile(path) as file:
+        if sum(part.file_size for part in file.infolist()) > os.path.getsize(path):
+            raise ValueError("its parts claim more bytes than it has")
+        pickles = [file.read(name) for name in file.namelist() if name.endswith("data.pkl")]
+    for raw in pickles:
+        for operation, name, _ in pickletools.genops(raw):
+            # weights_only allows torch.Tensor(3, 2), whose values are what was in memory.
+            if operation.name == "GLOBAL" and str(name).startswith("torch ") and "Tensor" in name:
+                raise ValueError(f"it asks for {name}, a tensor without data")
