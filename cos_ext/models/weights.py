@@ -4,6 +4,7 @@ architectures, and no names but our own.
 
 from __future__ import annotations
 
+import math
 import os
 import pickletools
 import zipfile
@@ -12,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..qcfs import QCFS
 
 #: The weights that the demo runs: a ResNet-20 trained on Fashion-MNIST, which ships with cos_ext.
 #: Beside it lies a .json file with its levels, its accuracy and how it was trained.
@@ -32,7 +35,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, st
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated or corrupt, or its keys or shapes do not fit the model.
+        ValueError: the file is truncated or corrupt, its keys or shapes do not fit the
+            model, or a threshold of QCFS is not positive and finite.
             The model is unchanged.
     """
     state, metadata = read_state(path)
@@ -49,6 +53,12 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, st
             f"{path} does not fit the model: missing {missing}, unexpected {unexpected}, shapes "
             f"{shapes}"
         )
+    for name, module in model.named_modules():
+        key = f"{name}.threshold" if name else "threshold"
+        if isinstance(module, QCFS):
+            theta = state[key].to(expected[key].dtype).item()  # where it may underflow
+            if not (math.isfinite(theta) and theta > 0):
+                raise ValueError(f"{path}: {key} must be positive and finite, got {theta}")
     model.load_state_dict(state)
     return metadata
 
