@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import os
 import pickletools
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -107,5 +108,5 @@ def _check_parts(path: str | os.PathLike[str]) -> None:
     for raw in pickles:
         for operation, name, _ in pickletools.genops(raw):
             # weights_only allows torch.Tensor(3, 2), whose values are what was in memory.
-            if operation.name == "GLOBAL" and str(name).startswith("torch ") and "Tensor" in name:
+            if operation.name == "GLOBAL" and re.fullmatch("torch \\w*Tensor", str(name)):
                 raise ValueError(f"it asks for {name}, a tensor without data")
