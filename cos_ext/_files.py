@@ -1,6 +1,7 @@
 """Writing files: complete, or not there. Every file that this package writes goes through here.
+Reading tensors with a header back is here too.
 
-What is in them is the callers' business, and so is reading them.
+What is in them is the callers' business.
 """
 
 from __future__ import annotations
@@ -46,6 +47,27 @@ def write_tensors(path: AnyPath, tensors: Mapping[str, Tensor], header: Mapping[
             raise OSError(
                 errno.EIO, f"it could not be written ({error})", os.fspath(path)
             ) from error
+
+
+def read_tensors(path: AnyPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and the tensors, on the CPU, that :func:`write_tensors` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or is no safetensors file. A file without a header has {}.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("cos_ext", "{}"))
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # damaged bytes raise nearly anything
+        raise ValueError(f"{path} is damaged or is no safetensors file: {error}") from error
+    return header if isinstance(header, dict) else {}, tensors
 
 
 def write_text(path: AnyPath, text: str) -> None:

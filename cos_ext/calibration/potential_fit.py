@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from operator import length_hint
@@ -16,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
 from .._batches import device_of
-from .._files import write_tensors
+from .._files import read_tensors, write_tensors
 from .._loops import moved
 from ..network.network import SpikingNetwork
 from ..neuron import IFNode
@@ -238,21 +236,61 @@ class Fit:
     def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The header and the tensors of the file; ValueError where it is not of this fit."""
         try:
-            with safe_open(os.fspath(path), framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get("cos_ext", "{}"))
-                names = file.keys()
-                tensors = {name: file.get_tensor(name) for name in names}
-        except Exception as error:  # damaged bytes raise nearly anything
-            raise ValueError(
-                f"state: {path} is damaged or is no file of fit_v_init: {error}"
-            ) from error
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            header, tensors = read_tensors(path)
+        except ValueError as error:
+            raise ValueError(f"state: {error}") from error
+        if header.get("format") != FORMAT:
             raise ValueError(f"state: {path} must be a file of fit_v_init ({FORMAT!r}), it is none")
-        theirs, ours = header["fit"], self.fingerprint
+        theirs, ours = header.get("fit"), self.fingerprint
+        if not isinstance(theirs, dict):
+            raise ValueError(f"state: {path} is damaged: its header says no fit")
         if theirs != ours:
             changed = sorted(name for name in ours if theirs.get(name) != ours[name])
             raise ValueError(
                 f"state: {path} is of a fit with other settings: {changed} differ; use the "
                 "same, or another file"
             )
+        wrong = self._damage(header, tensors)
+        if wrong:
+            raise ValueError(f"state: {path} is damaged: {wrong}; remove it, and fit anew")
         return header, tensors
+
+    def _damage(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> str | None:
+        """What cannot be of a fit that wrote this file; None: nothing."""
+        for name in ("seen", "count", "samples"):
+            if not _is_count(header.get(name)):
+                return f"{name} must be an int >= 0, got {header.get(name)!r}"
+        values, shapes = header.get("values"), header.get("shapes")
+        if not isinstance(values, dict) or not isinstance(shapes, dict):
+            return "values and shapes must be given by call site"
+        done = [site for site in self.sites if f"shift {site}" in tensors]
+        if done != self.sites[: len(done)]:
+            return f"it has shifts of {done}, the order is {self.sites}"
+        coming = self.sites[len(done) :][:1] if self.description["sequential"] else self.sites
+        if not values.keys() <= set(coming) or bool(done) != bool(header["samples"]):
+            return f"it has shifts of {done}, {header['samples']} samples, sums of {sorted(values)}"
+        kinds = {"shift": done, "sum": values, "finite": values}
+        wanted = {f"{kind} {site}" for kind, sites in kinds.items() for site in sites}
+        if wanted != tensors.keys() or values.keys() != shapes.keys() or values.keys() - self.nodes:
+            return f"its tensors {sorted(tensors)} are not those of its header, {sorted(wanted)}"
+        for site in done:
+            shift = tensors[f"shift {site}"]
+            if shift.dtype != torch.float64 or not shift.isfinite().all():
+                return f"the shifts of {site!r} must be finite float64"
+        for site, count in values.items():
+            if not _is_count(count):
+                return f"values of {site!r} must be an int >= 0, got {count!r}"
+            try:  # on meta: a claim takes no memory
+                size, meta = torch.Size(shapes[site]), torch.device("meta")
+                fresh = ShiftStatistic(site, self.description, size, meta)
+            except (TypeError, ValueError, RuntimeError) as error:
+                return f"shapes of {site!r} are {shapes[site]!r}: {error}"
+            for name in ("sum", "finite"):
+                own, given = getattr(fresh, name), tensors[f"{name} {site}"]
+                if own.shape != given.shape or own.dtype != given.dtype:
+                    return f"{name} of {site!r} must be {own.dtype} {tuple(own.shape)}"
+        return None
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63

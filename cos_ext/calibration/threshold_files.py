@@ -4,15 +4,13 @@ calibrated here.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 
-from safetensors import safe_open
 from torch import Tensor
 
 from .. import functional as F
-from .._files import write_tensors
+from .._files import read_tensors, write_tensors
 
 FORMAT = "cos_ext thresholds, 1"
 
@@ -45,16 +43,8 @@ def load_thresholds(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds something else.
     """
-    try:
-        with safe_open(os.fspath(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("cos_ext", "{}"))
-            sites = file.keys()
-            thresholds = {site: file.get_tensor(site) for site in sites}
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # damaged bytes raise nearly anything
-        raise ValueError(f"{path} is damaged or is no safetensors file: {error}") from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    header, thresholds = read_tensors(path)
+    if header.get("format") != FORMAT:
         raise ValueError(f"{path} must be a file of save_thresholds ({FORMAT!r}), it is none")
     sites = header.get("sites")
     if not isinstance(sites, list) or sorted(map(str, sites)) != sorted(thresholds):

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import copy
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .._files import read_tensors
 from ..network.network import SpikingNetwork
+from ..network.settings import check_settings
 from ..network.storage import FORMAT
+from .finite import check_finite
 from .pipeline import convert
 
 
 def load_network(
-    path: str | Path, model: nn.Module, example_input: Tensor | tuple[Tensor, ...] | None = None
+    path: str | Path,
+    model: nn.Module,
+    example_input: Tensor | Sequence[Tensor | None] | Mapping[str, Tensor] | None = None,
 ) -> SpikingNetwork:
     """A network that :meth:`SpikingNetwork.save` wrote, beside the ANN it was made from.
 
@@ -25,22 +29,24 @@ def load_network(
         path: the file.
         model: the ANN's architecture; its weights do not matter, and it is not modified. It may be
             on the meta device, which takes no memory.
-        example_input: needed where the model cannot be traced.
+        example_input: as for :func:`cos_ext.convert`; needed where that was given one.
 
     Raises:
-        ValueError: the file is no such file, or does not fit the model.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, is no such file, or does not fit the model.
         ConversionError: the model does not convert with the options in the file.
     """
     try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("cos_ext", "{}"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no dict
-    except (SafetensorError, json.JSONDecodeError) as error:
+        header, tensors = read_tensors(path)
+    except ValueError as error:
         raise ValueError(f"{path} is not a saved spiking network: {error}") from error
     if header.get("format") != FORMAT:
         raise ValueError(
             f"{path} has the format {header.get('format')!r}, this cos_ext reads {FORMAT!r}"
         )
+    wrong = _damage(header, {tuple(tensor.shape) for tensor in tensors.values()})
+    if wrong:
+        raise ValueError(f"{path} is damaged: its header's {wrong}")
     thresholds = {
         site: torch.ones(value) if isinstance(value, list) else value
         for site, value in header["thresholds"].items()
@@ -59,9 +65,14 @@ def load_network(
         readout=header.get("readout", "error"),  # likewise
         example_input=example_input,
     )
+    nodes = network.nodes()
+    if not header["layers"].keys() <= nodes.keys():
+        raise ValueError(
+            f"{path} does not fit {type(model).__name__}: it has settings for "
+            f"{sorted(header['layers'].keys() - nodes.keys())}, where it has no neurons"
+        )
     for site, layer in header["layers"].items():
         network.set_layer(site, **layer)
-    nodes = network.nodes()
     for site, shape in header.get("biases", {}).items():
         if site not in nodes:
             raise ValueError(
@@ -70,6 +81,8 @@ def load_network(
             )
         nodes[site].bias = nodes[site].v_threshold.new_zeros(shape)
     network.options["static"] = header.get("static")  # older files have none
+    if network.options["static"] is not None and network.watch_steps:
+        raise ValueError(f"{path} is damaged: it has the potentials of fit_v_init, and a rho > 0")
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
@@ -79,6 +92,7 @@ def load_network(
             f"too): {error}"
         ) from error
     _check_complete(path, model)
+    check_finite(network)
     network.execution = header.get("execution", "steps")  # last: it needs the layers' settings
     return network
 
@@ -116,3 +130,50 @@ def _check_complete(path: Any, model: nn.Module) -> None:
             f"{path} has no numbers for the buffers {lost}, which are not persistent; make "
             f"{type(model).__name__} on a real device, where it computes them"
         )
+
+
+def _damage(header: dict[str, Any], shapes: set[tuple[int, ...]]) -> str | None:
+    """What of a header cannot be of :meth:`SpikingNetwork.save`, where the tensors of the file have
+    these shapes; None: nothing.
+    """
+    older = {"calibration": "cos", "fuse": False, "biases": {}, "static": None}
+    header = {**older, "execution": "steps", "readout": "error", **header}
+    for name, allowed in _TYPES.items():
+        if name not in header or not isinstance(header[name], allowed):
+            return f"{name} is {header.get(name, 'missing')!r}"
+    if header["execution"] not in ("steps", "counts"):
+        return f"execution is {header['execution']!r}"
+    own = {name: header[name] for name in ("rho", "iterations", "emission", "calibration")}
+    for site, layer in {"": {}, **header["layers"]}.items():
+        if not isinstance(layer, dict) or not layer.keys() <= own.keys():
+            return f"settings of {site!r} are {layer!r}"
+        try:
+            check_settings(header["timesteps"], **{**own, **layer})
+        except (TypeError, ValueError) as error:
+            return f"settings do not hold: {error}"
+    for name in ("thresholds", "biases"):
+        for site, shape in header[name].items():
+            number = name == "thresholds" and type(shape) is float
+            sizes = isinstance(shape, list) and all(type(size) is int for size in shape)
+            # Of a claim beyond the file's tensors no memory is taken.
+            if not number and not (sizes and tuple(shape) in shapes):
+                return f"{name} of {site!r} are {shape!r}"
+    return None
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "timesteps": (int,),
+    "rho": (int,),
+    "iterations": (int, type(None)),
+    "emission": (str,),
+    "calibration": (str,),
+    "thresholds": (dict,),
+    "layers": (dict,),
+    "biases": (dict,),
+    "static": (dict, type(None)),
+    "fold_batchnorm": (bool,),
+    "fuse": (bool, str),
+    "readout": (str,),
+    "max_pool": (str,),
+    "execution": (str,),
+}

@@ -52,6 +52,9 @@ class ImageSet:
                 f"images and labels must have one length, got {len(self.images)} and "
                 f"{len(self.labels)}"
             )
+        kind = self.labels.dtype
+        if self.labels.ndim != 1 or kind.is_floating_point or kind.is_complex or kind == torch.bool:
+            raise ValueError(f"labels must be int64 [N], got {kind} {tuple(self.labels.shape)}")
         if (
             len(self.labels)
             and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes

@@ -4,12 +4,18 @@ architectures, and no names but our own.
 
 from __future__ import annotations
 
+import math
 import os
+import pickletools
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..qcfs import QCFS
 
 #: The weights that the demo runs: a ResNet-20 trained on Fashion-MNIST, which ships with cos_ext.
 #: Beside it lies a .json file with its levels, its accuracy and how it was trained.
@@ -30,7 +36,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, st
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated or corrupt, or its keys or shapes do not fit the model.
+        ValueError: the file is truncated or corrupt, its keys or shapes do not fit the
+            model, or a threshold of QCFS is not positive and finite.
             The model is unchanged.
     """
     state, metadata = read_state(path)
@@ -47,6 +54,12 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, st
             f"{path} does not fit the model: missing {missing}, unexpected {unexpected}, shapes "
             f"{shapes}"
         )
+    for name, module in model.named_modules():
+        key = f"{name}.threshold" if name else "threshold"
+        if isinstance(module, QCFS):
+            theta = state[key].to(expected[key].dtype).item()  # where it may underflow
+            if not (math.isfinite(theta) and theta > 0):
+                raise ValueError(f"{path}: {key} must be positive and finite, got {theta}")
     model.load_state_dict(state)
     return metadata
 
@@ -66,6 +79,7 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[st
     metadata: dict[str, str] = {}
     try:
         if zip_like:
+            _check_parts(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
         else:
             with safe_open(path, framework="pt") as file:
@@ -78,4 +92,21 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[st
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
         raise ValueError(f"{path} holds no state dict of tensors")
+    for key, value in state.items():
+        dense = value.layout == torch.strided and value.device.type == "cpu"
+        if not dense or value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError(f"{path} is corrupt: {key} claims more than the file holds")
     return state, metadata
+
+
+def _check_parts(path: str | os.PathLike[str]) -> None:
+    """ValueError where a file of torch.save is packed, or makes tensors without data."""
+    with zipfile.ZipFile(path) as file:
+        if sum(part.file_size for part in file.infolist()) > os.path.getsize(path):
+            raise ValueError("its parts claim more bytes than it has")
+        pickles = [file.read(name) for name in file.namelist() if name.endswith("data.pkl")]
+    for raw in pickles:
+        for operation, name, _ in pickletools.genops(raw):
+            # weights_only allows torch.Tensor(3, 2), whose values are what was in memory.
+            if operation.name == "GLOBAL" and re.fullmatch("torch \\w*Tensor", str(name)):
+                raise ValueError(f"it asks for {name}, a tensor without data")

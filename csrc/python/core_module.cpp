@@ -3,9 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <variant>
 #include <vector>
@@ -33,6 +35,14 @@ std::vector<int64_t> strides_of(const py::array& array, int from = 0) {
 std::string describe(const py::array& array) {
   return std::string(py::str(array.dtype())) + " " + std::string(py::str(py::tuple(array.attr("shape"))));
 }
+
+// Threads that are waited for, whatever happens: one that is not would end the process.
+struct Joined {
+  std::vector<std::thread> threads;
+  ~Joined() {
+    for (auto& thread : threads) thread.join();
+  }
+};
 
 // Holds the converted arrays of one call, and fills the job that the kernels see.
 class Call {
@@ -122,15 +132,21 @@ class Call {
     py::gil_scoped_release release;
     const cpu::Kernel kernel = cpu::kernel();
     const int64_t blocks = (job.neurons + cpu::kBlock - 1) / cpu::kBlock;
-    const int64_t each = (blocks + threads - 1) / threads;
+    const int64_t most = std::max(1u, std::thread::hardware_concurrency());  // 0: unknown
+    const int64_t parts = std::min<int64_t>(threads, most);
+    const int64_t each = (blocks + parts - 1) / parts;
     const auto part = [&](int64_t first) {
       const int64_t last = std::min(first + each, blocks);
       kernel(job, first * cpu::kBlock, std::min(last * cpu::kBlock, job.neurons));
     };
-    std::vector<std::thread> others;
-    for (int64_t first = each; first < blocks; first += each) others.emplace_back(part, first);
+    Joined others;
+    int64_t first = each;
+    try {
+      for (; first < blocks; first += each) others.threads.emplace_back(part, first);
+    } catch (const std::system_error&) {
+      for (; first < blocks; first += each) part(first);  // the system gives no more threads
+    }
     part(0);
-    for (auto& other : others) other.join();
   }
 
   Job job;

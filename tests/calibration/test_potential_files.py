@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 import cos_ext
 from cos_ext import IFNode
-from cos_ext._files import write_tensors
+from cos_ext._files import read_tensors, write_tensors
 from cos_ext.calibration.shift_statistics import PER
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -222,3 +222,30 @@ def test_wrong_arguments(images):
     fit(network, [images])
     with pytest.raises(ValueError, match="fitted already"):
         fit(network, [images])
+
+
+ODD = [None, True, -1, 1.5, 10**30, "x", [], {}, {"act2": -1}, {"act2": [1 << 40]}, {"x": 1}]
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_a_damaged_state_is_refused(sequential, images, tmp_path):
+    """Another value in any place of a state's header, another tensor, or one less."""
+    batches, state, path = images.split(10), tmp_path / "state", tmp_path / "damaged"
+    options = {"save_every": 1, "sequential": sequential}
+    with pytest.raises(KeyboardInterrupt):
+        lost = Breaks(batches, 8 if sequential else 3)
+        fit(small_network(), lost, state=state, **options)
+    header, tensors = read_tensors(state)
+
+    def refused(tensors, header, words):
+        write_tensors(path, tensors, header)
+        with pytest.raises(ValueError, match=words):
+            fit(small_network(), batches, state=path, **options)
+
+    for name in header:
+        for value in ODD:
+            refused(tensors, {**header, name: value}, "state")
+    for name, tensor in tensors.items():
+        refused({**tensors, name: tensor.flatten()[:0]}, header, "damaged|must broadcast")
+        refused({**tensors, name: tensor.to(torch.float16)}, header, "damaged")
+        refused({k: v for k, v in tensors.items() if k != name}, header, "damaged")

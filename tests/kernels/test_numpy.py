@@ -2,6 +2,7 @@
 test_properties.py.
 """
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +85,29 @@ def test_any_strides_and_broadcast_parameters():
     ):
         assert np.array_equal(ours, reference)
     assert _core.if_forward(np.zeros((3, 0), np.float32), 1.0)[0].shape == (3, 0)
+
+
+@pytest.mark.parametrize("threads", [100_000, 2**31 - 1])
+def test_any_number_of_threads(threads):
+    """In a process of its own, with room for one thread: the next would have ended it."""
+    script = f"""
+import resource
+import numpy as np
+from cos_ext import _core
+x = np.ones((2, 512 * 4000), np.float16)
+expected = _core.if_forward(x, 1.0)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1400 << 20),) * 2)
+found = _core.if_forward(x, 1.0, threads={threads})
+print(all((a == b).all() for a, b in zip(found, expected)))
+"""
+    large = (1 << 30, resource.getrlimit(resource.RLIMIT_STACK)[1])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(_core.__file__).parent.parent,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, large),  # of a thread, too
+    )
+    assert done.stdout.strip() == "True", (done.returncode, done.stderr)
