@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import secrets
@@ -236,7 +235,10 @@ def _locked(folder: Path) -> Iterator[None]:
     """One writer at a time, so that files that belong together come from one of them."""
     opened = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network folders know no locks
+        # Some network folders know no locks, nor does every system.
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
             fcntl.flock(opened, fcntl.LOCK_EX)
         yield
     finally:

@@ -76,7 +76,7 @@ class QCFS(nn.Module):
     def __init__(self, levels: int, threshold: float = 8.0) -> None:
         super().__init__()
         self.levels = whole("levels", levels, 1)
-        threshold = real("threshold", threshold)
+        threshold = real("threshold", threshold, nan=True)
         if not (math.isfinite(threshold) and threshold > 0):
             raise ValueError(f"threshold must be positive and finite, got {threshold}")
         self.threshold = nn.Parameter(torch.tensor(threshold))

@@ -125,8 +125,8 @@ def _moved(item: Any, device: torch.device, *, pin: bool) -> Batch:
             else type(item).__name__
         )
         raise TypeError(
-            "loader must yield pairs of tensors (inputs, labels), where inputs may be a tuple or a "
-            f"mapping of tensors, got {what}"
+            f"loader must yield pairs of tensors (inputs, labels), got {what}; inputs may also be a "
+            "tuple or a mapping of tensors"
         )
 
     def move(part: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def test_any_part_of_the_header_may_be_missing(saved, tmp_path):
     _, header, tensors = saved
     for name in header:
         write_tensors(tmp_path / "file", tensors, {k: v for k, v in header.items() if k != name})
-        optional = {"cos_ext", "calibration", "execution", "biases", "static", "fuse"}
+        optional = {"cos_ext", "calibration", "execution", "biases", "static", "fuse", "readout"}
         assert load(tmp_path / "file") == (name in optional)
 
 

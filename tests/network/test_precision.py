@@ -260,7 +260,9 @@ def test_pooling_and_static_tensors_keep_channels_last(rho, execution):
     hooks = [
         module.register_forward_hook(
             lambda m, i, o: wrong.extend(
-                type(m).__name__ for t in (*i, o) if not is_channels_last(t)
+                type(m).__name__
+                for t in (*i, o)
+                if isinstance(t, torch.Tensor) and not is_channels_last(t)
             )
         )
         for module in network.module.modules()

@@ -165,7 +165,7 @@ def test_what_cannot_be_recorded():
         ({"what": "rates"}, ValueError, "what must be one or more of"),
         ({"what": ()}, ValueError, "what must be one or more of"),
         ({"max_bytes": 1.5}, TypeError, "max_bytes must be an int"),
-        ({"max_bytes": 0}, ValueError, "max_bytes must be positive"),
+        ({"max_bytes": 0}, ValueError, "max_bytes must be >= 1"),
     ):
         with pytest.raises(error, match=words), network.record(**arguments):
             pass
