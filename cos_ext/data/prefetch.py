@@ -125,8 +125,8 @@ def _moved(item: Any, device: torch.device, *, pin: bool) -> Batch:
             else type(item).__name__
         )
         raise TypeError(
-            f"loader must yield pairs of tensors (inputs, labels), got {what}; inputs may also be a "
-            "tuple or a mapping of tensors"
+            f"loader must yield pairs of tensors (inputs, labels), got {what}; inputs may also be "
+            "several in a tuple or a mapping"
         )
 
     def move(part: Tensor) -> Tensor:
