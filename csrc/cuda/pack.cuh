@@ -45,14 +45,13 @@ __device__ __forceinline__ void tally_watch(const Task& task, const Watch<S, V>&
   int64_t* const histogram = task.tally + (blockIdx.x % task.slots) * task.tally_row + task.rho;
   int64_t* const sums = histogram + task.rho + 1;
   int64_t clipping = 0, quantisation = 0;
-  int32_t unbounded = 0;
   int32_t near[3] = {};  // ψ = -1, 0, 1: nearly all
   COS_UNROLL
   for (int i = 0; i < V; ++i) {
     const ErrorSplit error = error_split(w.v[i], v_init[i], theta[i], count[i], psi[i], task.rho);
     clipping += error.clipping;
     quantisation += error.quantisation;
-    unbounded += error.unbounded;
+    if (error.unbounded) add_one(sums + kTallyUnbounded);  // seldom: no register is kept for it
     COS_UNROLL
     for (int j = 0; j < 3; ++j) near[j] += psi[i] == j - 1;
     if (psi[i] > 1 || psi[i] < -1) add_one(histogram + psi[i]);
@@ -61,7 +60,6 @@ __device__ __forceinline__ void tally_watch(const Task& task, const Watch<S, V>&
   for (int j = 0; j < 3; ++j) add_to(histogram + j - 1, near[j]);
   add_to(sums + kTallyClipping, clipping);
   add_to(sums + kTallyQuantisation, quantisation);
-  add_to(sums + kTallyUnbounded, unbounded);
 }
 template <int V>
 __device__ __forceinline__ void tally_emission(const Task& task, const int32_t (&count)[V]) {
