@@ -103,8 +103,9 @@ class Inputs:
 
     def call(self, module: nn.Module, tensors: Sequence[Tensor]) -> Any:
         """Call a model with its inputs, in the order of the names."""
-        by_position = self.leading or isinstance(module, torch.fx.GraphModule)
-        return module(*tensors) if by_position else module(**dict(zip(self.names, tensors)))
+        if isinstance(module, torch.fx.GraphModule):  # whose call reports every error on stderr
+            return module.forward(*tensors)
+        return module(*tensors) if self.leading else module(**dict(zip(self.names, tensors)))
 
     def bound(self, given: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
         """The inputs of a call, in the order of the names.

@@ -188,6 +188,7 @@ class Classify:
             facts.leading.add(node)
             if any(source in facts.spiking for source in call.sources):
                 facts.spiking.add(node)
+                facts.fixed.add(node)
         if node in facts.spiking:
             refusal = refusal or self._unsure(call)
             if self._follows(conversion, node, rule):

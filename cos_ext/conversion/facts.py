@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
 
+from .graphs import quiet_fakes
 from .sizes import Size
 
 
@@ -24,12 +25,14 @@ class Facts:
     leading: its first dimension is surely the batch; not so after view(-1, ...), which may cut
         samples in pieces.
     ranks: number of dimensions, where it is known.
+    fixed: has time in its batch, like what spikes, and is the same for every sample and step.
     numbers: what is no tensor but a number, and what it knows of the batch.
     lists: tuples of tensors, from chunk and split.
     seen: whose first dimension is the batch on the example; None without an example.
     """
 
     spiking: set[fx.Node] = field(default_factory=set)
+    fixed: set[fx.Node] = field(default_factory=set)
     batched: set[fx.Node] = field(default_factory=set)
     leading: set[fx.Node] = field(default_factory=set)
     ranks: dict[fx.Node, int] = field(default_factory=dict)
@@ -79,6 +82,10 @@ class Facts:
         """Whether an argument is a tensor, not a number, with time folded into its batch."""
         return isinstance(value, fx.Node) and value in self.spiking and value not in self.numbers
 
+    def spikes(self, value: object) -> bool:
+        """Whether a tensor's numbers depend on spikes."""
+        return self.is_spiking_tensor(value) and value not in self.fixed
+
     def is_plain(self, value: object) -> bool:
         """Whether an argument is an int, or a number that does not know the batch."""
         return isinstance(value, int) or (
@@ -91,7 +98,7 @@ def shapes_on(module: fx.GraphModule, examples: tuple[Tensor, ...]) -> dict[fx.N
     operations allow that.
     """
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with quiet_fakes(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             return _shapes(module, tuple(mode.from_tensor(x) for x in examples))
     except Exception:  # operations of others may know no fakes
         return _shapes(module, tuple(x.clone() for x in examples))

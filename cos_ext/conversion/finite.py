@@ -20,12 +20,17 @@ RUNNING = ("running_mean", "running_var")
 
 def check_finite(model: nn.Module) -> None:
     """Refuse a model with a parameter or a running statistic that has NaN or infinity, or another
-    buffer with NaN: a mask may be infinite. Tensors on the meta device have no values, and of
-    thresholds it is known elsewhere what they may be.
+    buffer with NaN: a mask may be infinite; or with tensors on the meta device. What thresholds may
+    be is known elsewhere.
 
     Raises:
         ConversionError: naming all of them.
     """
+    if any(x.is_meta for x in (*model.parameters(), *model.buffers())):
+        raise ConversionError(
+            f"{type(model).__name__} has tensors on the meta device, which have no numbers; load "
+            "its weights before, or use load_network for a saved network"
+        )
     bad = [name for name, parameter in model.named_parameters() if not _is_finite(parameter)]
     for name, buffer in model.named_buffers():
         infinite = name.rpartition(".")[2] not in RUNNING
@@ -40,7 +45,7 @@ def check_finite(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _is_finite(tensor: Tensor) -> bool:
-    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+    if not (tensor.is_floating_point() or tensor.is_complex()):
         return True
     # The sum of finite numbers may be infinite, but seldom is, and takes no memory.
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

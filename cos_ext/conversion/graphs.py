@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 from torch import fx, nn
+
+
+@contextlib.contextmanager
+def quiet_fakes() -> Iterator[None]:
+    """What fails on tensors without data is not worth a line in torch's log."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:

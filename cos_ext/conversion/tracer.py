@@ -15,6 +15,7 @@ from torch.fx.proxy import TraceError
 
 from ..neuron import IFNode
 from ..qcfs import QCFS
+from .graphs import quiet_fakes
 
 
 class _Proxy(fx.Proxy):
@@ -96,7 +97,7 @@ class ShapeTracer(Tracer):
         node = super().create_node(*args, **kwargs)
         self._running = True
         try:
-            with torch.no_grad(), self._mode:
+            with torch.no_grad(), quiet_fakes(), self._mode:
                 self._values[node] = [self._run(node, which) for which in (0, 1)]
         except Exception:  # where nothing is known, nothing is decided
             pass

@@ -104,11 +104,11 @@ def _graph_of(model: nn.Module, inputs: Inputs, tracer: Tracer) -> fx.Graph:
                 f"forward of {type(module).__name__} asks hasattr, which tracing answers wrongly"
             )
     graph = tracer.trace(model, concrete_args=dict(inputs.fixed) or None)
+    fixed = {*inputs.fixed, *(f"{name}_1" for name in inputs.fixed)}  # as fx names them
     for node in list(graph.nodes):
-        if node.op == "placeholder" and str(node.target).lstrip("*") in inputs.fixed:
+        if node.op == "placeholder" and str(node.target) in fixed.difference(inputs.names):
             _erase_assertions(graph, node)
-            if not str(node.target).startswith("*"):
-                graph.erase_node(node)
+            graph.erase_node(node)
     return graph
 
 
@@ -131,9 +131,12 @@ def _traced_graph(
             why = last if isinstance(tracer, ShapeTracer) or not why else why
             continue
         own = copied(model)
-        for name, value in vars(scratch).items():
-            if name.startswith("_tensor_constant"):  # of tensors that forward makes
-                setattr(own, name, value)
+        for node in graph.nodes:  # tensors that forward makes are attributes since then
+            if (
+                node.op == "get_attr"
+                and str(node.target) in vars(scratch).keys() - vars(own).keys()
+            ):
+                setattr(own, str(node.target), vars(scratch)[str(node.target)])
         return own, graph, "", isinstance(tracer, ShapeTracer) and tracer.used
     return copied(model), None, why, False
 

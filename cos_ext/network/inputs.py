@@ -51,6 +51,7 @@ def example_of(
             "example_input must be [B, ...] with at least one sample, got shapes "
             f"{[tuple(x.shape) for x in tensors]}"
         )
+    batch_size(tensors)
     return inputs, tensors
 
 

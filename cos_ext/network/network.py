@@ -128,6 +128,7 @@ class SpikingNetwork(Measured):
             ValueError: there are no inputs, or batches of several sizes.
             RuntimeError: the model's control flow depends on values.
         """
+        inputs = self.inputs.bound(inputs, {})
         batch = batch_size(as_inputs(inputs, "inputs"))
         return memory.need(self, inputs, batch).peak
 
@@ -174,7 +175,7 @@ class SpikingNetwork(Measured):
             ValueError: `execution` could not be "counts", for the reason given.
         """
         plan, rho = self._counting()
-        return plan.counts(self.module, rho, *inputs)
+        return plan.counts(self.module, rho, *self.inputs.bound(inputs, {}))
 
     @torch.no_grad()
     def spike_train(self, site: str, *inputs: Tensor) -> Tensor:
@@ -269,7 +270,8 @@ class SpikingNetwork(Measured):
         with running(Run(keeps=not torch.compiler.is_compiling() and memory.hooked(self))):
             out = self.module(*inputs)
         if isinstance(self.module, Walked):  # the others' graph does it
-            out = Shown()(out, batch, *(Unfit()(each) for x in inputs for each in (x, -x)))
+            floats = (x for x in inputs if x.is_floating_point())
+            out = Shown()(out, batch, *(Unfit()(each) for x in floats for each in (x, -x)))
         return out.unflatten(0, (self._steps, batch))[: self._timesteps]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingNetwork:
@@ -290,6 +292,7 @@ class SpikingNetwork(Measured):
             TypeError, ValueError: an input is no tensor, there are none, or they have several batch
                 sizes.
         """
+        example_inputs = self.inputs.bound(example_inputs, {})
         batch_size(as_inputs(example_inputs, "example_inputs"))
         return capture(self, example_inputs)
 

@@ -140,6 +140,15 @@ def test_constants_for_every_sample_follow_the_folded_batch(name, example):
     assert torch.allclose(network(three).mean(0), model(three), atol=1e-9)
 
 
+@pytest.mark.parametrize("operation", [torch.mul, torch.div, torch.add])
+def test_a_constant_for_every_sample_is_a_factor(operation):
+    def forward(m, x):
+        h = m.act(m.conv(x))
+        return head(m, m.two(operation(h, (m.line + 3).expand(h.size(0), 4, 6, 6))))
+
+    lossless(Linears(forward, two=QCFS(4, 1.0)))
+
+
 def test_a_token_after_neurons():
     class Token(nn.Module):
         def __init__(self):

@@ -186,6 +186,11 @@ def test_a_model_with_bad_running_statistics_is_refused(statistic, value):
         convert(model, timesteps=2)
 
 
+def test_a_model_on_the_meta_device_has_no_numbers():
+    with pytest.raises(ConversionError, match="on the meta device"):
+        convert(Sums().to("meta"), timesteps=2)
+
+
 def test_all_are_named_and_masks_may_be_infinite():
     model = spoilt("stem.weight", math.nan)
     model.register_buffer("mask", torch.tensor([0.0, -INF]))

@@ -161,6 +161,52 @@ def test_two_inputs(walk, batch):
     cos_ext.fit_v_init(again, [batch], progress=False)
 
 
+class Many(nn.Module):
+    """Inputs and settings in any order."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.act = nn.Linear(4, 8), nn.Linear(5, 8), QCFS(4, 1.0)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x, y=None, flag=True, *, scale=2.0, mask=None):
+        h = self.a(x) if y is None else self.a(x) + self.b(y)
+        h = h if mask is None else h * mask
+        return self.head(self.act(h * scale if flag else -h))
+
+
+@pytest.mark.parametrize("names", ["x", "xy", "xm", "xym"])
+def test_any_of_several_inputs(names, capfd):
+    given = {"x": X, "y": Y, "mask": MASK}
+    example = {name: given[name] for name in given if name[0] in names}
+    model = seeded(Many)
+    network = convert(model, example_input=dict(reversed(example.items())), **OPTIONS)
+    assert network.inputs.names == tuple(example)
+    assert torch.allclose(network.rate(**example), model(**example), atol=1e-5)
+    assert torch.equal(network(*example.values()), network(**example))
+    assert network.activation_bytes(*example.values()) > 0
+    with pytest.raises(TypeError, match="flag had the default"):
+        network(**example, flag=False)
+    for call in (network.activation_bytes, network.capture, network):
+        with pytest.raises(TypeError, match="had the default|the inputs are"):
+            call(X, Y, MASK, X)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "example, words",
+    [
+        (X[:0], "at least one sample"),
+        (torch.tensor(1.0), "at least one sample"),
+        ((X, Y[:2]), "one batch size"),
+    ],
+)
+def test_examples_without_samples(example, words, capfd):
+    with pytest.raises(ValueError, match=words):
+        convert(seeded(Many), example_input=example, **OPTIONS)
+    assert capfd.readouterr().err == ""
+
+
 class Checks(nn.Module):
     """Looks at the shapes of its input and of what it computes."""
 

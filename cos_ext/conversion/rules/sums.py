@@ -79,7 +79,7 @@ class Product(Elementwise):
 
     def check(self, call: Call) -> Refusal | None:
         factors = (call.argument(0, "input"), call.argument(1, "other"))
-        if all(call.facts.is_spiking_tensor(factor) for factor in factors):
+        if all(call.facts.spikes(factor) for factor in factors):
             return Refusal(
                 "multiplies two spiking tensors, which is not linear in the spikes",
                 "let one factor come from before the first activation, or from parameters",
@@ -97,7 +97,7 @@ class Quotient(Elementwise):
     def check(self, call: Call) -> Refusal | None:
         if call.argument(2, "rounding_mode") is not None:
             return Refusal("rounds, which is not linear in the spikes", "leave rounding_mode out")
-        if call.facts.is_spiking_tensor(call.argument(1, "other")):
+        if call.facts.spikes(call.argument(1, "other")):
             return Refusal("divides by a spiking tensor", "divide by parameters or numbers")
         return super().check(call)
 
