@@ -340,12 +340,10 @@ def test_bad_limits(value, error):
 
 def test_bad_inputs_of_the_estimate():
     network = convert(TwoInputs(), timesteps=2)
-    with pytest.raises(
-        TypeError, match="inputs must be a tensor or a tuple of tensors, got an empty tuple"
-    ):
+    with pytest.raises(TypeError, match=r"the inputs are \['x', 'y'\]; got 0 by position"):
         network.activation_bytes()
     with pytest.raises(TypeError, match="inputs must be .* got list"):
-        network.activation_bytes([1.0])
+        network.activation_bytes([1.0], torch.rand(1, 3))
     with pytest.raises(ValueError, match="one batch size"):
         network.activation_bytes(torch.rand(2, 6), torch.rand(3, 3))
     with pytest.raises(RuntimeError, match="memory of TwoInputs cannot be estimated"):
