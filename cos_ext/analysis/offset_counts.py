@@ -65,7 +65,7 @@ class LayerWatch:
             self.activation, self.pool = counterpart
         self.histograms: dict[str, Tensor] = {}
         self.isolated, self.accumulated = _Sums(), _Sums()
-        self.count: Tensor | None = None  # [B, ...], of the batch that is running
+        self.counts: list[Tensor] = []  # [B, ...], of the batch that is running, part by part
 
     def watch_ann(self, sites: Mapping[str, nn.Module]) -> list[Any]:
         """Set hooks on the ANN's activation, given all by site; the handles remove them."""
@@ -83,7 +83,7 @@ class LayerWatch:
         self._offsets(x_seq[: self.rho])
         if self.activation is not None:
             kind = torch.uint8 if self.rho < 256 else torch.int32
-            self.count = (spikes[: self.rho] != 0).sum(0, dtype=kind)
+            self.counts.append((spikes[: self.rho] != 0).sum(0, dtype=kind))
 
     def result(self) -> LayerOffsets:
         """What was found. Waits for the device."""
@@ -130,8 +130,8 @@ class LayerWatch:
         self.isolated.add((count - desired).abs() / self.rho, count == desired)
 
     def _ann_activations(self, a: Tensor) -> None:
-        a, emitted, self.count = self._pooled(a), self.count, None
-        assert emitted is not None  # the network runs before the ANN
+        # The network ran before the ANN.
+        a, emitted, self.counts = self._pooled(a), torch.cat(self.counts), []
         if a.shape != emitted.shape:
             raise ValueError(
                 f"ann must be the model that the network was converted from: its activation at "

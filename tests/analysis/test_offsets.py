@@ -246,7 +246,8 @@ def test_batches_play_no_part(images):
     ann = small()
     network = convert(ann, timesteps=6, rho=5, iterations=2, max_pool="before")
     whole = report_of(ann, network, [(images, torch.zeros(40))])
-    for split in (3, 17):
+    limit = network.activation_bytes(images[:7])
+    for split, network.memory_limit in ((3, None), (17, None), (40, limit), (17, limit)):
         parts = report_of(ann, network, [images[:0], *images.split(split)])
         for a, b in zip(whole.layers, parts.layers):
             assert (a.neurons, a.histograms) == (b.neurons, b.histograms)
