@@ -24,28 +24,30 @@ MIXES = (
 def mixes(module: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
     """Whether what neurons are given of one sample depends on the others, or on how many there are.
 
-    Found by running the part before the first neurons on two samples, each beside another
-    neighbour, and alone. The same shapes give the same bits, so that any difference tells.
+    Found by running the part before the first neurons on two samples, each beside several
+    neighbours, and alone. The same shapes give the same bits, so that any difference tells.
     """
     if not isinstance(module, fx.GraphModule) or any(x.shape[0] < 2 for x in inputs):
         return False
     module = twin(module, {id(x): x for x in (*module.parameters(), *module.buffers())})
     assert isinstance(module, fx.GraphModule)
     front = _front(module)
-    pair = [x[:2] for x in inputs]
-    first, second = [x[:1] for x in pair], [x[1:] for x in pair]
-    whole = _halves(front, module, pair)
-    beside = _halves(front, module, _pairs(first, [_other(x) for x in second]))
-    before = _halves(front, module, _pairs([_other(x) for x in first], second))
-    if whole is None or beside is None or before is None:
-        return True
-    if not all(map(_same, whole[0], beside[0])) or not all(map(_same, whole[1], before[1])):
-        return True
+    first, second = [_kept(x[:1]) for x in inputs], [_kept(x[1:2]) for x in inputs]
+    beside_first = [_pairs(first, other) for other in _neighbours([x[1:2] for x in inputs])]
+    beside_second = [_pairs(other, second) for other in _neighbours([x[:1] for x in inputs])]
+    for half, cases in enumerate((beside_first, beside_second)):
+        results = [_halves(front, module, case) for case in cases]
+        if any(result is None for result in results):
+            return True
+        whole, *others = (result[half] for result in results if result is not None)
+        if any(not all(map(_same, whole, other)) for other in others):
+            return True
     try:
         alone = front(module, *(x.clone() for x in first))
     except (RuntimeError, ValueError):  # BatchNorm wants more than one value
         return True
-    return not all(map(_close, whole[0], alone))
+    together = _halves(front, module, _pairs(first, first))
+    return together is None or not all(map(_close, together[0], alone))
 
 
 def _front(module: fx.GraphModule) -> Callable[..., tuple[Tensor, ...]]:
@@ -87,10 +89,27 @@ def _pairs(first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
     return [torch.cat(both) for both in zip(first, second)]
 
 
-def _other(x: Tensor) -> Tensor:
-    """Another sample of this shape. Integers keep their values, which may be indices."""
-    turned = x.flatten().flip(0).view_as(x)
-    return turned * 2 + 1 if x.is_floating_point() else turned
+def _kept(x: Tensor) -> Tensor:
+    """The sample that is watched. Integers, which are often at the largest of them, are halved, so
+    that a neighbour can be larger.
+    """
+    return x if x.is_floating_point() or x.dtype == torch.bool else x // 2
+
+
+def _neighbours(x: list[Tensor]) -> list[list[Tensor]]:
+    """A sample and others: of another mean, spread, largest and smallest number. Integers may be
+    indices: those get no larger.
+    """
+    others = []
+    for each in x:
+        turned = each.flatten().flip(0).view_as(each)
+        if each.is_floating_point():
+            others.append((each, turned * 2 + 1, turned * -2 - 1))
+        elif each.dtype == torch.bool:
+            others.append((each, ~turned, turned))
+        else:
+            others.append((each, turned // 4, turned))
+    return [list(case) for case in zip(*others)]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -92,6 +92,30 @@ def test_samples_by_themselves_are_split(front, monkeypatch):
     assert parts[0] > 1
 
 
+PIXELS = {
+    "mean": lambda x: (x.float() - x.float().mean()) / 64,
+    "largest": lambda x: x.float() / x.max(),
+    "smallest": lambda x: x.float() - x.min(),
+    "standard deviation": lambda x: x.float() / x.float().std(),
+}
+
+
+@pytest.mark.parametrize("front", PIXELS.values(), ids=PIXELS)
+@pytest.mark.parametrize("bright", [255, 100])
+def test_integers_that_are_mixed(front, bright):
+    x = torch.randint(0, 256, (2, 2, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+    x[1] = x[1] // (256 // bright) + 1
+    x[0] = x[0] // 2 + 3
+    for pixels in (x, x.flip(0), x.int()):
+        assert mixes(network(front).module, (pixels,))
+        assert not mixes(network(lambda x: x.float() / 64).module, (pixels,))
+
+
+def test_integers_stay_indices():
+    made = network(lambda x: nn.functional.one_hot(x, 8).float().sum(-1))
+    assert not mixes(made.module, (torch.full((2, 2, 8, 8), 7),))
+
+
 def test_constant_images_do_not_hide_it():
     assert mixes(network(MIXED["mean"]).module, (torch.zeros(2, 2, 8, 8),))
     assert not mixes(network(APART["identity"]).module, (torch.zeros(2, 2, 8, 8),))
