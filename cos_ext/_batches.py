@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+LABELS = ("label", "labels", "target", "targets")
+
 
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's first parameter or buffer is; the CPU where it has none."""
@@ -113,16 +115,11 @@ class Inputs:
         Raises:
             TypeError: there are too few or too many, or one that was fixed.
         """
-        named = {k: v for k, v in named.items() if k not in self.fixed or v is not self.fixed[k]}
+        named = self.without_fixed(named)
         if self.open and not named:
             return given
-        fixed = [name for name in named if name in self.fixed]
-        if fixed or (len(given) > len(self.names) and self.fixed):
-            which = fixed or list(self.fixed)
-            raise TypeError(
-                f"{', '.join(which)} had the default when the model was converted, and is fixed; "
-                "give it in example_input of convert() to have it as an input"
-            )
+        if len(given) > len(self.names) and self.fixed:
+            raise self._is_fixed(self.fixed)
         values = {**dict(zip(self.names, given)), **named}
         twice = [name for name in self.names[: len(given)] if name in named]
         if len(given) > len(self.names) or twice or set(values) != set(self.names):
@@ -131,6 +128,24 @@ class Inputs:
                 f"{list(named)} by name"
             )
         return tuple(values[name] for name in self.names)
+
+    def without_fixed(self, named: Mapping[str, Any]) -> dict[str, Any]:
+        """What is given by name, without the fixed arguments at their defaults.
+
+        Raises:
+            TypeError: a fixed one has another value.
+        """
+        rest = {k: v for k, v in named.items() if k not in self.fixed or v is not self.fixed[k]}
+        if fixed := [name for name in rest if name in self.fixed]:
+            raise self._is_fixed(fixed)
+        return rest
+
+    @staticmethod
+    def _is_fixed(names: Iterable[str]) -> TypeError:
+        return TypeError(
+            f"{', '.join(names)} had the default when the model was converted, and is fixed; "
+            "give it in example_input of convert() to have it as an input"
+        )
 
     @property
     def count(self) -> int:
@@ -162,10 +177,12 @@ def model_inputs(batch: Any, wanted: Inputs) -> list[Tensor]:
         wanted: the model's.
 
     Raises:
-        TypeError: the element, or one of its first members, is no tensor.
+        TypeError: the element, or one of its first members, is no tensor; or a mapping has an
+            argument that was fixed (labels apart, which a model may take for its loss).
         ValueError: there are fewer members than wanted, or no batch dimension.
     """
     if isinstance(batch, Mapping):
+        wanted.without_fixed({k: v for k, v in batch.items() if k not in LABELS})
         missing = [name for name in wanted.names if name not in batch]
         if missing or not wanted.names:
             raise ValueError(

@@ -14,6 +14,7 @@ from torch.nn import functional as TF
 
 from . import functional as F
 from ._functional.checks import check_not_nan
+from ._neuron.finite import unfit
 from ._neuron.parameters import check_loaded, fit_together, parameter
 from ._neuron.runs import active, hooked
 from ._neuron.settings import Settings, check_settings, watch_steps
@@ -189,7 +190,7 @@ class IFNode(nn.Module):
             raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
         for run in active():
             if run.calls:
-                run.called.setdefault(self, []).append(x.shape[0])
+                run.called.setdefault(self, []).append(unfit(x))
         operands: dict[str, Tensor] = {}
         if self._fuses(x, residual):
             operands, owned = self._operands(x), self._may_overwrite

@@ -77,8 +77,11 @@ class QCFS(nn.Module):
         super().__init__()
         self.levels = whole("levels", levels, 1)
         threshold = real("threshold", threshold, nan=True)
-        if not (math.isfinite(threshold) and threshold > 0):
-            raise ValueError(f"threshold must be positive and finite, got {threshold}")
+        kept = torch.tensor(threshold, device="cpu")
+        if not (math.isfinite(kept) and kept > 0):
+            raise ValueError(
+                f"threshold must be positive and finite in {kept.dtype}, got {threshold}"
+            )
         self.threshold = nn.Parameter(torch.tensor(threshold))
 
     def forward(self, z: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class Run:
         keeps: neurons leave their input as it is.
         counts: spikes are added up, into ``emitted``.
         statistics: the kernels' sums are added up, into ``sums``.
-        calls: the first size of every input is listed, in ``called``.
+        calls: for every input, which of its first size have NaN or +inf is listed, in ``called``.
         recorder: is given the currents and spikes of the neurons that it wants.
     """
 
@@ -49,7 +49,7 @@ class Run:
         self.counts, self.statistics, self.calls = counts, statistics, calls
         self.emitted: dict[nn.Module, tuple[Tensor, int]] = {}  # spikes, neurons · steps
         self.sums: dict[nn.Module, Tensor] = {}
-        self.called: dict[nn.Module, list[int]] = {}
+        self.called: dict[nn.Module, list[Tensor]] = {}
 
     def add_spikes(self, node: nn.Module, spikes: Tensor, places: int) -> None:
         """Add up what neurons emitted: spikes at so many neurons and steps."""

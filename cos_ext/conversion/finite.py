@@ -4,15 +4,21 @@ What shows them is in network/finite.py.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
 
 from ..network.finite import Shown, Unfit
 from ..network.modules import TimeBroadcast
 from ..neuron import IFNode
-from .graphs import called, free_name
+from .graphs import called, free_name, label_of, site_of
 from .ownership import owned
 from .report import ConversionError
+from .rules import Call
+from .rules.constants import constant
 from .state import Conversion
 
 RUNNING = ("running_mean", "running_var")
@@ -26,12 +32,21 @@ def check_finite(model: nn.Module) -> None:
     Raises:
         ConversionError: naming all of them.
     """
+    if any(is_lazy(x) for x in model.parameters()):
+        raise ConversionError(
+            f"{type(model).__name__} has lazy modules, which do not know their shapes; run it once "
+            "on an input before it is converted"
+        )
     if any(x.is_meta for x in (*model.parameters(), *model.buffers())):
         raise ConversionError(
             f"{type(model).__name__} has tensors on the meta device, which have no numbers; load "
             "its weights before, or use load_network for a saved network"
         )
     bad = [name for name, parameter in model.named_parameters() if not _is_finite(parameter)]
+    for name, module in model.named_modules():
+        variance = getattr(module, "running_var", None)
+        if isinstance(variance, Tensor) and (variance + getattr(module, "eps", 0) <= 0).any():
+            bad.append(f"{name}.running_var, which is not positive,")
     for name, buffer in model.named_buffers():
         infinite = name.rpartition(".")[2] not in RUNNING
         if not _is_finite(buffer) and not (infinite and not buffer.isnan().any()):
@@ -51,6 +66,35 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
+class CheckComputed:
+    """Refuses NaN in what is computed from parameters: normalised weights, and the constants and
+    numbers that forward uses.
+    """
+
+    def apply(self, conversion: Conversion) -> None:
+        module = conversion.traced.module
+        check_finite(module)
+        if not isinstance(module, fx.GraphModule):
+            return  # a network that is walked shows NaN where neurons are given it
+        given: set[fx.Node] = set()  # what depends on the inputs
+        bad: dict[str, None] = {}
+        for node in module.graph.nodes:
+            if node.op == "placeholder" or given.intersection(node.all_input_nodes):
+                given.add(node)
+                numbers = pytree.tree_leaves((node.args, node.kwargs))
+                if any(isinstance(x, float) and math.isnan(x) for x in numbers):
+                    bad[f"a number given to {label_of(node)}"] = None
+        for node in module.graph.nodes:
+            if node not in given and given.intersection(node.users):
+                found = constant(Call(node, module, conversion.facts), node)
+                if found is not None and found.is_floating_point() and found.isnan().any():
+                    bad[f"{site_of(node)} ({label_of(node)})"] = None
+        if bad:
+            raise ConversionError(
+                f"{conversion.name} has NaN in {', '.join(bad)}; neurons would hide it"
+            )
+
+
 class ShowUnfit:
     """Has the output show the samples whose input is NaN or infinite, as NaN: looked for in the
     static tensors that neurons, or sums with spikes, are given.
@@ -59,23 +103,28 @@ class ShowUnfit:
     def apply(self, conversion: Conversion) -> None:
         model, graph = conversion.model, conversion.graph
         inputs = [node for node in graph.nodes if node.op == "placeholder"]
-        watched: dict[fx.Node, None] = {}
+        watched: dict[fx.Node, bool] = {}  # whether it meets spikes in sums
         for node in graph.nodes:
             module = called(model, node) if node.op == "call_module" else None
             static = isinstance(module, IFNode) and module.static_input
             if static or isinstance(module, TimeBroadcast):
                 batched = [x for x in node.all_input_nodes if x in conversion.facts.batched]
-                watched.update(dict.fromkeys(batched))
+                sums = isinstance(module, TimeBroadcast)
+                watched.update({x: sums or watched.get(x, False) for x in batched})
         (last,) = (node for node in graph.nodes if node.op == "output")
         (out,) = last.all_input_nodes
-        unfit, shown = free_name(model, "unfit"), free_name(model, "shown")
-        model.add_module(unfit, Unfit())
+        shown = free_name(model, "shown")
+        names = {
+            sums: free_name(model, "unfit_sums" if sums else "unfit") for sums in (False, True)
+        }
+        for sums in set(watched.values()):
+            model.add_module(names[sums], Unfit(sums))
         model.add_module(shown, Shown(inplace=owned(model, out)))
         marks = []
-        for source in watched:
+        for source, sums in watched.items():
             # At once: what follows may write over it.
             with graph.inserting_after(inputs[-1] if source in inputs else source):
-                marks.append(graph.call_module(unfit, (source,)))
+                marks.append(graph.call_module(names[sums], (source,)))
         with graph.inserting_after(inputs[-1]):
             batch = graph.call_method("size", (inputs[0], 0))
         with graph.inserting_before(last):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as TF
 
+from .._neuron.finite import unfit
 from .._neuron.runs import active
 from ..neuron import IFNode
 from ..qcfs import quantise
@@ -83,7 +84,7 @@ class Forced(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         for run in active():
             if run.calls:  # a model that is walked counts its calls
-                run.called.setdefault(self, []).append(x.shape[0])
+                run.called.setdefault(self, []).append(unfit(x))
         if x.shape[0] != len(self.expected) * (1 if self.node.static_input else self.levels):
             self.why_not = self.why_not or "its neurons are given a batch of another size"
             return torch.zeros_like(x)

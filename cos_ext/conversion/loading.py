@@ -104,8 +104,10 @@ def _skeleton(model: nn.Module) -> nn.Module:
     """
     odd = [
         x
-        for x in (*model.parameters(), *model.buffers())
-        if x.is_meta or (x.is_floating_point() and not x.isfinite().all())
+        for name, x in (*model.named_parameters(), *model.named_buffers())
+        if x.is_meta
+        or (x.is_floating_point() and not x.isfinite().all())
+        or (name.endswith("running_var") and not (x > 0).all())
     ]
     if not odd:
         return model

@@ -16,7 +16,7 @@ from ..network.settings import check_settings
 from .by_module import ClassifyModules, ReplaceModules
 from .classify import Classify
 from .copying import refuse_wrappers
-from .finite import ShowUnfit, check_finite
+from .finite import CheckComputed, ShowUnfit, check_finite
 from .fold import FoldBatchNorm
 from .fuse import Fuse, check_fuse
 from .graphs import called
@@ -113,7 +113,9 @@ class Build:
 
 
 def _ranks(conversion: Conversion) -> tuple[int | None, ...]:
-    """How many dimensions each input must have for the convolutions that read it."""
+    """How many dimensions each input must have for the convolutions that read it; for Linear,
+    which takes more, the least, negative.
+    """
     if conversion.walked is not None:
         return ()
     ranks: list[int | None] = []
@@ -121,11 +123,12 @@ def _ranks(conversion: Conversion) -> tuple[int | None, ...]:
         if node.op == "placeholder":
             readers = [called(conversion.model, u) for u in node.users if u.op == "call_module"]
             convolved = [m.weight.dim() for m in readers if isinstance(m, CONVOLUTIONS)]
-            ranks.append(convolved[0] if convolved else None)
+            linear = any(isinstance(m, nn.Linear) for m in readers)
+            ranks.append((*convolved, -2 if linear else None)[0])
     return tuple(ranks)
 
 
-BEFORE: tuple[Pass, ...] = (Trace(), VerifyTrace())
+BEFORE: tuple[Pass, ...] = (Trace(), CheckComputed(), VerifyTrace())
 BY_GRAPH: tuple[Pass, ...] = (
     NormaliseCalls(),
     RefuseWrites(),

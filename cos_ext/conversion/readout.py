@@ -4,6 +4,8 @@ spiking network and can be left out, or be applied to the mean of its outputs.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx, nn
 from torch.nn import functional as TF
@@ -12,7 +14,13 @@ from .graphs import argument, called, site_of
 from .state import Conversion
 
 READOUTS = ("error", "drop", "mean")
-MODULES = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.Tanh)
+ELEMENTWISE = (nn.Sigmoid, nn.Tanh)
+MODULES = (nn.Softmax, nn.LogSoftmax, *ELEMENTWISE)
+# What may follow a function of each element: it may as well come before.
+SHAPES: tuple[Any, ...] = (
+    *("squeeze", "unsqueeze", "flatten", "reshape", "view", "contiguous"),
+    *(torch.squeeze, torch.unsqueeze, torch.flatten, torch.reshape),
+)
 FUNCTIONS = {
     nn.Softmax: (torch.softmax, TF.softmax, "softmax"),
     nn.LogSoftmax: (torch.log_softmax, TF.log_softmax, "log_softmax"),
@@ -32,14 +40,20 @@ class CutReadout:
         (last,) = (node for node in graph.nodes if node.op == "output")
         cut: list[nn.Module] = []
         while isinstance(node := last.args[0], fx.Node) and len(node.users) == 1:
+            shaped = False
+            while node.target in SHAPES and len(node.all_input_nodes) == 1:
+                (source,) = node.all_input_nodes
+                if len(source.users) != 1:
+                    break
+                node, shaped = source, True
             made = _readout(conversion.model, node)
-            if made is None:
+            if made is None or (shaped and type(made) not in ELEMENTWISE):
                 break
             site = str(node.target) if node.op == "call_module" else site_of(node)
             status, what = ("unused", "left out") if choice == "drop" else ("kept", "by rate()")
             conversion.add(site, type(made).__name__, status, f"at the end, {what}")
             cut.insert(0, made)
-            last.args = (node.all_input_nodes[0],)
+            node.replace_all_uses_with(node.all_input_nodes[0])
             graph.erase_node(node)
         if cut:
             conversion.readout = nn.Sequential(*cut)

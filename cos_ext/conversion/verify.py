@@ -56,7 +56,8 @@ class VerifyTrace:
             if not agree(_run(ours, sample, names), expected):
                 raise ConversionError(
                     f"the traced graph of {name} differs from the model on example_input; look for "
-                    "in-place operations on tensors that are read again"
+                    "in-place operations on tensors that are read again, and for questions about "
+                    "types, dtypes and gradients, which torch.fx answers as for no tensor"
                 )
             raise ConversionError(
                 f"the output of {name} for a sample depends on the other samples of the batch; "

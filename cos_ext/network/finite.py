@@ -9,18 +9,21 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .._neuron.finite import unfit
+
 
 class Unfit(nn.Module):
-    """Which samples of what neurons are given, [N, ...], have NaN or +inf; bool [N].
-
-    -inf is below every threshold, for a rectifier, too.
+    """Which samples of a static tensor [B, ...] have NaN or +inf, or, where it meets spikes in
+    sums, -inf; bool [B].
     """
 
+    def __init__(self, sums: bool = False) -> None:
+        super().__init__()
+        self.sums = sums
+
     def forward(self, x: Tensor) -> Tensor:
-        if not x.is_floating_point() or x.numel() == 0:
-            return x.new_zeros(x.shape[:1], dtype=torch.bool)
-        most = x.amax(tuple(range(1, x.dim()))) if x.dim() > 1 else x
-        return (most < math.inf).logical_not()  # so is NaN
+        marks = unfit(x)
+        return marks | unfit(-x) if self.sums and x.is_floating_point() else marks
 
 
 class Shown(nn.Module):

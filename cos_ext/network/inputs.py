@@ -79,8 +79,9 @@ def check_shapes(
     shapes: Sequence[tuple[int, ...]],
 ) -> None:
     """ValueError where an input has another number of dimensions than what reads it wants with a
-    batch, or another shape than the one for which the model was traced. A convolution takes a
-    single sample, too, and would take time for its channels.
+    batch (fewer than -rank, where that is negative), or another shape than the one for which the
+    model was traced. A convolution takes a single sample, too, and would take time for its
+    channels.
     """
     for number, (x, shape) in enumerate(zip(inputs, shapes)):
         if tuple(x.shape[1:]) != shape:
@@ -90,9 +91,10 @@ def check_shapes(
                 "for those of example_input; convert it with an example of this shape"
             )
     for number, (x, rank) in enumerate(zip(inputs, ranks)):
-        if rank is not None and x.dim() != rank:
+        if rank is not None and (x.dim() < -rank if rank < 0 else x.dim() != rank):
             raise ValueError(
-                f"input {number} must have {rank} dimensions, [B, ...], got shape "
+                f"input {number} must have {rank if rank > 0 else f'at least {-rank}'} dimensions, "
+                "[B, ...], got shape "
                 f"{tuple(x.shape)}; give a single sample as x[None]"
             )
 

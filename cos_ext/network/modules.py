@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .._batches import Inputs
 from .._neuron.runs import Run, running
 from ..neuron import IFNode
+from .finite import Shown, Unfit
 
 
 def over_time(x: Tensor, timesteps: int) -> Tensor:
@@ -61,16 +62,18 @@ class Walked(nn.Module):
         self.sizes = {name: sizes[node] for name, node in model.named_modules() if node in sizes}
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        folded = [self.broadcast(x) for x in inputs]
+        folded, batch = [self.broadcast(x) for x in inputs], inputs[0].shape[0]
+        marks = [Unfit(sums=True)(x) for x in inputs]
         with running(Run(calls=True)) as run:
             out = self.inputs.call(self.model, folded)
-        batch = folded[0].shape[0]
         for name, size in self.sizes.items():
-            seen = run.called.get(self.model.get_submodule(name), [])
-            if seen != [size * batch]:
+            called = run.called.get(self.model.get_submodule(name), [])
+            seen, expected = [mark.shape[0] for mark in called], size * folded[0].shape[0]
+            if seen != [expected]:
                 raise RuntimeError(
-                    f"{name} was called with batches of {seen}, expected one of {size * batch}: "
+                    f"{name} was called with batches of {seen}, expected one of {expected}: "
                     "the model's control flow depends on the size of its batch, into which time "
                     "is folded"
                 )
-        return out
+            marks.append(called[0].view(self.broadcast.timesteps, -1).any(0))
+        return Shown()(out, batch, *marks)

@@ -16,10 +16,8 @@ from .._batches import Inputs
 from .._neuron.runs import Run, active, running
 from . import counts, memory, worlds
 from .capture import CapturedForward, capture
-from .finite import Shown, Unfit
 from .inputs import as_inputs, batch_size, check_shapes, in_dtype_of
 from .measured import Measured
-from .modules import Walked
 from .settings import Report
 from .storage import save
 
@@ -269,9 +267,6 @@ class SpikingNetwork(Measured):
             return out.unflatten(0, (self._timesteps, batch))
         with running(Run(keeps=not torch.compiler.is_compiling() and memory.hooked(self))):
             out = self.module(*inputs)
-        if isinstance(self.module, Walked):  # the others' graph does it
-            floats = (x for x in inputs if x.is_floating_point())
-            out = Shown()(out, batch, *(Unfit()(each) for x in floats for each in (x, -x)))
         return out.unflatten(0, (self._steps, batch))[: self._timesteps]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingNetwork:

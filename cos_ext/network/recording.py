@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import functional as F
 from .._numbers import whole
 from ..neuron import IFNode
-from .settings import Configured
+from .settings import Configured, check_steady
 
 WHAT = ("spikes", "counts", "v")
 
@@ -47,7 +47,7 @@ class Recording(Mapping[str, SiteRecord]):
     def __init__(
         self, network: Configured, sites: Iterable[str] | None, what: Iterable[str], max_bytes: int
     ) -> None:
-        self._network = network
+        self._network, self._before = network, network._fixed()
         self._what = _checked(what)
         self._sites = {node: site for site, node in _chosen(network, sites).items()}
         self._most, self._bytes = whole("max_bytes", max_bytes, 1), 0
@@ -84,6 +84,7 @@ class Recording(Mapping[str, SiteRecord]):
 
     def note(self, node: nn.Module, x_seq: Tensor, spikes: Tensor) -> None:
         assert isinstance(node, IFNode)  # wants() knows no others
+        check_steady(self._network, self._before)
         site, steps = self._sites[node], self._network.timesteps
         self._reserve(site, node, x_seq.shape[1:], x_seq.dtype)
         fired = spikes[:steps] != 0

@@ -214,18 +214,19 @@ def steady(network: Configured, batches: Iterable[Batch]) -> Iterator[Batch]:
         RuntimeError: they were: what is added up would belong together no more.
     """
     before = network._fixed()
-
-    def check() -> None:
-        if network._fixed() != before:
-            raise RuntimeError(
-                "the network's settings were changed while it was measured; measure each setting "
-                "by itself"
-            )
-
     for batch in batches:
-        check()
+        check_steady(network, before)
         yield batch
-        check()
+        check_steady(network, before)
+
+
+def check_steady(network: Configured, before: tuple[Any, ...]) -> None:
+    """RuntimeError where the network's settings are no more what they were."""
+    if network._fixed() != before:
+        raise RuntimeError(
+            "the network's settings were changed while it was measured; measure each setting by "
+            "itself"
+        )
 
 
 class Checked(NamedTuple):

@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from ..data import ImageSet
 from ..qcfs import QCFS
 from .config import TrainConfig
+
+DATA = ("training images", "training labels", "test images", "test labels")
 
 Identity = dict[str, Any]  # by a name that a message can use; None: it cannot be known
 
@@ -46,6 +48,11 @@ def identity(
         "shuffling": _shuffling(batches),
         "seed of the batches": None if generator is None else generator.initial_seed(),
     }
+
+
+def unknown(run: Identity) -> str:
+    """What of the data cannot be compared, for a message; "" if all can be."""
+    return ", ".join(key for key in DATA if run.get(key) is None)
 
 
 def differences(theirs: Identity, ours: Identity) -> str:
@@ -102,6 +109,9 @@ def _of_data(source: Any) -> Identity:
     if isinstance(source, Subset):
         inner, chosen = _of_data(source.dataset), _digest(*source.indices)
         return {key: value and f"{value} of {chosen}" for key, value in inner.items()}
+    if isinstance(source, ConcatDataset):
+        parts = [_of_data(part) for part in source.datasets]
+        return {key: _all_of([part[key] for part in parts]) for key in ("images", "labels")}
     if isinstance(source, ImageSet):
         images = _digest(source.images, source.mean, source.std)
         return {"images": images, "labels": _digest(source.labels)}
@@ -118,6 +128,10 @@ def _of_data(source: Any) -> Identity:
         return {"images": _digest(*files), "labels": _digest(*(label for _, label in samples))}
     labels = getattr(source, "targets", getattr(source, "labels", None))
     return {"images": None, "labels": None if labels is None else _digest(torch.as_tensor(labels))}
+
+
+def _all_of(digests: list[str | None]) -> str | None:
+    return None if None in digests else _digest(*digests)
 
 
 def _digest(*values: Any) -> str:

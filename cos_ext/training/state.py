@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import platform
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from .._files import check_target, replacing
-from .identity import Identity, differences
+from .identity import Identity, differences, unknown
 
 History = list[dict[str, float]]  # a record per epoch
 
@@ -82,6 +83,12 @@ class TrainingState:
             raise ValueError(
                 f"{path} is of another run. These differ: {found}. Use what it was written with, "
                 "or start anew: without resume, or with another name"
+            )
+        if missing := unknown(self.run):
+            warnings.warn(
+                f"{path} goes on, but its {missing} could not be compared with those of now, which "
+                "are of a kind of their own; see that they are the same",
+                stacklevel=3,
             )
         before = copy.deepcopy(self.model.state_dict())
         try:

@@ -215,3 +215,27 @@ def test_the_report_of_energy_refuses_what_it_cannot_count():
     network = convert(left, timesteps=4, rho=4, example_input=IMAGES)
     with pytest.raises(ValueError, match="cannot be counted"):
         network.energy_report([IMAGES], progress=False)
+
+
+LIKE = {
+    "expand_as": lambda h, scale: h + scale.expand_as(h),
+    "ones_like": lambda h, scale: h + torch.ones_like(h),
+    "zeros_like": lambda h, scale: torch.cat([h, torch.zeros_like(h)], 3)[..., :6],
+}
+
+
+@pytest.mark.parametrize("function", LIKE.values(), ids=LIKE)
+def test_constants_in_the_shape_of_spikes(function):
+    scale = nn.Linear(6, 1, bias=False)
+
+    def forward(self, x):
+        return self.head(function(self.act(self.conv(x)), self.scale.weight).flatten(1))
+
+    lossless(Wrapped(forward, scale=scale))
+
+
+def test_a_matrix_product_by_its_other_name():
+    def forward(self, x):
+        return self.head(self.act(self.conv(x)).flatten(1)).mm(self.scale.weight)
+
+    lossless(Wrapped(forward, scale=nn.Linear(5, 3, bias=False)))

@@ -210,3 +210,92 @@ def test_bad_thresholds_are_refused_by_name(value):
     model = nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
     with pytest.raises(ConversionError, match=r"1 \(ReLU\): v_threshold must be"):
         convert(model, timesteps=2, thresholds={"1": value})
+
+
+class Applies(nn.Module):
+    """A function between a layer and neurons."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(8, 8), QCFS(4), nn.Linear(8, 2)
+        self.scale, self.function = nn.Parameter(-torch.ones(8)), function
+        self.constant = torch.tensor(math.nan)
+
+    def forward(self, x):
+        return self.last(self.act(self.function(self, self.first(x))))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda self, x: x * math.nan,
+        lambda self, x: x * self.scale.log(),
+        lambda self, x: x * self.constant,
+    ],
+    ids=["number", "computed", "attribute"],
+)
+def test_constants_with_nan_are_refused(function):
+    with pytest.raises(ConversionError, match="has NaN"):
+        convert(Applies(function), timesteps=2)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_weights_that_are_nan_once_computed_are_refused(norm):
+    layer = nn.Linear(8, 8)
+    layer.weight.data[0] = 0
+    with pytest.raises(ConversionError, match="NaN or infinite numbers in 0.weight"):
+        convert(nn.Sequential(norm(layer), QCFS(4), nn.Linear(8, 2)), timesteps=2)
+
+
+def test_a_variance_below_0_is_refused():
+    norm = nn.BatchNorm1d(8)
+    norm.running_var.fill_(-1)
+    with pytest.raises(ConversionError, match="1.running_var, which is not positive"):
+        convert(nn.Sequential(nn.Linear(8, 8), norm, QCFS(4), nn.Linear(8, 2)), timesteps=2)
+
+
+def test_lazy_modules_are_to_be_run_once():
+    with pytest.raises(ConversionError, match="lazy modules"):
+        convert(nn.Sequential(nn.LazyLinear(8), QCFS(4), nn.Linear(8, 2)), timesteps=2)
+
+
+class Joined(nn.Module):
+    """Spikes beside an input that no neurons are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(8, 8), QCFS(4), nn.Linear(16, 8)
+        self.second, self.head = QCFS(4), nn.Linear(8, 2)
+
+    def forward(self, x, y):
+        both = torch.cat([self.act(self.first(x)), y], 1)
+        return self.head(self.second(self.last(both)))
+
+
+def test_minus_infinity_that_meets_spikes_is_shown():
+    y = torch.randn(3, 8)
+    y[1, 0] = -math.inf
+    out = convert(Joined(), timesteps=2)(torch.randn(3, 8), y)
+    assert out.isnan().all(-1).tolist() == [[False, True, False]] * 2
+
+
+class WalkedNorm(nn.Module):
+    """Cannot be traced, and divides by 0 where a sample is 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)
+
+    def forward(self, x):
+        for _ in range(1 if hasattr(x, "shape") else 0):
+            x = x / x.norm(dim=1, keepdim=True)
+        return self.last(self.act(self.first(x)))
+
+
+def test_nan_that_arises_in_a_walked_model_is_shown():
+    x = torch.randn(3, 8)
+    network = convert(WalkedNorm(), timesteps=2, thresholds={"act": 1.0}, example_input=x)
+    assert type(network.module).__name__ == "Walked"
+    x[1] = 0
+    assert network(x).isnan().all(-1).tolist() == [[False, True, False]] * 2

@@ -266,3 +266,43 @@ def test_batches_and_values_decide_nothing(how, words):
         model = seeded(lambda: Checks(how))
         model.extra = nn.GELU()
         convert(model, example_input=IMAGES, **OPTIONS)
+
+
+class WithLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(8, 8), QCFS(4), nn.Linear(8, 2)
+
+    def forward(self, x, mask=None, labels=None):
+        h = self.first(x)
+        return self.last(self.act(h if mask is None else h * mask))
+
+
+MEASURES = {
+    "statistics": lambda batches: convert(WithLoss(), timesteps=2).statistics(
+        batches, progress=False
+    ),
+    "energy_report": lambda batches: convert(WithLoss(), timesteps=2).energy_report(
+        batches, progress=False
+    ),
+    "fit_v_init": lambda batches: cos_ext.fit_v_init(
+        convert(WithLoss(), timesteps=2), batches, progress=False
+    ),
+    "calibrate_thresholds": lambda batches: calibrate_thresholds(
+        WithLoss(), [{"x": torch.ones(2, 8)}, *batches], progress=False
+    ),
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def test_a_batch_with_an_input_that_was_fixed_is_refused(measure):
+    x, labels = torch.ones(2, 8), torch.zeros(2, dtype=torch.int64)
+    measure([{"x": x, "mask": None, "labels": labels}])
+    with pytest.raises(TypeError, match="mask had the default .* and is fixed"):
+        measure([{"x": x, "mask": x}])
+
+
+@pytest.mark.parametrize("timesteps", [1, 4])
+def test_a_single_sample_for_a_linear_layer_is_refused(timesteps):
+    with pytest.raises(ValueError, match=r"must have at least 2 dimensions.*x\[None\]"):
+        convert(WithLoss(), timesteps=timesteps)(torch.ones(8))

@@ -50,6 +50,7 @@ def test_the_passes_in_order():
     names = [type(each).__name__ for each in (*BEFORE, *BY_GRAPH)]
     assert names == [
         "Trace",
+        "CheckComputed",
         "VerifyTrace",
         "NormaliseCalls",
         "RefuseWrites",

@@ -195,3 +195,44 @@ def test_the_share_behind_neurons(sizes, share):
     if caught:
         assert caught[0].category is UserWarning and "stay dense" in str(caught[0].message)
         assert caught[0].filename == __file__
+
+
+READ = {
+    "squeezed": lambda out: torch.sigmoid(out).squeeze(1),
+    "contiguous": lambda out: torch.tanh(out).contiguous(),
+    "flattened": lambda out: torch.sigmoid(out).unsqueeze(1).flatten(1),
+}
+
+
+class Reads(nn.Module):
+    def __init__(self, function, classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 8), QCFS(4), nn.Linear(8, classes))
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.body(x))
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("function", READ.values(), ids=READ)
+def test_a_readout_may_be_followed_by_a_change_of_shape(function, classes):
+    model, x = Reads(function, classes), torch.randn(4, 8)
+    dropped = convert(model, timesteps=4, rho=4, readout="drop")
+    read = convert(model, timesteps=4, rho=4, readout="mean")
+    rate = dropped.rate(x)
+    assert rate.shape == model(x).shape
+    name = torch.tanh if function is READ["contiguous"] else torch.sigmoid
+    assert torch.allclose(read.rate(x), name(rate))
+
+
+def test_what_scales_a_readout_is_told_so():
+    model = Reads(lambda out: torch.sigmoid(out) * 2, 3)
+    with pytest.raises(ConversionError, match="do what follows it.*outside of the model"):
+        convert(model, timesteps=4, readout="mean")
+
+
+def test_softmin_is_not_said_to_keep_the_order():
+    model = Reads(nn.Softmin(1), 3)
+    with pytest.raises(ConversionError, match="negate the last layer's weights"):
+        convert(model, timesteps=4, readout="drop")

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 from toy import CONFIG, assert_same, make_images, network, shuffled, snapshot, train
 
 from cos_ext import QCFS
+from cos_ext.training.identity import differences, identity, unknown
 from cos_ext.training.state import beside, check_output
 from cos_ext.training.train import fit, save_checkpoint
 
@@ -191,3 +192,32 @@ def test_the_place_of_the_state_is_checked_before_the_work(images, tmp_path):
         with pytest.raises(OSError):
             train(model, images, SHORT, state_path=path)
     assert_same(model, before)
+
+
+def tensors(seed):
+    made = torch.Generator().manual_seed(seed)
+    return TensorDataset(
+        torch.rand(8, 1, 4, 4, generator=made), torch.randint(0, 3, (8,), generator=made)
+    )
+
+
+def test_joined_datasets_are_compared():
+    joined = [ConcatDataset([tensors(0), tensors(seed)]) for seed in (1, 1, 2)]
+    first, same, other = (
+        identity(network(), DataLoader(each), DataLoader(each), SHORT) for each in joined
+    )
+    assert differences(first, same) == ""
+    assert "training labels" in differences(first, other)
+
+
+def test_what_cannot_be_compared():
+    class Own(torch.utils.data.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return torch.zeros(1, 4, 4), 0
+
+    run = identity(network(), DataLoader(Own()), DataLoader(tensors(0)), SHORT)
+    assert unknown(run) == "training images, training labels"
+    assert unknown(identity(network(), DataLoader(tensors(0)), [], SHORT)) == ""

@@ -53,8 +53,8 @@ def constant(call: Call, value: Any) -> Tensor | None:
 class MatrixProduct(Rule):
     """mean_t(A s(t) W) = A mean_t(s(t)) W for constants A and W that leave the batch in front."""
 
-    functions = (operator.matmul, torch.matmul)
-    methods = ("matmul",)
+    functions = (operator.matmul, torch.matmul, torch.mm)
+    methods = ("matmul", "mm")
     memory = Memory.OWN
 
     def check(self, call: Call) -> Refusal | None:
@@ -194,6 +194,28 @@ class Repeated(ForEverySample):
             f"may repeat the batch, {FOLDED}",
             f"give as many sizes as it has dimensions, the first {keeps}, and an example_input",
         )
+
+
+@register
+class RepeatedLike(ForEverySample):
+    """c.expand_as(x) of a constant c, and torch.zeros_like(x) and the like: of x it takes the shape
+    alone, with a batch for every step where x spikes.
+    """
+
+    functions = (torch.zeros_like, torch.ones_like)
+    methods = ("expand_as",)
+    memory = Memory.UNKNOWN
+
+    def sizes(self, call: Call) -> tuple[Any, ...]:
+        return ()
+
+    def check(self, call: Call) -> Refusal | None:
+        *repeated, like = call.facts.tensors(call.node)
+        batched = call.facts.batched
+        return None if like in batched and not batched.intersection(repeated) else ONE_CONSTANT
+
+    def rank(self, call: Call) -> int | None:
+        return call.rank_of(call.facts.tensors(call.node)[-1])
 
 
 @register

@@ -75,8 +75,9 @@ class Readout(Refused):
     memory = Memory.OWN
     why = Refusal(
         "is not linear in its input",
-        'at the end of a network pass readout="drop" (the order of the outputs is the same) or '
-        'readout="mean" (rate() applies it to the mean); between layers train with nn.ReLU',
+        'as the last step of a network pass readout="drop" (the order of the outputs is the same) '
+        'or readout="mean" (rate() applies it to the mean), and do what follows it, but a change '
+        "of shape, outside of the model; between layers train with nn.ReLU",
     )
 
 
@@ -84,9 +85,22 @@ class Readout(Refused):
 class Softmax(Readout):
     """exp(x) / Σ exp(x)."""
 
-    modules = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
+    modules = (nn.Softmax, nn.LogSoftmax)
     functions = (torch.softmax, torch.log_softmax, TF.softmax, TF.log_softmax)
     methods = ("softmax", "log_softmax")
+
+
+@register
+class Softmin(Readout):
+    """exp(-x) / Σ exp(-x): the order of its outputs is the reverse."""
+
+    modules = (nn.Softmin,)
+    functions = (TF.softmin,)
+    why = Refusal(
+        "is not linear in its input",
+        "at the end of a network negate the last layer's weights and use Softmax, which readout= "
+        "can leave out",
+    )
 
 
 @register
