@@ -14,9 +14,8 @@ from torch.nn import functional as TF
 
 from . import functional as F
 from ._functional.checks import check_not_nan
-from ._neuron.finite import unfit
 from ._neuron.parameters import check_loaded, fit_together, parameter
-from ._neuron.runs import active, hooked
+from ._neuron.runs import active, hooked, note_call
 from ._neuron.settings import Settings, check_settings, watch_steps
 from ._neuron.simulation import UNFUSED, Fused, fits_window, simulate
 
@@ -188,9 +187,7 @@ class IFNode(nn.Module):
             raise TypeError(f"x must be a tensor, got {type(x).__name__}")
         if x.dtype not in F.FLOAT_DTYPES:
             raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
-        for run in active():
-            if run.calls:
-                run.called.setdefault(self, []).append(unfit(x))
+        note_call(self, x)
         operands: dict[str, Tensor] = {}
         if self._fuses(x, residual):
             operands, owned = self._operands(x), self._may_overwrite

@@ -77,6 +77,7 @@ class QCFS(nn.Module):
         super().__init__()
         self.levels = whole("levels", levels, 1)
         threshold = real("threshold", threshold, nan=True)
+        # As it is kept; where modules are built on the meta device, nothing can be read there.
         kept = torch.tensor(threshold, device="cpu")
         if not (math.isfinite(kept) and kept > 0):
             raise ValueError(

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _global
 
+from .finite import unfit
+
 
 class Recorder(Protocol):
     """Keeps what neurons did at every step."""
@@ -31,7 +33,8 @@ class Run:
         keeps: neurons leave their input as it is.
         counts: spikes are added up, into ``emitted``.
         statistics: the kernels' sums are added up, into ``sums``.
-        calls: for every input, which of its first size have NaN or +inf is listed, in ``called``.
+        calls: every input is listed, in ``called``: bool [N], which of its N samples have NaN or
+            +inf.
         recorder: is given the currents and spikes of the neurons that it wants.
     """
 
@@ -79,6 +82,13 @@ class _Active(threading.local):
 
 
 _ACTIVE = _Active()
+
+
+def note_call(node: nn.Module, x: Tensor) -> None:
+    """For the runs that list calls: neurons are given this."""
+    for run in active():
+        if run.calls:
+            run.called.setdefault(node, []).append(unfit(x))
 
 
 def active() -> tuple[Run, ...]:

@@ -181,7 +181,7 @@ def evaluate(
         shares = _distributed.gather(
             share, group, device=device_of(network) if isinstance(network, SpikingNetwork) else None
         )
-    except Exception:
+    except Exception:  # any backend's own; after a failure here it is a consequence of that
         if failure is None:
             raise
         shares = []

@@ -24,13 +24,11 @@ from .state import Conversion
 RUNNING = ("running_mean", "running_var")
 
 
-def check_finite(model: nn.Module) -> None:
-    """Refuse a model with a parameter or a running statistic that has NaN or infinity, or another
-    buffer with NaN: a mask may be infinite; or with tensors on the meta device. What thresholds may
-    be is known elsewhere.
+def check_loaded(model: nn.Module) -> None:
+    """Refuse a model without numbers: with lazy modules, or tensors on the meta device.
 
     Raises:
-        ConversionError: naming all of them.
+        ConversionError: it is such a model.
     """
     if any(is_lazy(x) for x in model.parameters()):
         raise ConversionError(
@@ -42,11 +40,21 @@ def check_finite(model: nn.Module) -> None:
             f"{type(model).__name__} has tensors on the meta device, which have no numbers; load "
             "its weights before, or use load_network for a saved network"
         )
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse a model with a parameter or a running statistic that has NaN or infinity, or a
+    variance that is not positive, or another buffer with NaN: a mask may be infinite. What
+    thresholds may be is known elsewhere.
+
+    Raises:
+        ConversionError: naming all of them.
+    """
     bad = [name for name, parameter in model.named_parameters() if not _is_finite(parameter)]
     for name, module in model.named_modules():
         variance = getattr(module, "running_var", None)
         if isinstance(variance, Tensor) and (variance + getattr(module, "eps", 0) <= 0).any():
-            bad.append(f"{name}.running_var, which is not positive,")
+            bad.append(f"1/sqrt({name}.running_var + eps)")
     for name, buffer in model.named_buffers():
         infinite = name.rpartition(".")[2] not in RUNNING
         if not _is_finite(buffer) and not (infinite and not buffer.isnan().any()):
@@ -114,9 +122,7 @@ class ShowUnfit:
         (last,) = (node for node in graph.nodes if node.op == "output")
         (out,) = last.all_input_nodes
         shown = free_name(model, "shown")
-        names = {
-            sums: free_name(model, "unfit_sums" if sums else "unfit") for sums in (False, True)
-        }
+        names = {True: free_name(model, "unfit_sums"), False: free_name(model, "unfit")}
         for sums in set(watched.values()):
             model.add_module(names[sums], Unfit(sums))
         model.add_module(shown, Shown(inplace=owned(model, out)))

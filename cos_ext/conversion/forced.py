@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as TF
 
-from .._neuron.finite import unfit
-from .._neuron.runs import active
+from .._neuron.runs import note_call
 from ..neuron import IFNode
 from ..qcfs import quantise
 
@@ -82,9 +81,7 @@ class Forced(nn.Module):
         node.v_init = ann.threshold / 2
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        for run in active():
-            if run.calls:  # a model that is walked counts its calls
-                run.called.setdefault(self, []).append(unfit(x))
+        note_call(self, x)  # a model that is walked counts them
         if x.shape[0] != len(self.expected) * (1 if self.node.static_input else self.levels):
             self.why_not = self.why_not or "its neurons are given a batch of another size"
             return torch.zeros_like(x)

@@ -16,7 +16,7 @@ from ..network.settings import check_settings
 from .by_module import ClassifyModules, ReplaceModules
 from .classify import Classify
 from .copying import refuse_wrappers
-from .finite import CheckComputed, ShowUnfit, check_finite
+from .finite import CheckComputed, ShowUnfit, check_finite, check_loaded
 from .fold import FoldBatchNorm
 from .fuse import Fuse, check_fuse
 from .graphs import called
@@ -112,19 +112,20 @@ class Build:
             conversion.network.readout = conversion.readout
 
 
-def _ranks(conversion: Conversion) -> tuple[int | None, ...]:
-    """How many dimensions each input must have for the convolutions that read it; for Linear,
-    which takes more, the least, negative.
+def _ranks(conversion: Conversion) -> tuple[tuple[int, int | None] | None, ...]:
+    """The fewest and the most dimensions (None: any) that each input may have for the convolutions
+    and Linear layers that read it.
     """
     if conversion.walked is not None:
         return ()
-    ranks: list[int | None] = []
+    ranks: list[tuple[int, int | None] | None] = []
     for node in conversion.graph.nodes:
         if node.op == "placeholder":
             readers = [called(conversion.model, u) for u in node.users if u.op == "call_module"]
             convolved = [m.weight.dim() for m in readers if isinstance(m, CONVOLUTIONS)]
             linear = any(isinstance(m, nn.Linear) for m in readers)
-            ranks.append((*convolved, -2 if linear else None)[0])
+            of_linear = (2, None) if linear else None
+            ranks.append((convolved[0], convolved[0]) if convolved else of_linear)
     return tuple(ranks)
 
 
@@ -250,7 +251,8 @@ def convert(
     )
     _check(settings)
     refuse_wrappers(model)
-    check_finite(model)
+    check_loaded(model)
+    check_finite(model)  # by the model's own names, and what forward does not use, too
     conversion = Conversion(model, settings)
     if example_input is not None:
         conversion.inputs, conversion.examples = example_of(model, example_input)

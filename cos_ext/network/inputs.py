@@ -75,13 +75,12 @@ def batch_size(inputs: tuple[Tensor, ...]) -> int:
 
 def check_shapes(
     inputs: tuple[Tensor, ...],
-    ranks: Sequence[int | None],
+    ranks: Sequence[tuple[int, int | None] | None],
     shapes: Sequence[tuple[int, ...]],
 ) -> None:
-    """ValueError where an input has another number of dimensions than what reads it wants with a
-    batch (fewer than -rank, where that is negative), or another shape than the one for which the
-    model was traced. A convolution takes a single sample, too, and would take time for its
-    channels.
+    """ValueError where an input has fewer or more dimensions than what reads it wants with a batch,
+    or another shape than the one for which the model was traced. A convolution takes a single
+    sample, too, and would take time for its channels.
     """
     for number, (x, shape) in enumerate(zip(inputs, shapes)):
         if tuple(x.shape[1:]) != shape:
@@ -91,10 +90,11 @@ def check_shapes(
                 "for those of example_input; convert it with an example of this shape"
             )
     for number, (x, rank) in enumerate(zip(inputs, ranks)):
-        if rank is not None and (x.dim() < -rank if rank < 0 else x.dim() != rank):
+        least, most = rank or (0, None)
+        if x.dim() < least or (most is not None and x.dim() > most):
+            wanted = f"{least}" if most == least else f"at least {least}"
             raise ValueError(
-                f"input {number} must have {rank if rank > 0 else f'at least {-rank}'} dimensions, "
-                "[B, ...], got shape "
+                f"input {number} must have {wanted} dimensions, [B, ...], got shape "
                 f"{tuple(x.shape)}; give a single sample as x[None]"
             )
 

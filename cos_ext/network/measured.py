@@ -102,6 +102,7 @@ class Measured(Configured):
         Raises:
             TypeError, ValueError: a bad argument; "v" where spikes do not follow from a potential.
             ValueError: when the network is called: more than max_bytes would be kept.
+            RuntimeError: when the network is called: its settings have been changed.
         """
         recording = Recording(self, sites, what, max_bytes)
         with running(Run(recorder=recording)):

@@ -7,7 +7,7 @@ need no memory are in analysis/statistics.py.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +47,10 @@ class Recording(Mapping[str, SiteRecord]):
     def __init__(
         self, network: Configured, sites: Iterable[str] | None, what: Iterable[str], max_bytes: int
     ) -> None:
-        self._network, self._before = network, network._fixed()
+        self._network = network
         self._what = _checked(what)
         self._sites = {node: site for site, node in _chosen(network, sites).items()}
+        self._before = {node: self._fixed(node) for node in self._sites}
         self._most, self._bytes = whole("max_bytes", max_bytes, 1), 0
         self._chunks: dict[str, list[SiteRecord]] = {site: [] for site in self._sites.values()}
         if "v" in self._what:
@@ -84,7 +85,7 @@ class Recording(Mapping[str, SiteRecord]):
 
     def note(self, node: nn.Module, x_seq: Tensor, spikes: Tensor) -> None:
         assert isinstance(node, IFNode)  # wants() knows no others
-        check_steady(self._network, self._before)
+        check_steady(self._fixed(node), self._before[node])
         site, steps = self._sites[node], self._network.timesteps
         self._reserve(site, node, x_seq.shape[1:], x_seq.dtype)
         fired = spikes[:steps] != 0
@@ -95,6 +96,9 @@ class Recording(Mapping[str, SiteRecord]):
                 potentials(node, x_seq, fired) if "v" in self._what else None,
             )
         )
+
+    def _fixed(self, node: IFNode) -> tuple[Any, ...]:
+        return self._network.timesteps, node._settings
 
     def _reserve(self, site: str, node: IFNode, shape: torch.Size, dtype: torch.dtype) -> None:
         steps, state = self._network.timesteps, F.state_dtype(dtype).itemsize
@@ -140,7 +144,7 @@ def _joined(chunks: tuple[Tensor, ...]) -> Tensor:
     shapes = {(chunk.shape[:dim], chunk.shape[dim + 1 :]) for chunk in chunks}
     if len(shapes) > 1:
         raise ValueError(
-            "all calls in one recording must have the same timesteps and shapes of neurons, got "
+            "all calls in one recording must have the same shapes of neurons, got "
             f"{[tuple(chunk.shape) for chunk in chunks]}; record each in a with statement of its "
             "own"
         )

@@ -215,14 +215,14 @@ def steady(network: Configured, batches: Iterable[Batch]) -> Iterator[Batch]:
     """
     before = network._fixed()
     for batch in batches:
-        check_steady(network, before)
+        check_steady(network._fixed(), before)
         yield batch
-        check_steady(network, before)
+        check_steady(network._fixed(), before)
 
 
-def check_steady(network: Configured, before: tuple[Any, ...]) -> None:
-    """RuntimeError where the network's settings are no more what they were."""
-    if network._fixed() != before:
+def check_steady(now: tuple[Any, ...], before: tuple[Any, ...]) -> None:
+    """RuntimeError where settings are no more what they were."""
+    if now != before:
         raise RuntimeError(
             "the network's settings were changed while it was measured; measure each setting by "
             "itself"

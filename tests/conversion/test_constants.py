@@ -239,3 +239,12 @@ def test_a_matrix_product_by_its_other_name():
         return self.head(self.act(self.conv(x)).flatten(1)).mm(self.scale.weight)
 
     lossless(Wrapped(forward, scale=nn.Linear(5, 3, bias=False)))
+
+
+def test_spikes_are_not_repeated_to_a_shape():
+    def forward(self, x):
+        h = self.act(self.conv(x))
+        return self.head((h.mean((2, 3), keepdim=True).expand_as(h) + h).flatten(1))
+
+    with pytest.raises(ConversionError, match="repeats what is no constant"):
+        convert(Wrapped(forward), timesteps=2, example_input=IMAGES)

@@ -273,3 +273,14 @@ def test_settings_are_not_changed_while_a_network_is_recorded(change):
         setattr(network, name, value)
         with pytest.raises(RuntimeError, match="settings were changed while it was measured"):
             network(x)
+
+
+def test_neurons_of_several_shapes_are_recorded_apart():
+    network = convert(
+        nn.Sequential(nn.Conv2d(1, 2, 3), cos_ext.QCFS(4), nn.Conv2d(2, 2, 1)), timesteps=2
+    )
+    with network.record() as recording:
+        network(torch.randn(2, 1, 8, 8))
+        network(torch.randn(2, 1, 6, 6))
+    with pytest.raises(ValueError, match="same shapes of neurons"):
+        recording["1"]

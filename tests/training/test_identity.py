@@ -221,3 +221,20 @@ def test_what_cannot_be_compared():
     run = identity(network(), DataLoader(Own()), DataLoader(tensors(0)), SHORT)
     assert unknown(run) == "training images, training labels"
     assert unknown(identity(network(), DataLoader(tensors(0)), [], SHORT)) == ""
+
+
+def test_going_on_with_data_that_cannot_be_compared_warns(images, state):
+    class Own:
+        def __iter__(self):
+            return iter(images.batches(32))
+
+    with pytest.warns(UserWarning, match="its test images, test labels could not be compared"):
+        fit(
+            network(),
+            shuffled(images),
+            Own(),
+            SHORT,
+            state_path=state,
+            resume=True,
+            progress=False,
+        )

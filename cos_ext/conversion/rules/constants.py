@@ -212,7 +212,9 @@ class RepeatedLike(ForEverySample):
     def check(self, call: Call) -> Refusal | None:
         *repeated, like = call.facts.tensors(call.node)
         batched = call.facts.batched
-        return None if like in batched and not batched.intersection(repeated) else ONE_CONSTANT
+        if like in batched and not batched.intersection(repeated):
+            return None
+        return Refusal("repeats what is no constant", "expand a parameter to the shape of spikes")
 
     def rank(self, call: Call) -> int | None:
         return call.rank_of(call.facts.tensors(call.node)[-1])
