@@ -220,7 +220,8 @@ def _windows(
 
 
 def _check_inplace(x_seq: Tensor) -> None:
-    if x_seq.is_contiguous():
+    # The compiler does not sort sizes that may change; the operator looks again when it runs.
+    if torch.compiler.is_compiling() or x_seq.is_contiguous():
         return
     reach = 0
     for stride, size in sorted(

@@ -49,6 +49,7 @@ MOVES = frozenset(
         "copy_",
         "_to_copy",
         "_unsafe_view",
+        "as_strided_",
         "cat",
         "stack",
         "constant_pad_nd",

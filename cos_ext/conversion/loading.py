@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._files import read_tensors
+from ..network.layout import NAMES, named
 from ..network.network import SpikingNetwork
 from ..network.settings import check_settings
 from ..network.storage import FORMAT
@@ -63,6 +64,7 @@ def load_network(
         fold_batchnorm=header["fold_batchnorm"],
         fuse=header.get("fuse", False),  # older files have none
         readout=header.get("readout", "error"),  # likewise
+        memory_format=named(header.get("memory_format", "auto")),  # likewise
         example_input=example_input,
     )
     nodes = network.nodes()
@@ -139,12 +141,14 @@ def _damage(header: dict[str, Any], shapes: set[tuple[int, ...]]) -> str | None:
     these shapes; None: nothing.
     """
     older = {"calibration": "cos", "fuse": False, "biases": {}, "static": None}
-    header = {**older, "execution": "steps", "readout": "error", **header}
+    header = {**older, "execution": "steps", "readout": "error", "memory_format": "auto", **header}
     for name, allowed in _TYPES.items():
         if name not in header or not isinstance(header[name], allowed):
             return f"{name} is {header.get(name, 'missing')!r}"
     if header["execution"] not in ("steps", "counts"):
         return f"execution is {header['execution']!r}"
+    if header["memory_format"] not in NAMES.values():
+        return f"memory_format is {header['memory_format']!r}"
     own = {name: header[name] for name in ("rho", "iterations", "emission", "calibration")}
     for site, layer in {"": {}, **header["layers"]}.items():
         if not isinstance(layer, dict) or not layer.keys() <= own.keys():
@@ -178,4 +182,5 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "readout": (str,),
     "max_pool": (str,),
     "execution": (str,),
+    "memory_format": (str,),
 }

@@ -7,10 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from ..network import counts
 from ..network.inputs import example_of
+from ..network.layout import lay_out, name_of, own_format
 from ..network.network import SpikingNetwork
 from ..network.settings import check_settings
 from .by_module import ClassifyModules, ReplaceModules
@@ -20,6 +22,7 @@ from .finite import CheckComputed, ShowUnfit, check_finite, check_loaded
 from .fold import FoldBatchNorm
 from .fuse import Fuse, check_fuse
 from .graphs import called
+from .layouts import AnyLayout
 from .max_pooling import CHOICES, ChooseMaxPooling
 from .normalise import NormaliseCalls, Observe
 from .ownership import RefuseWrites
@@ -94,6 +97,8 @@ class Build:
             "sites": tuple(conversion.traced.sites),
             "copies": conversion.copies,
             "readout": settings.readout,
+            "memory_format": settings.memory_format,
+            "own_format": own_format(conversion.source),
             "inputs": conversion.inputs,
             "ranks": _ranks(conversion),
             "shapes": conversion.traced.shapes,
@@ -108,6 +113,7 @@ class Build:
             settings.emission,
             settings.calibration,
         ).eval()
+        lay_out(conversion.network)
         if settings.readout == "mean":
             conversion.network.readout = conversion.readout
 
@@ -142,6 +148,7 @@ BY_GRAPH: tuple[Pass, ...] = (
     RefuseOffenders(),
     Rewrite(),
     Fuse(),
+    AnyLayout(),
     ShowUnfit(),
     Build(),
     VerifyNetwork(),
@@ -170,6 +177,7 @@ def convert(
     example_input: Tensor | Sequence[Tensor | None] | Mapping[str, Tensor] | None = None,
     execution: str = "steps",
     readout: str = "error",
+    memory_format: str | torch.memory_format = "auto",
 ) -> SpikingNetwork:
     """Turn a trained ANN into a spiking network; the model itself is not modified.
 
@@ -223,6 +231,12 @@ def convert(
             left out, the network gives logits. "mean": left out, and applied to the mean of the
             outputs by :meth:`cos_ext.SpikingNetwork.rate`. The class of the largest output is the
             same in all cases.
+        memory_format: of the weights of 2-d convolutions, which their outputs and all that follows
+            take over. "auto": torch.channels_last while the network is on a CPU, where it is
+            faster, else the model's own. A model that cannot be traced keeps its own, too. Or
+            torch.contiguous_format or torch.channels_last, on every device. Convolutions may sum in
+            another order then, so that a current within rounding of a threshold may fall on the
+            other side. The output has the layout that the model's has.
 
     Warns:
         UserWarning: less than half of the model's multiplications lie behind neurons, on
@@ -244,6 +258,7 @@ def convert(
         calibration=calibration,
         execution=execution,
         readout=readout,
+        memory_format=name_of(memory_format),
         thresholds=_thresholds(thresholds),
         max_pool=max_pool,
         fold_batchnorm=fold_batchnorm,

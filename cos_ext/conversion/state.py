@@ -35,6 +35,7 @@ class Settings:
     fold_batchnorm: bool = True
     fuse: bool | str = True
     readout: str = "error"
+    memory_format: str = "auto"
 
 
 @dataclass

@@ -27,6 +27,7 @@ from .._neuron.runs import Run, active, rehearsing
 from .._numbers import whole
 from .front import MIXES, mixes
 from .inputs import in_dtype_of
+from .layout import empty_like
 from .modules import twin
 from .settings import Configured
 
@@ -271,7 +272,8 @@ def run(network: Configured, inputs: tuple[Tensor, ...], count: int) -> Tensor:
     for part in zip(*(x.tensor_split(count) for x in inputs)):
         piece = network._whole(*part)
         if start == 0:
-            out = piece.new_empty(piece.shape[0], inputs[0].shape[0], *piece.shape[2:])
+            shape = (piece.shape[0], inputs[0].shape[0], *piece.shape[2:])
+            out = empty_like(piece, shape)
         out[:, start : start + piece.shape[1]] = piece
         start += piece.shape[1]
         del piece  # before the next part allocates

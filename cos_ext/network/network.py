@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
-from .._batches import Inputs
+from .._batches import Inputs, device_of
 from .._neuron.runs import Run, active, running
-from . import counts, memory, worlds
+from . import counts, layout, memory, worlds
 from .capture import CapturedForward, capture
 from .inputs import as_inputs, batch_size, check_shapes, in_dtype_of
 from .measured import Measured
@@ -264,14 +264,19 @@ class SpikingNetwork(Measured):
         if self._counts_first():
             assert self._plan is not None  # made when the mode was set
             out = self._plan.outputs(self.module, self._timesteps, self._shared_rho, *inputs)
+            out = layout.as_ann(self, out, inputs)
             return out.unflatten(0, (self._timesteps, batch))
         with running(Run(keeps=not torch.compiler.is_compiling() and memory.hooked(self))):
             out = self.module(*inputs)
+        out = layout.as_ann(self, out, inputs)
         return out.unflatten(0, (self._steps, batch))[: self._timesteps]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingNetwork:
-        self._needs = {}
-        return super()._apply(fn, recurse)
+        self._needs, before = {}, device_of(self)
+        super()._apply(fn, recurse)
+        if device_of(self) != before:
+            layout.lay_out(self)
+        return self
 
     def capture(self, *example_inputs: Tensor) -> CapturedForward:
         """A CUDA graph of :meth:`forward`, for inputs like these: called as the network is, it

@@ -45,4 +45,5 @@ def header(network: Configured) -> dict[str, Any]:
         "fold_batchnorm": options["fold_batchnorm"],
         "fuse": options["fuse"],
         "readout": options["readout"],
+        "memory_format": options.get("memory_format", "auto"),
     }

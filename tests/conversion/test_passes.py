@@ -63,6 +63,7 @@ def test_the_passes_in_order():
         "RefuseOffenders",
         "Rewrite",
         "Fuse",
+        "AnyLayout",
         "ShowUnfit",
         "Build",
         "VerifyNetwork",
