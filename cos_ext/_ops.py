@@ -265,3 +265,23 @@ def _(x_seq, v_threshold, v_threshold_value, v_init, v_init_value, rho, iteratio
         _result(x_seq, True, torch.int32),
         _result(x_seq, True, torch.int32),
     )
+
+
+@torch.library.register_fake("cos_ext::spike_conv2d")
+def _(
+    x,
+    weight,
+    bias,
+    outputs,
+    stride_h,
+    stride_w,
+    padding_h,
+    padding_w,
+    dilation_h,
+    dilation_w,
+):
+    n, _, height, width = x.shape
+    _, kernel_w, kernel_h, _, _ = weight.shape
+    height = (height + 2 * padding_h - dilation_h * (kernel_h - 1) - 1) // stride_h + 1
+    width = (width + 2 * padding_w - dilation_w * (kernel_w - 1) - 1) // stride_w + 1
+    return x.new_empty([n, height, width, outputs]).permute(0, 3, 1, 2)

@@ -30,6 +30,7 @@ from ._functional.checks import (
     check_values,
 )
 from ._functional.desired import calibrate_v_init, rate_forward
+from ._functional.events import spike_conv2d, spike_linear
 from ._functional.results import Calibration, COSResult, IFResult
 from ._ops import state_dtype
 
@@ -56,6 +57,8 @@ __all__ = [
     "if_forward",
     "parallel_forward",
     "rate_forward",
+    "spike_conv2d",
+    "spike_linear",
     "srp_forward",
     "state_dtype",
 ]

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <optional>
 #include <vector>
@@ -126,6 +127,39 @@ inline void check_apart(const char* name, const std::optional<Tensor>& parameter
   if (!parameter || parameter->numel() == 0 || x.numel() == 0) return;
   const auto a = extent(*parameter), b = extent(x);
   STD_TORCH_CHECK(a.second <= b.first || b.second <= a.first, name, " must not share memory with x_seq in place");
+}
+
+// weight is packed, [blocks, kernel_w, kernel_h, C, block]; it and bias in x's state dtype.
+inline void check_spike_conv(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t outputs) {
+  const auto type = x.scalar_type();
+  STD_TORCH_CHECK(
+      type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half || type == ScalarType::BFloat16,
+      "x must be float32, float64, float16 or bfloat16");
+  STD_TORCH_CHECK(x.dim() == 4, "x must be [N, C, H, W]");
+  STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 5 && weight.is_contiguous() && weight.scalar_type() == state_type(type),
+                  "weight must be packed, contiguous, and in x's state dtype");
+  const int64_t blocks = weight.size(0), lines = weight.size(2) * weight.size(3), block = weight.size(4);
+  STD_TORCH_CHECK(block == 16 || block == 32 || block == 64, "weight must be in blocks of 16, 32 or 64, got ", block);
+  STD_TORCH_CHECK(lines >= 1 && weight.size(1) >= 1, "weight must have a channel and a window");
+  STD_TORCH_CHECK(weight.size(3) == x.size(1), "weight has ", weight.size(3), " channels, x ", x.size(1));
+  STD_TORCH_CHECK(outputs >= 1 && (outputs + block - 1) / block == blocks, "outputs must fill ", blocks, " blocks of ", block,
+                  ", got ", outputs);
+  STD_TORCH_CHECK(x.size(3) <= std::numeric_limits<int32_t>::max() / lines - 1, "x has too wide rows");
+  if (!bias) return;
+  STD_TORCH_CHECK(bias->is_cpu() && bias->dim() == 1 && bias->size(0) == outputs && bias->is_contiguous() &&
+                      bias->scalar_type() == state_type(type),
+                  "bias must be [outputs], contiguous, and in x's state dtype");
+}
+
+// How many windows fit into a dimension.
+inline int64_t windows(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+  return (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
+}
+inline void check_window(const char* name, int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+  constexpr int64_t kMost = int64_t{1} << 30;
+  STD_TORCH_CHECK(stride >= 1 && dilation >= 1 && padding >= 0 && stride < kMost && dilation < kMost && padding < kMost,
+                  "stride and dilation must be >= 1, padding >= 0");
+  STD_TORCH_CHECK(size >= 1 && size + 2 * padding >= dilation * (kernel - 1) + 1, "x's ", name, " is smaller than the window");
 }
 
 }  // namespace cos_ext

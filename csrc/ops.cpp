@@ -27,4 +27,8 @@ STABLE_TORCH_LIBRARY(COS_EXT_LIBRARY, m) {
   m.def("rate_forward_(Tensor(a!) x_mean, " COS_PARAMETERS "int rho" COS_FUSED ") -> ()");
   m.def("calibrate_v_init(Tensor x_seq, " COS_PARAMETERS
         "int rho, int iterations) -> (Tensor v_init_out, Tensor offset_spikes, Tensor spike_count)");
+  // weight: [blocks, kernel_w, kernel_h, C, block] (cpu/spike_conv.h); it and bias in x's state dtype. On a CPU alone.
+  m.def(
+      "spike_conv2d(Tensor x, Tensor weight, Tensor? bias, int outputs, int stride_h, int stride_w, int padding_h, "
+      "int padding_w, int dilation_h, int dilation_w) -> Tensor");
 }

@@ -10,6 +10,7 @@ namespace {
 struct Choice {
   const char* name;
   Kernel kernel;
+  SpikeConvKernel spike_conv;
 };
 
 Choice choose() {
@@ -22,10 +23,10 @@ Choice choose() {
                     __builtin_cpu_supports("bmi2");
   const char* wanted = std::getenv("COS_EXT_CPU_CAPABILITY");
   const auto allows = [&](const char* name) { return !wanted || !std::strcmp(wanted, name); };
-  if (has512 && allows("avx512")) return {"avx512", avx512::run};
-  if (has2 && (allows("avx2") || allows("avx512"))) return {"avx2", avx2::run};
+  if (has512 && allows("avx512")) return {"avx512", avx512::run, avx512::spike_conv};
+  if (has2 && (allows("avx2") || allows("avx512"))) return {"avx2", avx2::run, avx2::spike_conv};
 #endif
-  return {"baseline", baseline::run};
+  return {"baseline", baseline::run, baseline::spike_conv};
 }
 
 const Choice& chosen() {
@@ -37,5 +38,6 @@ const Choice& chosen() {
 
 const char* capability() { return chosen().name; }
 Kernel kernel() { return chosen().kernel; }
+SpikeConvKernel spike_conv() { return chosen().spike_conv; }
 
 }  // namespace cos_ext::cpu

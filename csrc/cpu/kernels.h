@@ -7,6 +7,7 @@
 #include <new>
 
 #include "../job.h"
+#include "spike_conv.h"
 
 namespace cos_ext::cpu {
 
@@ -17,16 +18,19 @@ using Kernel = void (*)(const Job& job, int64_t begin, int64_t end);
 
 namespace baseline {
 void run(const Job& job, int64_t begin, int64_t end);
-}
+void spike_conv(const SpikeConv& job, int64_t begin, int64_t end);
+}  // namespace baseline
 // clang has no pragma that sets the target of what follows; there the baseline is what -march says.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define COS_X86_VARIANTS 1
 namespace avx2 {
 void run(const Job& job, int64_t begin, int64_t end);
-}
+void spike_conv(const SpikeConv& job, int64_t begin, int64_t end);
+}  // namespace avx2
 namespace avx512 {
 void run(const Job& job, int64_t begin, int64_t end);
-}
+void spike_conv(const SpikeConv& job, int64_t begin, int64_t end);
+}  // namespace avx512
 #endif
 
 // "avx512", "avx2" or "baseline": the best that this processor has, or what COS_EXT_CPU_CAPABILITY names.

@@ -13,4 +13,5 @@
 #define COS_VECTOR_BYTES 32
 #define COS_VECTORS 2
 #include "kernels.inc"
+#include "spike_conv.inc"
 #endif

@@ -13,4 +13,5 @@
 #define COS_VECTOR_BYTES 64
 #define COS_VECTORS 4
 #include "kernels.inc"
+#include "spike_conv.inc"
 #endif

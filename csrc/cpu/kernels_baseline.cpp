@@ -3,3 +3,4 @@
 #define COS_VECTOR_BYTES 16
 #define COS_VECTORS 2
 #include "kernels.inc"
+#include "spike_conv.inc"

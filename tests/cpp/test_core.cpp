@@ -17,6 +17,7 @@ int main(int argc, char** argv) {
   half_conversions();
   exact_offset_spikes();
   kernels();
+  spike_convolutions();
   std::printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -1,0 +1,137 @@
+"""The event-driven convolution and linear layer as functions: packing weights, and validation. The
+kernel is in csrc/cpu; when a network uses it is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _ops
+from .._numbers import whole
+from .checks import FLOAT_DTYPES
+
+_MOST = 2**30 - 1  # csrc/checks.h
+
+
+def pack_weight(weight: Tensor) -> Tensor:
+    """Weights of a 2-d convolution as the event-driven kernel reads them.
+
+    Args:
+        weight: [outputs, C, kernel_h, kernel_w], in one of ``FLOAT_DTYPES``.
+
+    Returns:
+        [blocks, kernel_w, kernel_h, C, block], float64 for float64, else float32; the outputs are
+        padded with zeros to blocks of 16, 32 or 64.
+    """
+    outputs, channels, height, width = weight.shape
+    block = next((size for size in (64, 32) if outputs >= size), 16)
+    blocks = -(-outputs // block)
+    padded = weight.new_zeros(
+        (blocks * block, channels, height, width), dtype=_ops.state_dtype(weight.dtype)
+    )
+    padded[:outputs] = weight
+    return padded.view(blocks, block, channels, height, width).permute(0, 4, 3, 2, 1).contiguous()
+
+
+def spike_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """:func:`torch.nn.functional.conv2d` of spikes: its time follows what is not 0 in x. On a CPU,
+    for inference.
+
+    The sum of an output has a fixed order: from its bias on, by the columns of its window, then its
+    rows, then channels. (Where there are fewer than 64 outputs, 2 or 4 sums take every second or
+    fourth of these terms and are added up last.) So it does not depend on the batch, on the number
+    of threads or on the instruction set. NaN and infinity come out.
+
+    Args:
+        x: [N, C, H, W], any values, any strides; channels_last is read as it is.
+        weight: [outputs, C, kernel_h, kernel_w], x's dtype.
+        bias: [outputs], x's dtype, or None.
+        stride, padding, dilation: an int, or two.
+
+    Returns:
+        [N, outputs, H', W'] in x's dtype, channels_last. 16-bit inputs are summed in float32.
+
+    Raises:
+        TypeError: an argument is no tensor or no int, or has another dtype.
+        ValueError: shapes do not fit, a tensor is not on a CPU, or a size is out of range.
+        RuntimeError: a gradient would be needed; there is none.
+    """
+    _check(x, weight, bias, dim=4)
+    strides, paddings = _pair("stride", stride, 1), _pair("padding", padding, 0)
+    dilations = _pair("dilation", dilation, 1)
+    for size, kernel, pad, step in zip(x.shape[2:], weight.shape[2:], paddings, dilations):
+        if size < 1 or size + 2 * pad < step * (kernel - 1) + 1:
+            raise ValueError(
+                f"x must be as large as the window, got {tuple(x.shape[2:])} with padding "
+                f"{paddings} for kernel {tuple(weight.shape[2:])} with dilation {dilations}"
+            )
+    state = _ops.state_dtype(x.dtype)
+    bias = None if bias is None else bias.detach().to(state).contiguous()
+    packed = pack_weight(weight.detach())
+    return _ops.ops.spike_conv2d(x, packed, bias, weight.shape[0], *strides, *paddings, *dilations)
+
+
+def spike_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """:func:`torch.nn.functional.linear` of spikes, as :func:`spike_conv2d` is of conv2d.
+
+    Args:
+        x: [..., C]. weight: [outputs, C]. bias: [outputs] or None.
+
+    Returns:
+        [..., outputs].
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for :func:`spike_conv2d`.
+    """
+    _check(x, weight, bias, dim=2)
+    rows = x.reshape(-1, x.shape[-1], 1, 1)
+    out = spike_conv2d(rows, weight[:, :, None, None], bias)
+    return out.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, dim: int) -> None:
+    given = {"x": x, "weight": weight, **({} if bias is None else {"bias": bias})}
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in FLOAT_DTYPES or tensor.dtype != x.dtype:
+            raise TypeError(
+                f"{name} must be float32, float64, float16 or bfloat16, x's dtype, got "
+                f"{tensor.dtype}"
+            )
+        if tensor.device.type not in ("cpu", "meta"):
+            raise ValueError(
+                f"{name} must be on a CPU, got {tensor.device}; elsewhere use "
+                "torch.nn.functional.conv2d or linear"
+            )
+    channels = x.shape[1 if dim == 4 else -1] if x.dim() else None
+    fits = x.dim() == 4 or (dim == 2 and x.dim() >= 1)
+    if not fits or weight.dim() != dim or weight.shape[1] != channels or 0 in weight.shape:
+        shapes = "[N, C, H, W] and [outputs, C, h, w]" if dim == 4 else "[..., C] and [outputs, C]"
+        raise ValueError(
+            f"x and weight must be {shapes}, got {tuple(x.shape)} and {tuple(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be [{weight.shape[0]}], got {tuple(bias.shape)}")
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given.values()):
+        raise RuntimeError(
+            "the event-driven convolution has no gradient; call it under torch.no_grad(), or use "
+            "torch.nn.functional.conv2d or linear"
+        )
+
+
+def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(pair) != 2:
+        raise ValueError(f"{name} must be an int or two, got {value!r}")
+    return whole(name, pair[0], least, _MOST), whole(name, pair[1], least, _MOST)
