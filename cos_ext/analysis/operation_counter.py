@@ -163,7 +163,7 @@ class OperationCounter(TorchDispatchMode):
 
         try:
             for name, module in walked.model.named_modules():
-                place = (name or "forward", type(module).__name__)
+                place = (name or "forward", module._get_name())
                 handles.append(module.register_forward_pre_hook(partial(enter, place)))
                 handles.append(module.register_forward_hook(leave))
             return walked(*inputs)
@@ -329,7 +329,7 @@ class _Interpreter(fx.Interpreter):
             module = self.fetch_attr(target)
             if isinstance(module, Shown):  # it computes nothing
                 return self.fetch_args_kwargs_from_env(node)[0][0]
-            place = (target, type(module).__name__)
+            place = (target, module._get_name())
         else:
             owner = owner_of(node)
             kind = target if isinstance(target, str) else getattr(target, "__name__", "")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._files import read_tensors
+from ..network.convolution import CHOICES as CONVOLUTIONS
 from ..network.layout import NAMES, named
 from ..network.network import SpikingNetwork
 from ..network.settings import check_settings
@@ -95,6 +96,7 @@ def load_network(
         ) from error
     _check_complete(path, model)
     check_finite(network)
+    network.convolution = header.get("convolution", "dense")  # older files have none
     network.execution = header.get("execution", "steps")  # last: it needs the layers' settings
     return network
 
@@ -141,12 +143,21 @@ def _damage(header: dict[str, Any], shapes: set[tuple[int, ...]]) -> str | None:
     these shapes; None: nothing.
     """
     older = {"calibration": "cos", "fuse": False, "biases": {}, "static": None}
-    header = {**older, "execution": "steps", "readout": "error", "memory_format": "auto", **header}
+    header = {
+        **older,
+        "execution": "steps",
+        "readout": "error",
+        "memory_format": "auto",
+        "convolution": "dense",
+        **header,
+    }
     for name, allowed in _TYPES.items():
         if name not in header or not isinstance(header[name], allowed):
             return f"{name} is {header.get(name, 'missing')!r}"
     if header["execution"] not in ("steps", "counts"):
         return f"execution is {header['execution']!r}"
+    if header["convolution"] not in CONVOLUTIONS:
+        return f"convolution is {header['convolution']!r}"
     if header["memory_format"] not in NAMES.values():
         return f"memory_format is {header['memory_format']!r}"
     own = {name: header[name] for name in ("rho", "iterations", "emission", "calibration")}
@@ -183,4 +194,5 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "max_pool": (str,),
     "execution": (str,),
     "memory_format": (str,),
+    "convolution": (str,),
 }

@@ -29,6 +29,7 @@ from .ownership import RefuseWrites
 from .readout import READOUTS, CutReadout
 from .report import ConversionError
 from .rewrite import Rewrite
+from .spiking import FindSpikeConvolutions
 from .state import Conversion, Pass, Settings
 from .tracing import trace
 from .verify import VerifyNetwork, VerifyTrace
@@ -150,6 +151,7 @@ BY_GRAPH: tuple[Pass, ...] = (
     Fuse(),
     AnyLayout(),
     ShowUnfit(),
+    FindSpikeConvolutions(),
     Build(),
     VerifyNetwork(),
 )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import functional as F
 from .._batches import Inputs, device_of
 from .._neuron.runs import Run, active, running
-from . import counts, layout, memory, worlds
+from . import convolution, counts, layout, memory, worlds
 from .capture import CapturedForward, capture
 from .inputs import as_inputs, batch_size, check_shapes, in_dtype_of
 from .measured import Measured
@@ -47,7 +47,7 @@ class SpikingNetwork(Measured):
         calibration: str = "cos",
     ) -> None:
         super().__init__(module, report, options)
-        self._execution = "steps"
+        self._execution, self._convolution = "steps", "dense"
         self._memory_limit: int | str | None = "auto"
         # For "counts", made when first needed: the rho of all layers, and functions, which no copy
         # or file takes along.
@@ -80,6 +80,32 @@ class SpikingNetwork(Measured):
         if counts.check_execution(value) == "counts":
             _, self._shared_rho = self._counting()
         self._execution, self._needs = value, {}
+
+    @property
+    def convolution(self) -> str:
+        """How 2-d convolutions of spikes run on a CPU: "dense", by torch's library, or "events",
+        by a kernel whose time follows the spikes (:func:`cos_ext.functional.spike_conv2d`). "auto"
+        takes events for those with at least 32 outputs and 288 inputs per output (32 channels in a
+        window of 3 x 3).
+
+        By events, a sample's output does not depend on the batch or on the number of threads, bit
+        for bit. Sums have another order than dense ones. Convolutions with groups, and those before
+        the first neurons, are dense. So are all of them on other devices, where a gradient is
+        needed, under autocast and torch.compile, of a model that could not be traced, and while
+        statistics or energies are taken.
+
+        Packed weights are kept beside the others, as many bytes again (twice as many for 16 bits),
+        from the first run by events on.
+
+        Raises:
+            TypeError, ValueError: when it is set: it is none of the three.
+        """
+        return self._convolution
+
+    @convolution.setter
+    def convolution(self, value: str) -> None:
+        self._convolution = convolution.check_convolution(value)
+        convolution.choose(self, value)
 
     @property
     def memory_limit(self) -> int | str | None:
@@ -209,6 +235,7 @@ class SpikingNetwork(Measured):
         super().__setstate__(
             {
                 "_execution": "steps",
+                "_convolution": "dense",
                 "_shared_rho": 0,
                 "_plan": None,
                 "_memory_limit": "auto",

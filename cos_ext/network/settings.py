@@ -42,6 +42,7 @@ class Configured(nn.Module):
     report: Any
     # What SpikingNetwork adds, for the files that it calls.
     execution: str
+    convolution: str
     memory_limit: int | str | None
     _whole: Callable[..., Tensor]
     _counts_first: Callable[[], bool]

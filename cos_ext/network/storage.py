@@ -32,6 +32,7 @@ def header(network: Configured) -> dict[str, Any]:
         "emission": network.emission,
         "calibration": network.calibration,
         "execution": network.execution,
+        "convolution": network.convolution,
         "layers": network._layers,
         "thresholds": {
             site: theta.item() if theta.dim() == 0 else list(theta.shape)

@@ -65,6 +65,7 @@ def test_the_passes_in_order():
         "Fuse",
         "AnyLayout",
         "ShowUnfit",
+        "FindSpikeConvolutions",
         "Build",
         "VerifyNetwork",
     ]

@@ -1,0 +1,23 @@
+"""Finding the convolutions that read spikes. How they run is decided in the room network."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from ..network.convolution import SpikeConv2d
+from .graphs import called, set_module
+from .state import Conversion
+
+
+class FindSpikeConvolutions:
+    """Makes those that the event-driven kernel has modules that may use it."""
+
+    def apply(self, conversion: Conversion) -> None:
+        model, spiking = conversion.model, conversion.facts.spiking
+        calls: dict[str, list[fx.Node]] = {}
+        for node in conversion.graph.nodes:
+            if node.op == "call_module" and SpikeConv2d.fits(called(model, node)):
+                calls.setdefault(str(node.target), []).append(node)
+        for name, nodes in calls.items():
+            if all(source in spiking for node in nodes for source in node.all_input_nodes):
+                set_module(model, name, SpikeConv2d.of(model.get_submodule(name)))  # type: ignore[arg-type]  # it fits

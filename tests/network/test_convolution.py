@@ -1,0 +1,187 @@
+"""Convolutions of spikes in a network, by events beside dense."""
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+import zoo
+from test_layout import Dense, exact, images
+from torch import nn
+from zoo_networks import converted
+
+import cos_ext
+from cos_ext import QCFS, convert
+from cos_ext.network.convolution import SpikeConv2d
+
+
+def ways(network, *inputs):
+    """The outputs by events and dense."""
+    network.convolution = "events"
+    events = network(*inputs)
+    network.convolution = "dense"
+    return events, network(*inputs)
+
+
+def chosen(network):
+    return {n: m.by_events for n, m in network.module.named_modules() if isinstance(m, SpikeConv2d)}
+
+
+@pytest.mark.parametrize("name", [n for n in zoo.CONVERTS if n != "untraceable"])
+def test_the_zoo_by_events(name):
+    network, x = converted(name, iterations=None, emission="calibrated")
+    events, dense = ways(network, *x)
+    assert (events - dense).abs().max() <= 1e-9 * max(1, dense.abs().max())
+
+
+class Mixed(nn.Module):
+    """A static convolution, spiking ones, one with groups, and one module called on both."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.act1 = nn.Conv2d(3, 32, 3, padding=1), QCFS(4, 1.0)
+        self.wide, self.act2 = nn.Conv2d(32, 32, 3, padding=1), QCFS(4, 1.0)
+        self.groups, self.act3 = nn.Conv2d(32, 32, 3, padding=1, groups=32), QCFS(4, 1.0)
+        self.same, self.act4 = nn.Conv2d(32, 3, 3, padding="same"), QCFS(4, 1.0)
+        self.point, self.act5 = nn.Conv2d(3, 32, 1), QCFS(4, 1.0)
+        self.last = nn.Conv2d(32, 4, 3)
+
+    def forward(self, x):
+        h = self.act3(self.groups(self.act2(self.wide(self.act1(self.first(x))))))
+        h = self.act4(self.same(h))
+        return self.last(self.act5(self.point(h) + self.point(x)))
+
+
+def test_which_convolutions_may_go_by_events():
+    network = convert(exact(Mixed()), timesteps=4, rho=4)
+    assert network.convolution == "dense"
+    assert chosen(network) == {"wide": False, "last": False}
+    network.convolution = "events"
+    assert chosen(network) == {"wide": True, "last": True}
+    network.convolution = "auto"
+    assert chosen(network) == {"wide": True, "last": False}
+    events, dense = ways(network, images())
+    assert torch.equal(events, dense) and dense.unique().numel() > 10
+
+
+@pytest.mark.parametrize("execution", ["steps", "counts"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_dtypes_counts_and_parts(dtype, execution):
+    network = convert(exact(Dense()), timesteps=4, rho=4, emission="even", execution=execution)
+    network, x = network.to(dtype), images(7).to(dtype)
+    events, dense = ways(network, x)
+    assert torch.equal(events, dense) and dense.unique().numel() > 4
+    network.convolution, network.memory_limit = "events", None
+    whole = network(x)
+    network.memory_limit = network.activation_bytes(x[:3]) + whole.numel() * whole.element_size()
+    assert torch.equal(network(x), whole)
+
+
+def test_samples_do_not_depend_on_the_batch_nor_on_threads():
+    network = convert(Dense().double(), timesteps=4, rho=4)
+    network.convolution, x = "events", images(6).double()
+    network.memory_limit = None
+    hidden = {}
+    network.module.two.register_forward_hook(lambda m, i, out: hidden.update(out=out.clone()))
+    network(x)
+    whole = hidden["out"].unflatten(0, (4, 6))
+    network(x[2:3])
+    assert torch.equal(hidden["out"].unflatten(0, (4, 1)), whole[:, 2:3])
+
+
+def test_weights_that_change_are_packed_anew():
+    network = convert(exact(Mixed()), timesteps=4, rho=4)
+    network.convolution, x = "events", images()
+    before = network(x)
+    conv = network.module.wide
+    packed = conv._weight()
+    assert conv._weight() is packed, "packed once"
+    with torch.no_grad():
+        conv.weight.mul_(-1)
+    assert conv._weight() is not packed
+    events, dense = ways(network, x)
+    assert torch.equal(events, dense) and not torch.equal(events, before)
+    conv.weight.data = conv.weight.data * -1
+    network.convolution = "events"
+    assert torch.equal(network(x), before)
+    network.double()
+    assert torch.equal(network(x.double()).float(), before)
+    network.load_state_dict(
+        {
+            k: torch.zeros_like(v) if "wide.weight" in k else v
+            for k, v in network.state_dict().items()
+        }
+    )
+    events, dense = ways(network, x.double())
+    assert torch.equal(events, dense)
+
+
+def test_files_and_copies(tmp_path):
+    network = convert(exact(Mixed()), timesteps=4, rho=4)
+    network.convolution, x = "events", images()
+    expected = network(x)
+    assert not any("packed" in name for name in network.state_dict())
+    network.save(tmp_path / "network")
+    for other in (
+        copy.deepcopy(network),
+        pickle.loads(pickle.dumps(network)),
+        cos_ext.load_network(tmp_path / "network", Mixed()),
+    ):
+        assert other.convolution == "events" and all(chosen(other).values())
+        assert other.module.wide._packed is None
+        assert torch.equal(other(x), expected)
+
+
+def test_what_needs_the_dense_one_has_it():
+    network = convert(exact(Mixed()), timesteps=2, rho=2)
+    x, seen = images(), []
+    packing = SpikeConv2d._weight
+
+    def noted(self):
+        seen.append(1)
+        return packing(self)
+
+    network.convolution = "events"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SpikeConv2d, "_weight", noted)
+        network(x)
+        assert len(seen) == 2
+        network.energy_report([x], progress=False)
+        network.statistics([x], progress=False)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            network(x)
+        network.activation_bytes(x)
+        network.memory_limit = None
+        torch.compile(network, backend="eager")(x)
+        assert len(seen) == 2
+    dense = network.energy_report([x], progress=False)
+    network.convolution = "dense"
+    assert str(network.energy_report([x], progress=False)) == str(dense)
+
+
+def test_threads_share_a_network():
+    network = convert(exact(Mixed()), timesteps=4, rho=4)
+    network.convolution = "events"
+    inputs = [images(3) for _ in range(4)]
+    expected, wrong = [network(x) for x in inputs], []
+    network.double().float()  # packed anew, by whoever comes first
+
+    def work(x, right):
+        wrong.extend(1 for _ in range(10) if not torch.equal(network(x), right))
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(inputs, expected)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize(("value", "error"), [("sparse", ValueError), (None, TypeError)])
+def test_other_ways_are_refused(value, error):
+    network = convert(Dense(), timesteps=2)
+    network.convolution = "auto"
+    with pytest.raises(error, match="convolution must be"):
+        network.convolution = value
+    assert network.convolution == "auto"
