@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from _shared import checkpoints, machine, tables
-from _shared.timing import interleaved, median_ratio
+from _shared.timing import interleaved, median_ratio, seconds_of
 from torch import Tensor, nn
 
 from cos_ext import SpikingNetwork, convert, data
@@ -39,16 +39,11 @@ DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 HEAD = ("layer", "density", "dense, ms", "events, ms", "ratio")
 
 
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def compared(dense: Callable[[], object], events: Callable[[], object], repeats: int) -> list[str]:
     """Both medians in ms, and the median ratio."""
+    wall = partial(seconds_of, clock="wall")
     calls = {"dense": dense, "events": events}
-    times = {k: v[1:] for k, v in interleaved(calls, repeats + 1, seconds).items()}
+    times = {k: v[1:] for k, v in interleaved(calls, repeats + 1, wall).items()}
     medians = [f"{statistics.median(times[name]) * 1e3:.2f}" for name in calls]
     return [*medians, f"{median_ratio(times['events'], times['dense']):.2f}"]
 
@@ -77,7 +72,9 @@ def inputs(network: SpikingNetwork, images: Tensor) -> dict[str, tuple[SpikeConv
     return seen
 
 
-def drawn(channels: int, outputs: int, kernel: int, side: int, density: float, images: int):
+def drawn(
+    channels: int, outputs: int, kernel: int, side: int, density: float, images: int
+) -> tuple[SpikeConv2d, Tensor]:
     """A layer and spikes for it."""
     conv = nn.Conv2d(channels, outputs, kernel, padding=kernel // 2).requires_grad_(False)
     conv = conv.to(memory_format=torch.channels_last)
@@ -92,8 +89,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    facts = machine.facts(["torch"])
-    print(facts)
+    print(machine.facts(["torch"]))
     model, _ = checkpoints.load()
     network = convert(model, timesteps=options.timesteps, rho=options.rho)
     images, _ = next(iter(data.fashion_mnist().batches(options.batch_size)))

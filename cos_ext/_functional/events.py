@@ -49,7 +49,8 @@ def spike_conv2d(
 
     The sum of an output has a fixed order: from its bias on, by the columns of its window, then its
     rows, then channels. (Where there are fewer than 64 outputs, 2 or 4 sums take every second or
-    fourth of these terms and are added up last.) So it does not depend on the batch, on the number
+    fourth of these terms and are added up last; dilated, each column begins with the first sum
+    again.) So it does not depend on the batch, on the number
     of threads or on the instruction set. NaN and infinity come out.
 
     Args:
@@ -75,10 +76,15 @@ def spike_conv2d(
                 f"x must be as large as the window, got {tuple(x.shape[2:])} with padding "
                 f"{paddings} for kernel {tuple(weight.shape[2:])} with dilation {dilations}"
             )
-    state = _ops.state_dtype(x.dtype)
-    bias = None if bias is None else bias.detach().to(state).contiguous()
     packed = pack_weight(weight.detach())
-    return _ops.ops.spike_conv2d(x, packed, bias, weight.shape[0], *strides, *paddings, *dilations)
+    return convolved(x, packed, bias, weight.shape[0], *strides, *paddings, *dilations)
+
+
+def convolved(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int, *sizes: int) -> Tensor:
+    """The operator, on weights that are packed; sizes: two strides, paddings, dilations."""
+    if bias is not None:
+        bias = bias.detach().to(_ops.state_dtype(x.dtype)).contiguous()
+    return _ops.ops.spike_conv2d(x, packed, bias, outputs, *sizes)
 
 
 def spike_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .._functional.checks import check_choice
-from .._functional.events import pack_weight
+from .._functional.events import convolved, pack_weight
 from .._neuron.runs import active
-from .._ops import ops, state_dtype
 
 CHOICES = ("dense", "events", "auto")
 # "auto" takes events from so many outputs and inputs per output on: below, the dense library was
@@ -28,8 +27,9 @@ class SpikeConv2d(nn.Conv2d):
     """
 
     by_events = False
-    # The weights as the kernel reads them, and of which state of them: no copy or file has them.
-    _packed: tuple[Any, Tensor] | None = None
+    # Of which weights, held so that their memory is not another's, in which version, and as the
+    # kernel reads them. No copy or file has these.
+    _packed: tuple[Tensor, int, Tensor] | None = None
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> SpikeConv2d:
@@ -68,19 +68,10 @@ class SpikeConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.by_events or torch.compiler.is_compiling() or not self._takes(x):
             return super().forward(x)
-        bias = None if self.bias is None else self.bias.to(state_dtype(x.dtype))
         assert not isinstance(self.padding, str)  # it would not fit
         height, width = self.padding
-        return ops.spike_conv2d(
-            x,
-            self._weight(),
-            bias,
-            self.out_channels,
-            *self.stride,
-            height,
-            width,
-            *self.dilation,
-        )
+        sizes = (*self.stride, height, width, *self.dilation)
+        return convolved(x, self._weight(), self.bias, self.out_channels, *sizes)
 
     def _takes(self, x: Tensor) -> bool:
         return (
@@ -97,11 +88,10 @@ class SpikeConv2d(nn.Conv2d):
         weight = self.weight.detach()
         if self.weight.is_inference():  # nothing tells of its changes
             return pack_weight(weight)
-        state = (weight.data_ptr(), self.weight._version, weight.dtype)
-        packed = self._packed
-        if packed is None or packed[0] != state:
-            packed = self._packed = (state, pack_weight(weight))
-        return packed[1]
+        version, kept = self.weight._version, self._packed
+        if kept is None or kept[1] != version or not weight.is_set_to(kept[0]):
+            kept = self._packed = (weight, version, pack_weight(weight))
+        return kept[2]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_packed"}

@@ -65,8 +65,10 @@ def test_any_value_in_any_place_of_the_header(value, saved, tmp_path):
 
 
 # What files of older versions do not have.
-OPTIONAL = {"cos_ext", "calibration", "execution", "biases", "static", "fuse", "readout"}
-OPTIONAL |= {"memory_format", "convolution"}
+OPTIONAL = {
+    *("cos_ext", "calibration", "execution", "biases", "static", "fuse", "readout"),
+    *("memory_format", "convolution"),
+}
 
 
 def test_any_part_of_the_header_may_be_missing(saved, tmp_path):

@@ -3,10 +3,11 @@
 import hashlib
 import subprocess
 import sys
-import threading
+from pathlib import Path
 
 import pytest
 import torch
+from threads import differences
 from torch.nn import functional as TF
 
 from cos_ext import functional as F
@@ -109,11 +110,11 @@ def results():
 def test_instruction_sets_and_threads_give_the_same_bits(capability, monkeypatch):
     monkeypatch.setenv("COS_EXT_CPU_CAPABILITY", capability)
     code = (
-        "import sys, torch, hashlib; sys.path.insert(0, sys.argv[1]); torch.set_num_threads(3);"
+        "import sys, torch, hashlib; sys.path[:0] = sys.argv[1:]; torch.set_num_threads(3);"
         "import test_spike_conv as t; print(hashlib.sha1(b''.join(t.results())).hexdigest())"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code, str(__file__).rsplit("/", 1)[0]],
+        [sys.executable, "-c", code, *map(str, Path(__file__).parents[:2])],
         capture_output=True,
         text=True,
         check=True,
@@ -175,19 +176,7 @@ def test_threads_at_once():
     weight, bias = weights(32, 64, 3)
     inputs = [spikes(4, 32, (12, 12), 0.2) for _ in range(4)]
     expected = [F.spike_conv2d(x, weight, bias) for x in inputs]
-    wrong = []
-
-    def work(x, right):
-        wrong.extend(
-            1 for _ in range(20) if not torch.equal(F.spike_conv2d(x, weight, bias), right)
-        )
-
-    threads = [threading.Thread(target=work, args=pair) for pair in zip(inputs, expected)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    assert differences(lambda x: F.spike_conv2d(x, weight, bias), inputs, expected) == 0
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,12 @@
 
 import copy
 import pickle
-import threading
 
 import pytest
 import torch
 import zoo
 from test_layout import Dense, exact, images
+from threads import differences
 from torch import nn
 from zoo_networks import converted
 
@@ -28,9 +28,14 @@ def chosen(network):
     return {n: m.by_events for n, m in network.module.named_modules() if isinstance(m, SpikeConv2d)}
 
 
+# Networks without a convolution of spikes that is a module of its own.
+NONE = {"functional", "two inputs", "reused blocks", "tokens"}
+
+
 @pytest.mark.parametrize("name", [n for n in zoo.CONVERTS if n != "untraceable"])
 def test_the_zoo_by_events(name):
     network, x = converted(name, iterations=None, emission="calibrated")
+    assert bool(chosen(network)) == (name not in NONE)
     events, dense = ways(network, *x)
     assert (events - dense).abs().max() <= 1e-9 * max(1, dense.abs().max())
 
@@ -80,14 +85,44 @@ def test_dtypes_counts_and_parts(dtype, execution):
 
 def test_samples_do_not_depend_on_the_batch_nor_on_threads():
     network = convert(Dense().double(), timesteps=4, rho=4)
-    network.convolution, x = "events", images(6).double()
+    network.convolution, x, hidden = "events", images(6).double(), []
     network.memory_limit = None
-    hidden = {}
-    network.module.two.register_forward_hook(lambda m, i, out: hidden.update(out=out.clone()))
-    network(x)
-    whole = hidden["out"].unflatten(0, (4, 6))
+    network.module.two.register_forward_hook(lambda m, i, out: hidden.append(out.clone()))
+    threads = torch.get_num_threads()
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            network(x)
+    finally:
+        torch.set_num_threads(threads)
     network(x[2:3])
-    assert torch.equal(hidden["out"].unflatten(0, (4, 1)), whole[:, 2:3])
+    one, three, alone = hidden
+    assert torch.equal(one, three)
+    assert torch.equal(alone.unflatten(0, (4, 1)), one.unflatten(0, (4, 6))[:, 2:3])
+
+
+def test_weights_whose_memory_is_used_again():
+    conv = SpikeConv2d.of(exact(nn.Conv2d(32, 32, 3)).requires_grad_(False))
+    conv.by_events, x = True, torch.randint(0, 2, (2, 32, 5, 5)).float()
+    for _ in range(20):  # malloc hands out the same memory again
+        first = conv(x)
+        shape = conv.weight.shape
+        conv.weight.data = torch.empty(0)
+        conv.weight.data = torch.randint(-2, 3, shape).float()
+        assert torch.equal(conv(x), nn.functional.conv2d(x, conv.weight, conv.bias))
+    assert first.any()
+
+
+def test_gradients_and_odd_biases():
+    conv = SpikeConv2d.of(exact(nn.Conv2d(32, 32, 3)).requires_grad_(False))
+    conv.by_events, x = True, torch.randint(0, 2, (2, 32, 5, 5)).float()
+    expected = nn.functional.conv2d(x, conv.weight, conv.bias)
+    assert torch.equal(conv(x), expected)
+    assert conv(x.clone().requires_grad_()).requires_grad
+    wide = torch.zeros(64)
+    wide[::2] = conv.bias
+    conv.bias = nn.Parameter(wide[::2], requires_grad=False)
+    assert torch.equal(conv(x), expected)
 
 
 def test_weights_that_change_are_packed_anew():
@@ -164,18 +199,9 @@ def test_threads_share_a_network():
     network = convert(exact(Mixed()), timesteps=4, rho=4)
     network.convolution = "events"
     inputs = [images(3) for _ in range(4)]
-    expected, wrong = [network(x) for x in inputs], []
+    expected = [network(x) for x in inputs]
     network.double().float()  # packed anew, by whoever comes first
-
-    def work(x, right):
-        wrong.extend(1 for _ in range(10) if not torch.equal(network(x), right))
-
-    threads = [threading.Thread(target=work, args=pair) for pair in zip(inputs, expected)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    assert differences(network, inputs, expected) == 0
 
 
 @pytest.mark.parametrize(("value", "error"), [("sparse", ValueError), (None, TypeError)])
