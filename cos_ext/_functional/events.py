@@ -27,7 +27,7 @@ def pack_weight(weight: Tensor) -> Tensor:
         padded with zeros to blocks of 16, 32 or 64.
     """
     outputs, channels, height, width = weight.shape
-    block = next((size for size in (64, 32) if outputs >= size), 16)
+    block = next((size for size in (16, 32) if outputs <= size), 64)
     blocks = -(-outputs // block)
     padded = weight.new_zeros(
         (blocks * block, channels, height, width), dtype=_ops.state_dtype(weight.dtype)
@@ -48,10 +48,8 @@ def spike_conv2d(
     for inference.
 
     The sum of an output has a fixed order: from its bias on, by the columns of its window, then its
-    rows, then channels. (Where there are fewer than 64 outputs, 2 or 4 sums take every second or
-    fourth of these terms and are added up last; dilated, each column begins with the first sum
-    again.) So it does not depend on the batch, on the number
-    of threads or on the instruction set. NaN and infinity come out.
+    rows, then channels. So it does not depend on the batch, on the number of threads or on the
+    instruction set. NaN and infinity come out.
 
     Args:
         x: [N, C, H, W], any values, any strides; channels_last is read as it is.

@@ -25,13 +25,10 @@ std::unique_ptr<E[]> exact(const std::vector<E>& from) {
 template <class S>
 S plain(const SpikeConv& job, const std::vector<S>& x, const std::vector<S>& weight, const std::vector<S>& bias, int64_t row,
         int64_t column, int64_t output) {
-  const int64_t chains = 64 / job.block, block = output / job.block;
+  const int64_t block = output / job.block;
   const int64_t image = row / job.out_height, top = row % job.out_height * job.stride_h - job.padding_h;
-  std::vector<S> sum(static_cast<size_t>(chains), S(0));
-  sum[0] = bias[static_cast<size_t>(output)];
-  int64_t events = 0;
+  S sum = bias[static_cast<size_t>(output)];
   for (int64_t j = 0; j < job.kernel_w; ++j) {
-    if (job.dilation_w > 1) events = 0;  // each of its columns begins anew
     for (int64_t k = 0; k < job.kernel_h; ++k) {
       for (int64_t c = 0; c < job.channels; ++c) {
         const int64_t y = top + k * job.dilation_h, at = column * job.stride_w - job.padding_w + j * job.dilation_w;
@@ -40,13 +37,11 @@ S plain(const SpikeConv& job, const std::vector<S>& x, const std::vector<S>& wei
         if (value == 0) continue;
         const int64_t line = ((block * job.kernel_w + j) * job.kernel_h + k) * job.channels + c;
         const S product = weight[static_cast<size_t>(line * job.block + output % job.block)] * value;
-        sum[static_cast<size_t>(events++ % chains)] += product;
+        sum += product;
       }
     }
   }
-  S total = sum[0];
-  for (size_t chain = 1; chain < sum.size(); ++chain) total += sum[chain];
-  return total;
+  return sum;
 }
 
 template <class T>
@@ -67,7 +62,7 @@ void convolution(std::mt19937& random, DType dtype) {
   if (rows < 0 || columns < 0) return;
   job.out_height = rows / job.stride_h + 1, job.out_width = columns / job.stride_w + 1;
   job.pixel_stride = job.channels, job.row_stride = job.channels * job.width, job.image_stride = job.row_stride * job.height;
-  job.block = job.outputs >= 64 ? 64 : job.outputs >= 32 ? 32 : 16;
+  job.block = job.outputs > 32 ? 64 : job.outputs > 16 ? 32 : 16;
   const int64_t density = below(5), blocks = (job.outputs + job.block - 1) / job.block;
 
   std::normal_distribution<float> normal;

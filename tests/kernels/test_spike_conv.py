@@ -27,6 +27,13 @@ CASES = [
     (16, 16, 7, 4, 3, 1, (13, 40)),
     (16, 33, (1, 5), 1, (0, 2), (1, 2), (4, 12)),
     (48, 48, 3, 5, 4, 4, (3, 3)),
+    (16, 16, 3, 1, 1, 1, (28, 28)),
+    (40, 30, 3, 1, 2, 1, (9, 8)),
+    (64, 64, 3, 1, 1, 1, (7, 7)),
+    (20, 24, 3, 2, 1, 1, (9, 9)),
+    (33, 64, 1, 2, 0, 1, (8, 7)),
+    (16, 32, 1, 2, 1, 1, (5, 6)),
+    (300, 64, 5, 1, 2, 1, (20, 24)),  # the list of events is full before the rows are
 ]
 
 
@@ -69,23 +76,13 @@ def test_sums_that_are_exact_are_equal(case, dtype):
 
 
 def sums_in_order(x, weight, bias):
-    """One output: from the bias on, columns first, then rows, then channels; below 64 outputs in 2
-    or 4 sums, added up last.
-    """
-    chains = 1 if weight.shape[0] >= 64 else 2 if weight.shape[0] >= 32 else 4
-    sums = [bias.clone()] + [torch.zeros_like(bias)] * (chains - 1)
-    terms = [
-        weight[:, c, k, j] * x[c, k, j]
-        for j in range(x.shape[2])
-        for k in range(x.shape[1])
-        for c in range(x.shape[0])
-        if x[c, k, j] != 0
-    ]
-    for i, term in enumerate(terms):
-        sums[i % chains] = sums[i % chains] + term
-    total = sums[0]
-    for other in sums[1:]:
-        total = total + other
+    """One output: from the bias on, columns first, then rows, then channels."""
+    total = bias.clone()
+    for j in range(x.shape[2]):
+        for k in range(x.shape[1]):
+            for c in range(x.shape[0]):
+                if x[c, k, j] != 0:
+                    total = total + weight[:, c, k, j] * x[c, k, j]
     return total
 
 
@@ -180,7 +177,7 @@ def test_threads_at_once():
 
 
 @pytest.mark.parametrize(
-    ("outputs", "block", "blocks"), [(1, 16, 1), (31, 16, 2), (33, 32, 2), (65, 64, 2)]
+    ("outputs", "block", "blocks"), [(1, 16, 1), (31, 32, 1), (33, 64, 1), (65, 64, 2)]
 )
 def test_packing(outputs, block, blocks):
     weight, _ = weights(5, outputs, (3, 2), torch.float16)
