@@ -51,7 +51,9 @@ def lay_out(network: Configured) -> None:
     assert isinstance(wanted, torch.memory_format)
     for each in network.modules():
         if isinstance(each, (nn.Conv2d, nn.ConvTranspose2d)):
-            each.weight.data = each.weight.data.contiguous(memory_format=wanted)
+            # Strides of its own also where one input channel fits either format: with contiguous()
+            # grey images would leave the first convolution, and all after it, in the slow one.
+            each.weight.data = each.weight.data.clone(memory_format=wanted)
 
 
 def as_ann(network: Configured, out: Tensor, inputs: Iterable[Tensor]) -> Tensor:

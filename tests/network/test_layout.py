@@ -102,6 +102,18 @@ def test_it_runs_channels_last_from_the_first_convolution_on(given, execution):
     assert not is_last(model.one.weight), "the model has been modified"
 
 
+@pytest.mark.parametrize("memory_format", [PLAIN, LAST])
+def test_grey_images_run_in_the_networks_format(memory_format):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), QCFS(4, 1.0), nn.Conv2d(4, 5, 3))
+    x = images()[:, :1]
+    for given in (PLAIN, LAST):
+        network = convert(model, timesteps=4, memory_format=memory_format)
+        network.double().float()
+        last = layouts(network, x.clone(memory_format=given))
+        assert last["0"] == (memory_format == LAST or given == LAST)
+        assert last["2"] == last["0"]
+
+
 @pytest.mark.parametrize("limit", ["auto", None, "small"])
 @pytest.mark.parametrize("given", [PLAIN, LAST])
 @pytest.mark.parametrize("own", [PLAIN, LAST])
