@@ -285,7 +285,8 @@ class OperationCounter(TorchDispatchMode):
     def _why_not(self, name: str, x: Tensor, weight: Tensor) -> str:
         if self._of(weight).level == 2:
             return "its weights, or its second factor, depend on spikes"
-        if name in ("bmm", "baddbmm"):
+        # One matrix for all of them is how matmul multiplies a tensor that it cannot fold.
+        if name in ("bmm", "baddbmm") and weight.stride(0) != 0:
             return (
                 "a product of batches of matrices has no rule where time is folded into the batch"
             )

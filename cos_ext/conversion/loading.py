@@ -96,9 +96,18 @@ def load_network(
         ) from error
     _check_complete(path, model)
     check_finite(network)
-    network.convolution = header.get("convolution", "dense")  # older files have none
+    _set_convolutions(network, header, path)
     network.execution = header.get("execution", "steps")  # last: it needs the layers' settings
     return network
+
+
+def _set_convolutions(network: SpikingNetwork, header: dict[str, Any], path: Any) -> None:
+    network.convolution = header.get("convolution", "auto")  # older files have none
+    for site, way in header.get("convolutions", {}).items():  # likewise
+        try:
+            network.set_layer(site, convolution=way)
+        except ValueError as error:
+            raise ValueError(f"{path} does not fit the model: {error}") from error
 
 
 @torch.no_grad()
@@ -148,7 +157,8 @@ def _damage(header: dict[str, Any], shapes: set[tuple[int, ...]]) -> str | None:
         "execution": "steps",
         "readout": "error",
         "memory_format": "auto",
-        "convolution": "dense",
+        "convolution": "auto",
+        "convolutions": {},
         **header,
     }
     for name, allowed in _TYPES.items():
@@ -156,8 +166,9 @@ def _damage(header: dict[str, Any], shapes: set[tuple[int, ...]]) -> str | None:
             return f"{name} is {header.get(name, 'missing')!r}"
     if header["execution"] not in ("steps", "counts"):
         return f"execution is {header['execution']!r}"
-    if header["convolution"] not in CONVOLUTIONS:
-        return f"convolution is {header['convolution']!r}"
+    for way in (header["convolution"], *header["convolutions"].values()):
+        if way not in CONVOLUTIONS:
+            return f"convolution is {way!r}"
     if header["memory_format"] not in NAMES.values():
         return f"memory_format is {header['memory_format']!r}"
     own = {name: header[name] for name in ("rho", "iterations", "emission", "calibration")}
@@ -195,4 +206,5 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "execution": (str,),
     "memory_format": (str,),
     "convolution": (str,),
+    "convolutions": (dict,),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from torch import fx
 
 from ..network.convolution import SpikeConv2d
@@ -16,8 +18,17 @@ class FindSpikeConvolutions:
         model, spiking = conversion.model, conversion.facts.spiking
         calls: dict[str, list[fx.Node]] = {}
         for node in conversion.graph.nodes:
-            if node.op == "call_module" and SpikeConv2d.fits(called(model, node)):
+            if node.op == "call_module" and not SpikeConv2d.misfit(called(model, node)):
                 calls.setdefault(str(node.target), []).append(node)
         for name, nodes in calls.items():
             if all(source in spiking for node in nodes for source in node.all_input_nodes):
                 set_module(model, name, SpikeConv2d.of(model.get_submodule(name)))  # type: ignore[arg-type]  # it fits
+                _note(conversion, name)
+
+
+def _note(conversion: Conversion, name: str) -> None:
+    entries = conversion.report.entries
+    for index, entry in enumerate(entries):
+        if entry.site == name:
+            reason = "; ".join(filter(None, (entry.reason, "reads spikes")))
+            entries[index] = dataclasses.replace(entry, reason=reason)

@@ -4,7 +4,9 @@ conversion; the kernel is in csrc/cpu.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +16,44 @@ from .._functional.events import convolved, pack_weight
 from .._neuron.runs import active
 
 CHOICES = ("dense", "events", "auto")
-# "auto" takes events from so many outputs and inputs per output on: below, the dense library was
-# faster on the spikes of the shipped ResNet-20 (bench/events.py).
-FEWEST_OUTPUTS, FEWEST_INPUTS = 32, 288
+# "auto" takes events from so many weights on: below, there was little to win, and the dense library
+# was sometimes faster on one of two instruction sets (bench/events.py).
+FEWEST_WEIGHTS = 2048
+LAYERS = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+class Layer(NamedTuple):
+    """How a layer with weights runs, "dense" or "events", and why."""
+
+    site: str
+    kind: str
+    runs: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """How the layers with weights of a network run; :meth:`SpikingNetwork.plan` makes it. Prints as
+    a table.
+    """
+
+    layers: tuple[Layer, ...]
+
+    def __str__(self) -> str:
+        rows = [Layer._fields, *self.layers]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        return "\n".join(
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]])
+            for row in rows
+        )
 
 
 class SpikeConv2d(nn.Conv2d):
@@ -27,6 +64,7 @@ class SpikeConv2d(nn.Conv2d):
     """
 
     by_events = False
+    _why = ""
     # Of which weights, held so that their memory is not another's, in which version, and as the
     # kernel reads them. No copy or file has these.
     _packed: tuple[Tensor, int, Tensor] | None = None
@@ -48,22 +86,31 @@ class SpikeConv2d(nn.Conv2d):
         return made.train(conv.training)
 
     @staticmethod
-    def fits(module: nn.Module) -> bool:
-        """Whether the kernel has this convolution."""
-        return (
-            type(module) is nn.Conv2d
-            and module.groups == 1
-            and module.padding_mode == "zeros"
-            and not isinstance(module.padding, str)
-        )
+    def misfit(module: nn.Module) -> str | None:
+        """Why the kernel does not have this layer; None: it has it."""
+        if type(module) is not nn.Conv2d:
+            return "events are for 2-d convolutions"
+        if module.groups != 1:
+            return "it has groups"
+        if module.padding_mode != "zeros" or isinstance(module.padding, str):
+            return f"its padding is {module.padding!r}, {module.padding_mode}"
+        return None
 
     def _get_name(self) -> str:
         return "Conv2d"  # reports name the layer that the user has
 
     def choose(self, convolution: str) -> None:
-        inputs = self.in_channels * self.kernel_size[0] * self.kernel_size[1]
-        wide = self.out_channels >= FEWEST_OUTPUTS and inputs >= FEWEST_INPUTS
+        wide = self.weight.numel() >= FEWEST_WEIGHTS
         self.by_events = convolution == "events" or (convolution == "auto" and wide)
+        self._why = f'convolution is "{convolution}"'
+        if convolution == "auto":
+            self._why += f": {self.weight.numel()} weights, {FEWEST_WEIGHTS} or more go by events"
+
+    def plan(self) -> tuple[str, str]:
+        """How it runs, and why."""
+        if self.by_events and self.weight.device.type != "cpu":
+            return "dense", f"it is on {self.weight.device}, events are for a CPU"
+        return ("events" if self.by_events else "dense"), self._why
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.by_events or torch.compiler.is_compiling() or not self._takes(x):
@@ -102,8 +149,24 @@ def check_convolution(value: str) -> str:
     return check_choice("convolution", value, CHOICES)
 
 
-def choose(network: nn.Module, convolution: str) -> None:
-    """Set how the convolutions of spikes run."""
-    for module in network.modules():
+def of_spikes(model: nn.Module) -> dict[str, SpikeConv2d]:
+    """The convolutions of spikes by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, SpikeConv2d)}
+
+
+def choose(model: nn.Module, convolution: str, own: Mapping[str, str]) -> None:
+    """Set how the convolutions of spikes run: all of them, and some by their names."""
+    for name, module in of_spikes(model).items():
+        module.choose(own.get(name, convolution))
+
+
+def plan(model: nn.Module) -> NetworkPlan:
+    """How the layers with weights run, in the order of the modules."""
+    layers = []
+    for name, module in model.named_modules():
         if isinstance(module, SpikeConv2d):
-            module.choose(convolution)
+            layers.append(Layer(name, module._get_name(), *module.plan()))
+        elif isinstance(module, LAYERS):
+            reason = SpikeConv2d.misfit(module) or "it does not read spikes alone"
+            layers.append(Layer(name, type(module).__name__, "dense", reason))
+    return NetworkPlan(tuple(layers))

@@ -16,6 +16,7 @@ from .._batches import Inputs, device_of
 from .._neuron.runs import Run, active, running
 from . import convolution, counts, layout, memory, worlds
 from .capture import CapturedForward, capture
+from .convolution import NetworkPlan
 from .inputs import as_inputs, batch_size, check_shapes, in_dtype_of
 from .measured import Measured
 from .settings import Report
@@ -47,13 +48,15 @@ class SpikingNetwork(Measured):
         calibration: str = "cos",
     ) -> None:
         super().__init__(module, report, options)
-        self._execution, self._convolution = "steps", "dense"
+        self._execution, self._convolution = "steps", "auto"
+        self._own_convolutions: dict[str, str] = {}  # by name: what set_layer() changed
         self._memory_limit: int | str | None = "auto"
         # For "counts", made when first needed: the rho of all layers, and functions, which no copy
         # or file takes along.
         self._shared_rho = 0
         self._plan: worlds.Plan | None = None
         self._configure(timesteps, rho, iterations, emission, {}, calibration)
+        convolution.choose(self.module, self._convolution, self._own_convolutions)
 
     @property
     def execution(self) -> str:
@@ -84,9 +87,9 @@ class SpikingNetwork(Measured):
     @property
     def convolution(self) -> str:
         """How 2-d convolutions of spikes run on a CPU: "dense", by torch's library, or "events",
-        by a kernel whose time follows the spikes (:func:`cos_ext.functional.spike_conv2d`). "auto"
-        takes events for those with at least 32 outputs and 288 inputs per output (32 channels in a
-        window of 3 x 3).
+        by a kernel whose time follows the spikes (:func:`cos_ext.functional.spike_conv2d`). "auto",
+        the default, takes events for those with at least 2048 weights. :meth:`plan` lists what runs
+        and why; :meth:`set_layer` sets it for one of them.
 
         By events, a sample's output does not depend on the batch or on the number of threads, bit
         for bit. Sums have another order than dense ones. Convolutions with groups, and those before
@@ -104,8 +107,43 @@ class SpikingNetwork(Measured):
 
     @convolution.setter
     def convolution(self, value: str) -> None:
-        self._convolution = convolution.check_convolution(value)
-        convolution.choose(self, value)
+        self._convolve(convolution.check_convolution(value), self._own_convolutions)
+
+    def _convolve(self, value: str, own: dict[str, str]) -> None:
+        self._convolution, self._own_convolutions = value, own
+        convolution.choose(self.module, value, own)
+
+    def plan(self) -> NetworkPlan:
+        """How each layer with weights runs, "dense" or "events", and why. Prints as a table.
+
+        ``plan().layers`` has tuples (site, kind, runs, reason). A run may be dense where this says
+        events, for what that run asks: see :attr:`convolution`.
+        """
+        return convolution.plan(self.module)
+
+    def set_layer(self, site: str, **changes: Any) -> None:
+        """Give one call site settings of its own; without any, it follows the network again.
+
+        Neurons have rho, iterations, emission and calibration. Every layer runs
+        max(timesteps, watch_steps) steps. A convolution of spikes has `convolution`.
+
+        Raises:
+            ValueError: there is no such call site, or a setting of another name.
+            TypeError, ValueError: a setting does not fit; nothing has changed then.
+        """
+        convolutions = convolution.of_spikes(self.module)
+        if site not in convolutions and "convolution" not in changes:
+            super().set_layer(site, **changes)
+            return
+        if site not in convolutions or not changes.keys() <= {"convolution"}:
+            raise ValueError(
+                f"convolution is a setting of convolutions of spikes, and their only one, got "
+                f"{sorted(changes)} of {site!r}; those are {list(convolutions)}"
+            )
+        own = {name: way for name, way in self._own_convolutions.items() if name != site}
+        if changes:
+            own[site] = convolution.check_convolution(changes["convolution"])
+        self._convolve(self._convolution, own)
 
     @property
     def memory_limit(self) -> int | str | None:
@@ -235,7 +273,8 @@ class SpikingNetwork(Measured):
         super().__setstate__(
             {
                 "_execution": "steps",
-                "_convolution": "dense",
+                "_convolution": "auto",
+                "_own_convolutions": {},
                 "_shared_rho": 0,
                 "_plan": None,
                 "_memory_limit": "auto",

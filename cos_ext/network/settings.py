@@ -43,6 +43,7 @@ class Configured(nn.Module):
     # What SpikingNetwork adds, for the files that it calls.
     execution: str
     convolution: str
+    _own_convolutions: dict[str, str]
     memory_limit: int | str | None
     _whole: Callable[..., Tensor]
     _counts_first: Callable[[], bool]
@@ -183,15 +184,7 @@ class Configured(nn.Module):
         return (*own, self._layers, [node._settings for node in self.nodes().values()])
 
     def set_layer(self, site: str, **changes: Any) -> None:
-        """Give one call site its own rho, iterations, emission or calibration; without any, it
-        follows the network again.
-
-        Every layer runs max(timesteps, watch_steps) steps.
-
-        Raises:
-            ValueError: there is no such call site, or a setting of another name.
-            TypeError, ValueError: a setting does not fit; nothing has changed then.
-        """
+        """Give the neurons of one call site settings of their own, or none."""
         if site not in self.nodes():
             raise ValueError(
                 f"site must be a call site of the network, got {site!r}; those are "

@@ -33,6 +33,7 @@ def header(network: Configured) -> dict[str, Any]:
         "calibration": network.calibration,
         "execution": network.execution,
         "convolution": network.convolution,
+        "convolutions": network._own_convolutions,
         "layers": network._layers,
         "thresholds": {
             site: theta.item() if theta.dim() == 0 else list(theta.shape)

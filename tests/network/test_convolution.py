@@ -60,14 +60,57 @@ class Mixed(nn.Module):
 
 def test_which_convolutions_may_go_by_events():
     network = convert(exact(Mixed()), timesteps=4, rho=4)
-    assert network.convolution == "dense"
-    assert chosen(network) == {"wide": False, "last": False}
+    assert network.convolution == "auto"
+    assert chosen(network) == {"wide": True, "last": False}
     network.convolution = "events"
     assert chosen(network) == {"wide": True, "last": True}
-    network.convolution = "auto"
-    assert chosen(network) == {"wide": True, "last": False}
+    network.convolution = "dense"
+    assert chosen(network) == {"wide": False, "last": False}
     events, dense = ways(network, images())
     assert torch.equal(events, dense) and dense.unique().numel() > 10
+
+
+def test_the_plan_and_the_report_say_what_runs():
+    network = convert(Mixed(), timesteps=4)
+    lines = {layer.site: layer for layer in network.plan().layers}
+    assert [*lines] == ["first", "wide", "groups", "same", "point", "last"]
+    assert {site for site, layer in lines.items() if layer.runs == "events"} == {"wide"}
+    assert lines["wide"].reason == 'convolution is "auto": 9216 weights, 2048 or more go by events'
+    assert lines["last"].reason == 'convolution is "auto": 1152 weights, 2048 or more go by events'
+    assert lines["groups"].reason == "it has groups"
+    assert lines["same"].reason == "its padding is 'same', zeros"
+    assert lines["first"].reason == lines["point"].reason == "it does not read spikes alone"
+    assert str(network.plan()).splitlines()[2].split()[:3] == ["wide", "Conv2d", "events"]
+    reasons = {entry.site: entry.reason for entry in network.report.entries}
+    assert reasons["wide"] == "reads spikes" and not reasons["groups"]
+    away = network.to("meta").plan().layers[1]
+    assert away[2:] == ("dense", "it is on meta, events are for a CPU")
+
+
+def test_one_layer_by_itself():
+    network = convert(exact(Mixed()), timesteps=4, rho=4)
+    network.set_layer("last", convolution="events")
+    network.set_layer("wide", convolution="dense")
+    assert chosen(network) == {"wide": False, "last": True}
+    assert network.plan().layers[1].reason == 'convolution is "dense"'
+    network.convolution = "events"
+    assert chosen(network) == {"wide": False, "last": True}
+    with pytest.raises(ValueError, match="convolution must be"):
+        network.set_layer("wide", convolution="sparse")
+    for site, changes in {
+        "wide": {"rho": 2},
+        "act1": {"convolution": "dense"},
+        "first": {"convolution": "dense"},
+        "nowhere": {"convolution": "dense"},
+        "last": {"convolution": "dense", "rho": 1},
+    }.items():
+        with pytest.raises(ValueError, match=r"those are \['wide', 'last'\]"):
+            network.set_layer(site, **changes)
+    assert chosen(network) == {"wide": False, "last": True}
+    network.set_layer("wide")
+    assert chosen(network) == {"wide": True, "last": True}
+    network.set_layer("act1", rho=2)
+    assert network.nodes()["act1"].rho == 2
 
 
 @pytest.mark.parametrize("execution", ["steps", "counts"])
@@ -155,6 +198,7 @@ def test_weights_that_change_are_packed_anew():
 def test_files_and_copies(tmp_path):
     network = convert(exact(Mixed()), timesteps=4, rho=4)
     network.convolution, x = "events", images()
+    network.set_layer("last", convolution="dense")
     expected = network(x)
     assert not any("packed" in name for name in network.state_dict())
     network.save(tmp_path / "network")
@@ -163,7 +207,8 @@ def test_files_and_copies(tmp_path):
         pickle.loads(pickle.dumps(network)),
         cos_ext.load_network(tmp_path / "network", Mixed()),
     ):
-        assert other.convolution == "events" and all(chosen(other).values())
+        assert other.convolution == "events"
+        assert chosen(other) == {"wide": True, "last": False}
         assert other.module.wide._packed is None
         assert torch.equal(other(x), expected)
 
@@ -207,7 +252,6 @@ def test_threads_share_a_network():
 @pytest.mark.parametrize(("value", "error"), [("sparse", ValueError), (None, TypeError)])
 def test_other_ways_are_refused(value, error):
     network = convert(Dense(), timesteps=2)
-    network.convolution = "auto"
     with pytest.raises(error, match="convolution must be"):
         network.convolution = value
     assert network.convolution == "auto"

@@ -284,6 +284,7 @@ def test_the_peak_is_at_most_that_of_the_ann_on_a_t_times_batch(architecture, sh
     sites = [name for name, module in model.named_modules() if isinstance(module, nn.ReLU)]
     network = convert(model, timesteps=8, rho=4, thresholds=dict.fromkeys(sites, 1.0) or None)
     x = images(2, *shape)
+    network(x)  # packs weights, which stay
     tall = x.repeat(8, 1, 1, 1)
     with torch.no_grad(), memory._Live([tall, *model.parameters(), *model.buffers()]) as ann:
         model(tall)
