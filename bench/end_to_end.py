@@ -9,14 +9,16 @@ The command's options and its record's head live here; what it does lies in _end
 may live there or here, and no accuracy.
 
 Rows, every one in the faster of two memory layouts, BatchNorm folded, under inference_mode, on the
-same random images and the same random weights (time does not depend on them; thresholds are the
-99th percentile of the activations, and the spike rate is printed):
+same images and weights. "shipped" is the ResNet-20 that cos_ext ships, on real images; the others
+have random ones, with thresholds at the 99th percentile of the activations. By events, time follows
+the spikes; their rate is printed.
 
     ANN          one pass with ReLU in place: what the network cost before it was converted
     floor        the convolutions, linear and pooling layers of the converted network alone, on
                  max(T, rho) times the batch; what stands before the first neurons once. Neurons
                  hand their input on, residual sums their first operand.
-    cos_ext      the converted network in several settings; "fused" is convert's default
+    cos_ext      the converted network in several settings; "fused" is convert's default, "dense"
+                 that with dense convolutions
     plain        the same network, each layer's neurons as plain torch operations: watch rho steps,
                  shift, run all steps
     SpikingJelly its ann2snn on the same ReLU network: no calibration, T steps, the faster of its
@@ -80,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch",
         type=int,
-        help="images (default 50 for resnet20, 10 for vgg16 at 32x32, 1 at 224x224)",
+        help="images (default 32 for shipped, 50 for resnet20, 10 for vgg16 at 32, 1 at 224)",
     )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument(

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 _FOLDER = Path(__file__).resolve().parent
 _cuda_error: str | None = None
@@ -285,3 +286,11 @@ def _(
     height = (height + 2 * padding_h - dilation_h * (kernel_h - 1) - 1) // stride_h + 1
     width = (width + 2 * padding_w - dilation_w * (kernel_w - 1) - 1) // stride_w + 1
     return x.new_empty([n, height, width, outputs]).permute(0, 3, 1, 2)
+
+
+@register_flop_formula(torch.ops.cos_ext.spike_conv2d)
+def _(x_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """What the dense convolution is counted as."""
+    n, outputs, height, width = out_shape
+    _, kernel_w, kernel_h, channels, _ = weight_shape
+    return 2 * n * outputs * height * width * channels * kernel_h * kernel_w

@@ -144,7 +144,8 @@ inline void check_spike_conv(const Tensor& x, const Tensor& weight, const std::o
   STD_TORCH_CHECK(weight.size(3) == x.size(1), "weight has ", weight.size(3), " channels, x ", x.size(1));
   STD_TORCH_CHECK(outputs >= 1 && (outputs + block - 1) / block == blocks, "outputs must fill ", blocks, " blocks of ", block,
                   ", got ", outputs);
-  STD_TORCH_CHECK(x.size(3) <= std::numeric_limits<int32_t>::max() / lines - 1, "x has too wide rows");
+  STD_TORCH_CHECK(x.size(3) <= std::numeric_limits<int32_t>::max() / lines - 1,
+                  "x's width times the inputs of a kernel column must be below 2^31, got ", x.size(3), " times ", lines);
   if (!bias) return;
   STD_TORCH_CHECK(bias->is_cpu() && bias->dim() == 1 && bias->size(0) == outputs && bias->is_contiguous() &&
                       bias->scalar_type() == state_type(type),
@@ -158,8 +159,9 @@ inline int64_t windows(int64_t size, int64_t kernel, int64_t stride, int64_t pad
 inline void check_window(const char* name, int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
   constexpr int64_t kMost = int64_t{1} << 30;
   STD_TORCH_CHECK(stride >= 1 && dilation >= 1 && padding >= 0 && stride < kMost && dilation < kMost && padding < kMost,
-                  "stride and dilation must be >= 1, padding >= 0");
-  STD_TORCH_CHECK(size >= 1 && size + 2 * padding >= dilation * (kernel - 1) + 1, "x's ", name, " is smaller than the window");
+                  "stride and dilation must be >= 1, padding >= 0, all below 2^30");
+  STD_TORCH_CHECK(size >= 1 && size + 2 * padding >= dilation * (kernel - 1) + 1, "x's ", name, " must be at least the window's ",
+                  dilation * (kernel - 1) + 1, ", got ", size, " with padding ", padding);
 }
 
 }  // namespace cos_ext

@@ -12,12 +12,19 @@ from typing import Any
 
 import torch
 
+# The shipped ResNet-20, trained, on real images; the others have random weights and images.
+SHIPPED = "shipped"
 # The pairs of network and image size, and the images of a batch.
-PAIRS = {("resnet20", 32): 50, ("vgg16", 32): 10, ("resnet34", 224): 1, ("vgg16", 224): 1}
+PAIRS = {
+    (SHIPPED, 28): 32,
+    ("resnet20", 32): 50,
+    ("vgg16", 32): 10,
+    ("resnet34", 224): 1,
+    ("vgg16", 224): 1,
+}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 FLOOR, ANN, PLAIN, PEER, COMPILED = "floor", "ANN", "plain", "SpikingJelly", "compiled"
-# The converted network's settings by row; "counts" is a simulator's shortcut to what "even"
-# computes.
+# convert's arguments by row; "counts" is a simulator's shortcut to what "even" computes.
 NETWORKS: dict[str, dict[str, Any]] = {
     f"{name}{', fused' if fuse else ''}": {**settings, "fuse": fuse}
     for name, settings in {
@@ -28,6 +35,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     }.items()
     for fuse in (False, True)
 }
+DENSE = "cos_ext, fused, dense"  # the default with dense convolutions
+NETWORKS[DENSE] = NETWORKS["cos_ext, fused"]
 RIVALS = (PLAIN, PEER, COMPILED)
 ROWS = (ANN, FLOOR, *NETWORKS, *RIVALS)
 

@@ -9,15 +9,15 @@ import copy
 import operator
 
 import torch
-from _shared.checkpoints import folded, set_module
+from _shared.checkpoints import folded, load, set_module
 from _shared.timing import Call
 from torch import nn
 
 import cos_ext
-from cos_ext import calibrate_thresholds, convert, models
+from cos_ext import calibrate_thresholds, convert, data, models
 
 from . import peer
-from .cases import ANN, COMPILED, FLOOR, LAYOUTS, NETWORKS, PEER, PLAIN, Case
+from .cases import ANN, COMPILED, DENSE, FLOOR, LAYOUTS, NETWORKS, PEER, PLAIN, SHIPPED, Case
 from .neurons import Handed, PlainNeurons
 
 
@@ -26,21 +26,31 @@ class Contestants:
 
     def __init__(self, case: Case) -> None:
         self.case = case
+        make = self._shipped if case.network == SHIPPED else self._random
+        self.ann, images, self.thresholds = make()
+        self.calibration_images = [images[: min(case.batch, 4)]]
+        self.images = images[-case.batch :].to(case.device, case.torch_dtype)
+        self.networks: dict[str, cos_ext.SpikingNetwork] = {}
+
+    def _shipped(self) -> tuple[nn.Module, torch.Tensor, None]:
+        images, _ = next(iter(data.fashion_mnist().batches(self.case.batch)))
+        return load()[0].requires_grad_(False), images, None
+
+    def _random(self) -> tuple[nn.Module, torch.Tensor, dict[str, float | torch.Tensor]]:
         torch.manual_seed(0)
+        case = self.case
         classes, stem = (10, "cifar") if case.size < 100 else (1000, "imagenet")
         ann = models.build(case.network, classes, stem=stem, activation=nn.ReLU)
-        self.ann = ann.eval().requires_grad_(False)
-        shape = (3, case.size, case.size)
-        self.images = torch.randn(case.batch, *shape).to(case.device, case.torch_dtype)
-        self.calibration_images = [torch.randn(min(case.batch, 4), *shape)]
-        self.thresholds = calibrate_thresholds(
-            self.ann,
-            self.calibration_images,
+        ann = ann.eval().requires_grad_(False)
+        images = torch.randn(case.batch + min(case.batch, 4), 3, case.size, case.size)
+        thresholds = calibrate_thresholds(
+            ann,
+            [images[: min(case.batch, 4)]],
             method="percentile",
             percentile=99.0,
             progress=False,
         )
-        self.networks: dict[str, cos_ext.SpikingNetwork] = {}
+        return ann, images, thresholds
 
     def network(self, row: str = "cos_ext") -> cos_ext.SpikingNetwork:
         if row not in self.networks:
@@ -51,6 +61,8 @@ class Contestants:
                 thresholds=self.thresholds,
                 **NETWORKS[row],
             )
+            if row == DENSE:
+                network.convolution = "dense"
             self.networks[row] = network.to(self.case.device, self.case.torch_dtype)
         # What no memory format changes is shared: a VGG-16's Linear layers hold half a gigabyte.
         shared = {id(p): p for p in self.networks[row].parameters() if p.dim() != 4}
@@ -72,7 +84,7 @@ class Contestants:
         *mode, layout = variant.split()
         images = self.images.to(memory_format=LAYOUTS[layout])
         if row == PEER:
-            module = peer.converted(self.ann, self.calibration_images, self.case, *mode)
+            module = peer.converted(self._relu(), self.calibration_images, self.case, *mode)
             module = module.to(memory_format=LAYOUTS[layout])
             return peer.run(module, images, self.case.timesteps, *mode)
         module = self._module(row).to(memory_format=LAYOUTS[layout])
@@ -89,8 +101,13 @@ class Contestants:
             return self._plain(stacked=row == COMPILED)
         return self.network(row)
 
+    def _relu(self) -> nn.Module:
+        """The ANN as the peer converts it."""
+        return folded(self.ann, relu=True) if self.case.network == SHIPPED else self.ann
+
     def _unfused(self) -> tuple[nn.Module, dict[str, cos_ext.IFNode]]:
         network = self.network("cos_ext")  # without fusion: every layer is a module of its own
+        network.convolution = "dense"
         return network.module, network.nodes()
 
     def _floor(self) -> nn.Module:
@@ -139,7 +156,9 @@ class Contestants:
 
     def _check_plain(self, images: torch.Tensor, layout: str) -> None:
         images = images.to(memory_format=LAYOUTS[layout])
-        ours = self.network("cos_ext").to(memory_format=LAYOUTS[layout])(images)
+        network = self.network("cos_ext").to(memory_format=LAYOUTS[layout])
+        network.convolution = "dense"  # sums in another order would move spikes
+        ours = network(images)
         plain = self._plain().to(memory_format=LAYOUTS[layout])(images)
         plain = plain.unflatten(0, (self.case.steps, -1))[: self.case.timesteps]
         if not torch.equal(ours, plain):

@@ -7,8 +7,10 @@ arguments.py.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
+import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 
 from .._numbers import real, whole
@@ -28,6 +30,15 @@ _THRESHOLD_RANGE = {
     torch.float32: (2.0**-150, (2 - 2.0**-24) * 2.0**127),
     torch.float64: (0.0, math.inf),
 }
+
+
+def differentiates(tensors: Iterable[Tensor]) -> bool:
+    """Whether autograd, in reverse or in forward mode, would need a gradient of these."""
+    tensors = list(tensors)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return True
+    forward = fwAD._current_level >= 0
+    return forward and any(fwAD.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
 def check_calibration(rho: int | torch.SymInt, iterations: int | None) -> int:

@@ -6,14 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .. import _ops
 from .._numbers import whole
-from .checks import FLOAT_DTYPES
+from .checks import FLOAT_DTYPES, differentiates
 
-_MOST = 2**30 - 1  # csrc/checks.h
+LARGEST = 2**30 - 1  # csrc/checks.h
 
 
 def pack_weight(weight: Tensor) -> Tensor:
@@ -49,7 +48,8 @@ def spike_conv2d(
 
     The sum of an output has a fixed order: from its bias on, by the columns of its window, then its
     rows, then channels. So it does not depend on the batch, on the number of threads or on the
-    instruction set. NaN and infinity come out.
+    instruction set. NaN and infinity in x come out; a weight that is one comes out where it is
+    multiplied by what is not 0.
 
     Args:
         x: [N, C, H, W], any values, any strides; channels_last is read as it is.
@@ -113,9 +113,9 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, dim: int) -> None:
                 f"{name} must be float32, float64, float16 or bfloat16, x's dtype, got "
                 f"{tensor.dtype}"
             )
-        if tensor.device.type not in ("cpu", "meta"):
+        if tensor.device.type not in ("cpu", "meta") or tensor.device != x.device:
             raise ValueError(
-                f"{name} must be on a CPU, got {tensor.device}; elsewhere use "
+                f"{name} must be on a CPU, like the others, got {tensor.device}; elsewhere use "
                 "torch.nn.functional.conv2d or linear"
             )
     channels = x.shape[1 if dim == 4 else -1] if x.dim() else None
@@ -123,11 +123,12 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, dim: int) -> None:
     if not fits or weight.dim() != dim or weight.shape[1] != channels or 0 in weight.shape:
         shapes = "[N, C, H, W] and [outputs, C, h, w]" if dim == 4 else "[..., C] and [outputs, C]"
         raise ValueError(
-            f"x and weight must be {shapes}, got {tuple(x.shape)} and {tuple(weight.shape)}"
+            f"x and weight must be {shapes}, weight not empty, got {tuple(x.shape)} and "
+            f"{tuple(weight.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [{weight.shape[0]}], got {tuple(bias.shape)}")
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given.values()):
+    if differentiates(given.values()):
         raise RuntimeError(
             "the event-driven convolution has no gradient; call it under torch.no_grad(), or use "
             "torch.nn.functional.conv2d or linear"
@@ -136,6 +137,6 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, dim: int) -> None:
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     pair = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(pair) != 2:
+    if len(pair) != 2 or isinstance(value, (str, bytes)):
         raise ValueError(f"{name} must be an int or two, got {value!r}")
-    return whole(name, pair[0], least, _MOST), whole(name, pair[1], least, _MOST)
+    return whole(name, pair[0], least, LARGEST), whole(name, pair[1], least, LARGEST)

@@ -4,15 +4,17 @@ conversion; the kernel is in csrc/cpu.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .._functional.checks import check_choice
-from .._functional.events import convolved, pack_weight
+from .._functional.checks import check_choice, differentiates
+from .._functional.events import LARGEST, convolved, pack_weight
 from .._neuron.runs import active
 
 CHOICES = ("dense", "events", "auto")
@@ -56,34 +58,34 @@ class NetworkPlan:
         )
 
 
+class Packed(NamedTuple):
+    """Weights as the kernel reads them, and what they were packed of."""
+
+    weight: Tensor  # held, so that its memory is not another's
+    version: int | None
+    sample: Tensor
+    packed: Tensor
+
+
 class SpikeConv2d(nn.Conv2d):
     """A 2-d convolution that reads spikes. On a CPU it may go by events: what is 0 costs nothing.
 
-    It stays dense elsewhere, where a gradient is needed, under autocast, under torch.compile, and
-    while operations are counted.
+    It stays dense elsewhere, where a gradient is needed, under autocast, torch.compile and
+    torch.func, while it is traced, and while operations are counted. The output has the input's
+    layout.
     """
 
     by_events = False
     _why = ""
-    # Of which weights, held so that their memory is not another's, in which version, and as the
-    # kernel reads them. No copy or file has these.
-    _packed: tuple[Tensor, int, Tensor] | None = None
+    _packed: Packed | None = None  # no copy or file has it
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> SpikeConv2d:
-        """The same convolution; it shares the weights."""
-        made = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]  # torch's stub has pairs alone here
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
-            bias=conv.bias is not None,
-            device="meta",
-        )
-        made.weight, made.bias = conv.weight, conv.bias
-        return made.train(conv.training)
+        """The same convolution; it shares everything that the given one has."""
+        made = copy.copy(conv)
+        made.__class__ = cls
+        assert isinstance(made, SpikeConv2d)
+        return made
 
     @staticmethod
     def misfit(module: nn.Module) -> str | None:
@@ -94,6 +96,8 @@ class SpikeConv2d(nn.Conv2d):
             return "it has groups"
         if module.padding_mode != "zeros" or isinstance(module.padding, str):
             return f"its padding is {module.padding!r}, {module.padding_mode}"
+        if not all(len(two) == 2 and max(two) <= LARGEST for two in _sizes(module)):
+            return f"its stride, padding and dilation are not two ints each, up to {LARGEST}"
         return None
 
     def _get_name(self) -> str:
@@ -105,6 +109,7 @@ class SpikeConv2d(nn.Conv2d):
         self._why = f'convolution is "{convolution}"'
         if convolution == "auto":
             self._why += f": {self.weight.numel()} weights, {FEWEST_WEIGHTS} or more go by events"
+        self._packed = None
 
     def plan(self) -> tuple[str, str]:
         """How it runs, and why."""
@@ -115,33 +120,50 @@ class SpikeConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.by_events or torch.compiler.is_compiling() or not self._takes(x):
             return super().forward(x)
-        assert not isinstance(self.padding, str)  # it would not fit
-        height, width = self.padding
-        sizes = (*self.stride, height, width, *self.dilation)
-        return convolved(x, self._weight(), self.bias, self.out_channels, *sizes)
+        sizes = itertools.chain(*_sizes(self))
+        out = convolved(x, self._weight(), self.bias, self.weight.shape[0], *sizes)
+        return out.contiguous() if x.is_contiguous() and x.stride(1) != 1 else out
 
     def _takes(self, x: Tensor) -> bool:
+        tensors = [t for t in (x, self.weight, self.bias) if t is not None]
         return (
-            type(x) is Tensor  # and no dry run's
-            and x.device.type == "cpu"
-            and x.dtype == self.weight.dtype
+            all(type(t) in (Tensor, nn.Parameter) for t in tensors)  # and no dry run's
+            and all(t.device.type == "cpu" and t.dtype == x.dtype for t in tensors)
+            and not any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
             and x.dim() == 4
-            and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
+            and not differentiates(tensors)
             and not torch.is_autocast_enabled("cpu")
+            and not torch.jit.is_tracing()
             and not any(run.apart for run in active())
         )
 
     def _weight(self) -> Tensor:
-        weight = self.weight.detach()
-        if self.weight.is_inference():  # nothing tells of its changes
-            return pack_weight(weight)
-        version, kept = self.weight._version, self._packed
-        if kept is None or kept[1] != version or not weight.is_set_to(kept[0]):
-            kept = self._packed = (weight, version, pack_weight(weight))
-        return kept[2]
+        weight, kept = self.weight.detach(), self._packed
+        version = None if weight.is_inference() else self.weight._version
+        # Nothing counts what is written through .data, or to inference tensors: some weights are
+        # looked at.
+        flat = weight.permute(0, 2, 3, 1).reshape(-1)
+        sample = flat[:: flat.numel() // 256 | 1]
+        if (
+            kept is None
+            or kept.version != version
+            or not weight.is_set_to(kept.weight)
+            or not torch.equal(sample, kept.sample)
+        ):
+            kept = self._packed = Packed(weight, version, sample.clone(), pack_weight(weight))
+        return kept.packed
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikeConv2d:
+        self._packed = None
+        return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_packed"}
+
+
+def _sizes(conv: nn.Conv2d) -> tuple[tuple[int, ...], ...]:
+    assert not isinstance(conv.padding, str)  # it would not fit
+    return conv.stride, conv.padding, conv.dilation
 
 
 def check_convolution(value: str) -> str:
