@@ -52,7 +52,7 @@ void convolution(std::mt19937& random, DType dtype) {
   SpikeConv job;
   job.dtype = dtype;
   job.images = 1 + below(2), job.channels = channels[below(7)], job.outputs = outputs[below(7)];
-  job.height = 1 + below(7), job.width = 1 + below(9);
+  job.height = 1 + below(7), job.width = below(4) ? 1 + below(9) : 40;
   job.kernel_h = 1 + below(4), job.kernel_w = 1 + below(4);
   job.stride_h = 1 + below(3), job.stride_w = 1 + below(3);
   job.dilation_h = 1 + below(2), job.dilation_w = 1 + below(2);
@@ -65,11 +65,12 @@ void convolution(std::mt19937& random, DType dtype) {
   job.block = job.outputs > 32 ? 64 : job.outputs > 16 ? 32 : 16;
   const int64_t density = below(5), blocks = (job.outputs + job.block - 1) / job.block;
 
+  const bool one_level = below(2);
   std::normal_distribution<float> normal;
   std::vector<T> stored(static_cast<size_t>(job.images * job.image_stride));
   std::vector<S> x;
   for (T& value : stored) {
-    value = FromState<T>::call(below(4) < density ? static_cast<S>(normal(random)) : S(0));
+    value = FromState<T>::call(below(4) >= density ? S(0) : one_level ? S(0.7) : static_cast<S>(normal(random)));
     x.push_back(to_state(value));
   }
   std::vector<S> weight(static_cast<size_t>(blocks * job.kernel_w * job.kernel_h * job.channels * job.block));

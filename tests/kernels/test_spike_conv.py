@@ -43,6 +43,10 @@ def spikes(n, channels, size, density, dtype=torch.float32, whole=False):
     return (values * (torch.rand(shape) < density)).to(dtype)
 
 
+def one_level(x, level=0.7):
+    return torch.where(x != 0, torch.tensor(level, dtype=x.dtype), x)
+
+
 def weights(channels, outputs, kernel, dtype=torch.float32, whole=False):
     shape = (outputs, channels, *((kernel, kernel) if isinstance(kernel, int) else kernel))
     weight = torch.randint(-4, 5, shape) if whole else torch.randn(shape)
@@ -63,6 +67,38 @@ def test_it_is_the_dense_convolution(case, density):
         assert ours.shape == dense.shape and ours.dtype == dense.dtype
         assert ours.is_contiguous(memory_format=torch.channels_last)
         assert (ours - dense).abs().max() <= 1e-12 * max(1, dense.abs().max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_one_level_changes_no_bit(case, dtype):
+    """Products are made once for spikes; an image with other values is computed by itself."""
+    channels, outputs, kernel, *arguments, size = case
+    weight, bias = weights(channels, outputs, kernel, dtype)
+    repeats = -(-300 // (size[0] * size[1]))
+    x = one_level(spikes(4, channels, size, 0.3, dtype)).repeat(repeats, 1, 1, 1)
+    odd = torch.cat([x, spikes(1, channels, size, 0.3, dtype), x])
+    ours = F.spike_conv2d(odd, weight, bias, *arguments)
+    alone = [F.spike_conv2d(image[None], weight, bias, *arguments) for image in odd]
+    assert torch.equal(ours, torch.cat(alone))
+    if dtype == torch.float64:
+        dense = TF.conv2d(x, weight, bias, *arguments)
+        assert (F.spike_conv2d(x, weight, bias, *arguments) - dense).abs().max() <= 1e-12 * max(
+            1, dense.abs().max()
+        )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.0])
+@pytest.mark.parametrize("channels", [7, 16])
+def test_what_is_no_spike_among_spikes(channels, value):
+    weight, bias = weights(channels, 16, 3)
+    x = one_level(spikes(2, channels, (20, 20), 0.3))
+    x[1, 3, 15, 15] = value
+    ours, dense = F.spike_conv2d(x, weight, bias), TF.conv2d(x, weight, bias)
+    assert torch.allclose(ours, dense, atol=1e-5, equal_nan=True)
+    x[0, 0, 0, 0] = value  # what is taken for the level
+    ours, dense = F.spike_conv2d(x, weight, bias), TF.conv2d(x, weight, bias)
+    assert torch.allclose(ours, dense, atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -101,6 +137,8 @@ def results():
         weight, bias = weights(channels, outputs, kernel)
         out = F.spike_conv2d(spikes(3, channels, size, 0.3), weight, bias, *arguments)
         yield out.contiguous().numpy().tobytes()
+        x = one_level(spikes(40, channels, size, 0.3))
+        yield F.spike_conv2d(x, weight, bias, *arguments).contiguous().numpy().tobytes()
 
 
 @pytest.mark.parametrize("capability", ["avx512", "avx2", "baseline"])
