@@ -1,59 +1,86 @@
-"""When does a convolution by events pay, beside the dense library?
+"""When does a convolution by events pay, beside the dense library and torch.sparse?
 
     python bench/events.py [--batch-size N] [--timesteps N] [--rho N] [--threads N] [--repeats N]
+        [--json FILE]                   measures, and adds the run to the runs in a file
+    python bench/events.py --from FILE  draws the runs in a file as the picture of the docs
 
 On real spikes: one batch of Fashion-MNIST through the shipped ResNet-20, every convolution of
-spikes on the input that it has there, and then the network. On drawn ones: layers of other
-networks at several densities. Measures time only, no accuracy. Rows are interleaved; a ratio is
-the median over the repeats of the time by events to the dense one, both channels_last.
-COS_EXT_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 takes AVX-512 away from both.
+spikes on the input that it has there. On drawn ones: layers of other networks at several densities.
+Then whole networks, whose thresholds are scaled for other densities. Measures time only, no
+accuracy. Rows are interleaved; a ratio is the median over the repeats of the time by events to the
+dense one, both channels_last. torch.sparse multiplies the unfolded input, as a CSR matrix that is
+there already. COS_EXT_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 takes AVX-512 away from both.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import json
 import statistics
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
-from _shared import checkpoints, machine, tables
+from _shared import checkpoints, machine, records, tables
 from _shared.timing import interleaved, median_ratio, seconds_of
 from torch import Tensor, nn
 
-from cos_ext import SpikingNetwork, convert, data
-from cos_ext.network.convolution import SpikeConv2d
+from cos_ext import SpikingNetwork, calibrate_thresholds, convert, data, models
+from cos_ext.network.convolution import SpikeConv2d, of_spikes
 
-# Channels, outputs, kernel, side: of VGG-16 at 32 x 32 and at 224 x 224 (its last), of MobileNetV2.
+PICTURE = Path(__file__).resolve().parents[1] / "docs" / "_static" / "events.svg"
+# Channels, outputs, kernel, side: of ResNet-20, of VGG-16 at 32 x 32 and at 224 x 224 (its last),
+# of MobileNetV2. The last has too few weights for "auto".
 LAYERS = [
+    (16, 16, 3, 28),
+    (32, 32, 3, 14),
     (64, 64, 3, 32),
     (128, 128, 3, 16),
     (256, 256, 3, 8),
     (512, 512, 3, 4),
     (512, 512, 3, 14),
-    (96, 24, 1, 28),
-    (192, 64, 1, 14),
     (960, 160, 1, 7),
+    (192, 64, 1, 14),
+    (96, 24, 1, 28),
+    (32, 16, 1, 28),
 ]
 DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
-HEAD = ("layer", "density", "dense, ms", "events, ms", "ratio")
+FACTORS = (4.0, 2.0, 1.0, 0.5, 0.25)  # of the thresholds
+HEAD = ("what", "density", "dense, ms", "events, ms", "torch.sparse, ms", "events / dense")
 
 
-def compared(dense: Callable[[], object], events: Callable[[], object], repeats: int) -> list[str]:
-    """Both medians in ms, and the median ratio."""
+def compared(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Medians in ms, and the median ratio of events to dense."""
     wall = partial(seconds_of, clock="wall")
-    calls = {"dense": dense, "events": events}
     times = {k: v[1:] for k, v in interleaved(calls, repeats + 1, wall).items()}
-    medians = [f"{statistics.median(times[name]) * 1e3:.2f}" for name in calls]
-    return [*medians, f"{median_ratio(times['events'], times['dense']):.2f}"]
+    medians = {f"{name}_ms": statistics.median(own) * 1e3 for name, own in times.items()}
+    return {**medians, "ratio": median_ratio(times["events"], times["dense"])}
 
 
-def one(module: SpikeConv2d, x: Tensor, repeats: int) -> list[str]:
+def one(module: SpikeConv2d, x: Tensor, repeats: int, sparse: bool = False) -> dict[str, float]:
+    """A layer on its input."""
+
     def run(by_events: bool) -> Tensor:
         module.by_events = by_events
         return module(x)
 
-    return compared(lambda: run(False), lambda: run(True), repeats)
+    calls: dict[str, Callable[[], object]] = {
+        "dense": lambda: run(False),
+        "events": lambda: run(True),
+    }
+    if sparse:
+        kernel, padding = module.kernel_size, module.padding
+        assert not isinstance(padding, str)  # it would not be one of spikes
+        rows = nn.functional.unfold(x, kernel, padding=padding).transpose(1, 2).flatten(0, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that sparse CSR is in beta
+            matrix, weight = rows.to_sparse_csr(), module.weight.flatten(1).t().contiguous()
+        calls["sparse"] = lambda: matrix @ weight
+    return compared(calls, repeats)
 
 
 def inputs(network: SpikingNetwork, images: Tensor) -> dict[str, tuple[SpikeConv2d, Tensor]]:
@@ -63,8 +90,7 @@ def inputs(network: SpikingNetwork, images: Tensor) -> dict[str, tuple[SpikeConv
         module.register_forward_pre_hook(
             lambda m, args, name=name: seen.update({name: (m, args[0].clone())})
         )
-        for name, module in network.module.named_modules()
-        if isinstance(module, SpikeConv2d)
+        for name, module in of_spikes(network.module).items()
     ]
     network(images)
     for handle in handles:
@@ -72,14 +98,119 @@ def inputs(network: SpikingNetwork, images: Tensor) -> dict[str, tuple[SpikeConv
     return seen
 
 
+def density(x: Tensor) -> float:
+    return (x != 0).float().mean().item()
+
+
 def drawn(
-    channels: int, outputs: int, kernel: int, side: int, density: float, images: int
+    channels: int, outputs: int, kernel: int, side: int, share: float, images: int
 ) -> tuple[SpikeConv2d, Tensor]:
     """A layer and spikes for it."""
     conv = nn.Conv2d(channels, outputs, kernel, padding=kernel // 2).requires_grad_(False)
     conv = conv.to(memory_format=torch.channels_last)
-    x = (torch.rand(images, channels, side, side) < density).float()
+    x = (torch.rand(images, channels, side, side) < share).float()
     return SpikeConv2d.of(conv), x.contiguous(memory_format=torch.channels_last)
+
+
+def whole(options: argparse.Namespace) -> Iterator[tuple[str, SpikingNetwork, Tensor]]:
+    """Networks: the shipped one on real images, VGG-16 with random weights and images."""
+    settings = {"timesteps": options.timesteps, "rho": options.rho}
+    images, _ = next(iter(data.fashion_mnist().batches(options.batch_size)))
+    yield "ResNet-20, shipped", convert(checkpoints.load()[0], **settings), images
+    torch.manual_seed(0)
+    vgg = models.build("vgg16", 10, stem="cifar", activation=nn.ReLU).eval().requires_grad_(False)
+    images = torch.randn(8, 3, 32, 32)
+    thresholds = calibrate_thresholds(
+        vgg, [images[:4]], method="percentile", percentile=99.0, progress=False
+    )
+    yield "VGG-16, 32x32", convert(vgg, thresholds=thresholds, **settings), images
+
+
+def scaled(network: SpikingNetwork, factor: float) -> SpikingNetwork:
+    """Higher thresholds fire less."""
+    other = copy.deepcopy(network)
+    for node in other.nodes().values():
+        node.v_threshold *= factor
+        node.v_init *= factor
+    return other
+
+
+def both(network: SpikingNetwork, images: Tensor, repeats: int) -> dict[str, float]:
+    def run(convolution: str) -> Tensor:
+        network.convolution = convolution
+        return network(images)
+
+    found = [density(x) for _, x in inputs(network, images).values()]
+    dense = copy.deepcopy(network)  # each keeps its packed weights
+    dense.convolution = "dense"
+    calls = {"dense": lambda: dense(images), "events": lambda: network(images)}
+    return {"density": statistics.mean(found), **compared(calls, repeats)}
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """A record of all rows; prints them."""
+    print(machine.facts(["torch"]))
+    record: dict[str, Any] = {"facts": machine.facts(["torch"]), "threads": options.threads}
+    record |= {"real": [], "layers": [], "networks": []}
+    print(tables.head(HEAD))
+
+    def note(kind: str, what: str, row: dict[str, float]) -> None:
+        record[kind].append({"what": what, **row})
+        times = (row["dense_ms"], row["events_ms"], row.get("sparse_ms"))
+        cells = ["" if time is None else f"{time:.2f}" for time in times]
+        print(
+            tables.row((what, f"{row['density']:.2f}", *cells, f"{row['ratio']:.2f}")), flush=True
+        )
+
+    repeats = options.repeats
+    networks = list(whole(options))
+    _, network, images = networks[0]
+    for name, (module, x) in inputs(network, images).items():
+        what = f"{name}: {module.in_channels} -> {module.out_channels}"
+        note("real", what, {"density": density(x), **one(module, x, repeats)})
+    for layer in LAYERS:
+        for share in DENSITIES:
+            module, x = drawn(*layer, share, options.timesteps)
+            what = "{} -> {}, {} x {}, side {}".format(*layer[:3], *layer[2:])
+            note("layers", what, {"density": share, **one(module, x, repeats, sparse=True)})
+    for name, network, images in networks:
+        for factor in FACTORS:
+            what = f"{name}, thresholds x {factor:g}"
+            note("networks", what, both(scaled(network, factor), images, repeats))
+    return record
+
+
+def draw(runs: list[dict[str, Any]], path: Path) -> None:
+    """Time by events to dense time against density; a panel for layers, one for networks."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise SystemExit("the picture needs matplotlib: pip install '.[plots]'") from error
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "cos_ext"
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    for run, style in zip(runs, ("o-", "^--")):
+        isa = run["facts"]["build"]["cpu_capability"]
+        for axes, kind in zip(panels, ("layers", "networks")):
+            lines: dict[str, list[tuple[float, float]]] = {}
+            for row in run[kind]:
+                name = row["what"].partition(", thresholds")[0]
+                lines.setdefault(name, []).append((row["density"], row["ratio"]))
+            for index, (name, points) in enumerate(lines.items()):
+                label = name if style == "o-" else None
+                axes.plot(*zip(*sorted(points)), style, color=f"C{index}", ms=4, label=label)
+        panels[0].plot([], [], style, color="0.4", ms=4, label=isa)
+    for axes, title in zip(panels, ("layers, drawn spikes", "whole networks")):
+        axes.axhline(1, color="black", linestyle=":", linewidth=1.5)
+        axes.set(
+            title=title, xlabel="share of inputs that are not 0", xlim=(0, 0.52), ylim=(0, 1.7)
+        )
+        axes.grid(color="0.92")
+        axes.legend(loc="upper left", fontsize=7, ncols=2)
+    panels[0].set_ylabel("time by events / dense time")
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
 
 
 def main() -> None:
@@ -87,35 +218,19 @@ def main() -> None:
     defaults = {"batch-size": 32, "timesteps": 8, "rho": 4, "threads": 2, "repeats": 11}
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="add this run to a file")
+    parser.add_argument("--from", dest="record", type=Path, metavar="FILE", help="draw this file")
+    parser.add_argument("--plot", type=Path, metavar="FILE", default=PICTURE)
     options = parser.parse_args()
+    if options.record is not None:
+        draw(json.loads(options.record.read_text())["runs"], options.plot)
+        return
     torch.set_num_threads(options.threads)
-    print(machine.facts(["torch"]))
-    model, _ = checkpoints.load()
-    network = convert(model, timesteps=options.timesteps, rho=options.rho)
-    images, _ = next(iter(data.fashion_mnist().batches(options.batch_size)))
-    with torch.no_grad():  # of inference tensors no weights are kept packed
-        print(tables.head(HEAD))
-        for name, (module, x) in inputs(network, images).items():
-            size = f"{name}: {module.in_channels} -> {module.out_channels}"
-            density = f"{(x != 0).float().mean():.2f}"
-            print(tables.row((size, density, *one(module, x, options.repeats))))
-        for layer in LAYERS:
-            for density in DENSITIES:
-                module, x = drawn(*layer, density, options.timesteps)
-                size = "{} -> {}, {} x {}".format(*layer[:3], layer[2])
-                print(
-                    tables.row(
-                        (f"{size}, side {layer[3]}", density, *one(module, x, options.repeats))
-                    )
-                )
-
-        def whole(convolution: str) -> Tensor:
-            network.convolution = convolution
-            return network(images)
-
-        for way in ("events", "auto"):
-            row = compared(lambda: whole("dense"), lambda way=way: whole(way), options.repeats)
-            print(tables.row((f"ResNet-20, {way}", "", *row)))
+    with torch.no_grad():
+        record = measure(options)
+    if options.json is not None:
+        earlier = json.loads(options.json.read_text())["runs"] if options.json.exists() else []
+        records.write(options.json, {"runs": [*earlier, record]})
 
 
 if __name__ == "__main__":

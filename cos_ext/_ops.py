@@ -281,11 +281,58 @@ def _(
     dilation_h,
     dilation_w,
 ):
-    n, _, height, width = x.shape
+    sizes = _convolved(x, weight, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w)
+    return x.new_empty([x.shape[0], *sizes, outputs]).permute(0, 3, 1, 2)
+
+
+def _convolved(
+    x: Tensor,
+    weight: Tensor,
+    stride_h: int,
+    stride_w: int,
+    padding_h: int,
+    padding_w: int,
+    dilation_h: int,
+    dilation_w: int,
+) -> tuple[int, int]:
+    height, width = x.shape[2:]
     _, kernel_w, kernel_h, _, _ = weight.shape
-    height = (height + 2 * padding_h - dilation_h * (kernel_h - 1) - 1) // stride_h + 1
-    width = (width + 2 * padding_w - dilation_w * (kernel_w - 1) - 1) // stride_w + 1
-    return x.new_empty([n, height, width, outputs]).permute(0, 3, 1, 2)
+    return (
+        (height + 2 * padding_h - dilation_h * (kernel_h - 1) - 1) // stride_h + 1,
+        (width + 2 * padding_w - dilation_w * (kernel_w - 1) - 1) // stride_w + 1,
+    )
+
+
+@torch.library.register_fake("cos_ext::spike_layer")
+def _(
+    x,
+    weight,
+    conv_bias,
+    outputs,
+    stride_h,
+    stride_w,
+    padding_h,
+    padding_w,
+    dilation_h,
+    dilation_w,
+    steps,
+    v_threshold,
+    v_threshold_value,
+    v_init,
+    v_init_value,
+    v_reset,
+    rho,
+    iterations,
+    emission,
+    scale=None,
+    bias=None,
+    residual=None,
+    pool_rows=0,
+    pool_columns=0,
+):
+    sizes = _convolved(x, weight, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w)
+    currents = x.new_empty([steps, x.shape[0] // steps, *sizes, outputs]).permute(0, 1, 4, 2, 3)
+    return _spikes(currents, pool_rows, pool_columns)
 
 
 @register_flop_formula(torch.ops.cos_ext.spike_conv2d)

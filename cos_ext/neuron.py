@@ -14,6 +14,7 @@ from torch.nn import functional as TF
 
 from . import functional as F
 from ._functional.checks import check_not_nan
+from ._neuron.layer import spikes_or_currents
 from ._neuron.parameters import check_loaded, fit_together, parameter
 from ._neuron.runs import active, hooked, note_call
 from ._neuron.settings import Settings, check_settings, watch_steps
@@ -183,6 +184,9 @@ class IFNode(nn.Module):
         Returns:
             The spikes, 0 or θ, in x's dtype.
         """
+        spikes, x = spikes_or_currents(self, x, residual)
+        if spikes is not None:
+            return spikes
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a tensor, got {type(x).__name__}")
         if x.dtype not in F.FLOAT_DTYPES:
@@ -285,11 +289,8 @@ class IFNode(nn.Module):
             bias = self.in_bias if bias is None else self.in_bias + bias
         allowed = (x.dtype, F.state_dtype(x.dtype))
         given = {"scale": self.in_scale, "bias": bias}
-        return {
-            name: t if t.dtype in allowed else t.to(allowed[1])
-            for name, t in given.items()
-            if t is not None
-        }
+        kept = {name: t for name, t in given.items() if t is not None}
+        return {name: t if t.dtype in allowed else t.to(allowed[1]) for name, t in kept.items()}
 
     def _light_bias(self) -> Tensor | None:
         if self.calibration != "light":

@@ -80,9 +80,39 @@ def spike_conv2d(
 
 def convolved(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int, *sizes: int) -> Tensor:
     """The operator, on weights that are packed; sizes: two strides, paddings, dilations."""
-    if bias is not None:
-        bias = bias.detach().to(_ops.state_dtype(x.dtype)).contiguous()
-    return _ops.ops.spike_conv2d(x, packed, bias, outputs, *sizes)
+    return _ops.ops.spike_conv2d(x, packed, _in_state(bias, x), outputs, *sizes)
+
+
+def layer(
+    x: Tensor,
+    packed: Tensor,
+    conv_bias: Tensor | None,
+    outputs: int,
+    *sizes: int,
+    steps: int,
+    theta: Tensor,
+    v_init: Tensor,
+    v_reset: float | None,
+    rho: int,
+    iterations: int,
+    emission: int,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    pool: tuple[int, int] = (0, 0),
+) -> Tensor:
+    """:func:`convolved` of x ``[steps*B, C, H, W]``, and the neurons that read it, in one pass.
+
+    The currents are never in memory; the spikes, ``[steps, B, ...]``, are those of two passes, bit
+    for bit. The arguments are those of the operators, which check them.
+    """
+    convolution = (packed, _in_state(conv_bias, x), outputs, *sizes)
+    neurons = (theta, 0.0, v_init, None, v_reset, rho, iterations, emission)
+    return _ops.ops.spike_layer(x, *convolution, steps, *neurons, scale, bias, residual, *pool)
+
+
+def _in_state(bias: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if bias is None else bias.detach().to(_ops.state_dtype(x.dtype)).contiguous()
 
 
 def spike_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from .._functional.checks import check_choice, differentiates
 from .._functional.events import LARGEST, convolved, pack_weight
-from .._neuron.runs import active
+from .._neuron.layer import Pending, may_wait
+from .._neuron.runs import active, hooked
+from ..neuron import IFNode
 
 CHOICES = ("dense", "events", "auto")
 # "auto" takes events from so many weights on: below, there was little to win, and the dense library
@@ -78,6 +80,10 @@ class SpikeConv2d(nn.Conv2d):
     by_events = False
     _why = ""
     _packed: Packed | None = None  # no copy or file has it
+    # The neurons that alone read it, by name, and where they are kept: in a tuple, so that what
+    # keeps them is no submodule.
+    read_by: tuple[str, ...] = ()
+    _kept: tuple[tuple[nn.Module, str], ...] = ()
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> SpikeConv2d:
@@ -103,13 +109,16 @@ class SpikeConv2d(nn.Conv2d):
     def _get_name(self) -> str:
         return "Conv2d"  # reports name the layer that the user has
 
-    def choose(self, convolution: str) -> None:
+    def choose(self, model: nn.Module, convolution: str) -> None:
+        """Set how it runs in a model."""
         wide = self.weight.numel() >= FEWEST_WEIGHTS
         self.by_events = convolution == "events" or (convolution == "auto" and wide)
         self._why = f'convolution is "{convolution}"'
         if convolution == "auto":
             self._why += f": {self.weight.numel()} weights, {FEWEST_WEIGHTS} or more go by events"
         self._packed = None
+        paths = [name.rpartition(".") for name in self.read_by]
+        self._kept = tuple((model.get_submodule(owner), name) for owner, _, name in paths)
 
     def plan(self) -> tuple[str, str]:
         """How it runs, and why."""
@@ -118,11 +127,25 @@ class SpikeConv2d(nn.Conv2d):
         return ("events" if self.by_events else "dense"), self._why
 
     def forward(self, x: Tensor) -> Tensor:
+        """The convolution; where nobody else sees it, `Pending` for the neurons that read it."""
         if not self.by_events or torch.compiler.is_compiling() or not self._takes(x):
             return super().forward(x)
-        sizes = itertools.chain(*_sizes(self))
-        out = convolved(x, self._weight(), self.bias, self.weight.shape[0], *sizes)
-        return out.contiguous() if x.is_contiguous() and x.stride(1) != 1 else out
+        sizes = tuple(itertools.chain(*_sizes(self)))
+        weight, bias, outputs = self._weight(), self.bias, self.weight.shape[0]
+
+        plain = x.is_contiguous() and x.stride(1) != 1
+
+        def compute(x: Tensor) -> Tensor:
+            out = convolved(x, weight, bias, outputs, *sizes)
+            return out.contiguous() if plain else out
+
+        # Looked up, since somebody may have put others in their place.
+        readers = [owner._modules.get(name) for owner, name in self._kept]
+        waits = bool(readers) and not plain and not hooked(self)
+        if not waits or not all(type(node) is IFNode and may_wait(node) for node in readers):
+            return compute(x)
+        shape = _shape(x, self.weight, *_sizes(self))
+        return Pending(x, (weight, bias, outputs, *sizes), shape, compute)  # type: ignore[return-value]  # for IFNode
 
     def _takes(self, x: Tensor) -> bool:
         tensors = [t for t in (x, self.weight, self.bias) if t is not None]
@@ -158,12 +181,22 @@ class SpikeConv2d(nn.Conv2d):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
+        left = ("_packed", "_kept")  # choose() finds the neurons again
+        return {name: value for name, value in self.__dict__.items() if name not in left}
 
 
 def _sizes(conv: nn.Conv2d) -> tuple[tuple[int, ...], ...]:
     assert not isinstance(conv.padding, str)  # it would not fit
     return conv.stride, conv.padding, conv.dilation
+
+
+def _shape(x: Tensor, weight: Tensor, *sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Of the output."""
+    space = (
+        (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        for size, kernel, stride, padding, dilation in zip(x.shape[2:], weight.shape[2:], *sizes)
+    )
+    return (x.shape[0], weight.shape[0], *space)
 
 
 def check_convolution(value: str) -> str:
@@ -179,7 +212,7 @@ def of_spikes(model: nn.Module) -> dict[str, SpikeConv2d]:
 def choose(model: nn.Module, convolution: str, own: Mapping[str, str]) -> None:
     """Set how the convolutions of spikes run: all of them, and some by their names."""
     for name, module in of_spikes(model).items():
-        module.choose(own.get(name, convolution))
+        module.choose(model, own.get(name, convolution))
 
 
 def plan(model: nn.Module) -> NetworkPlan:

@@ -282,6 +282,7 @@ class SpikingNetwork(Measured):
                 **state,
             }
         )
+        convolution.choose(self.module, self._convolution, self._own_convolutions)
         if self._execution == "counts":
             self._counting()
 

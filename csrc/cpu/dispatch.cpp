@@ -11,6 +11,7 @@ struct Choice {
   const char* name;
   Kernel kernel;
   SpikeConvKernel spike_conv;
+  SpikeLayerKernel spike_layer;
 };
 
 Choice choose() {
@@ -23,10 +24,10 @@ Choice choose() {
                     __builtin_cpu_supports("bmi2");
   const char* wanted = std::getenv("COS_EXT_CPU_CAPABILITY");
   const auto allows = [&](const char* name) { return !wanted || !std::strcmp(wanted, name); };
-  if (has512 && allows("avx512")) return {"avx512", avx512::run, avx512::spike_conv};
-  if (has2 && (allows("avx2") || allows("avx512"))) return {"avx2", avx2::run, avx2::spike_conv};
+  if (has512 && allows("avx512")) return {"avx512", avx512::run, avx512::spike_conv, avx512::spike_layer};
+  if (has2 && (allows("avx2") || allows("avx512"))) return {"avx2", avx2::run, avx2::spike_conv, avx2::spike_layer};
 #endif
-  return {"baseline", baseline::run, baseline::spike_conv};
+  return {"baseline", baseline::run, baseline::spike_conv, baseline::spike_layer};
 }
 
 const Choice& chosen() {
@@ -39,5 +40,6 @@ const Choice& chosen() {
 const char* capability() { return chosen().name; }
 Kernel kernel() { return chosen().kernel; }
 SpikeConvKernel spike_conv() { return chosen().spike_conv; }
+SpikeLayerKernel spike_layer() { return chosen().spike_layer; }
 
 }  // namespace cos_ext::cpu

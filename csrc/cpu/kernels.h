@@ -19,6 +19,7 @@ using Kernel = void (*)(const Job& job, int64_t begin, int64_t end);
 namespace baseline {
 void run(const Job& job, int64_t begin, int64_t end);
 void spike_conv(const SpikeConv& job, int64_t begin, int64_t end);
+void spike_layer(const SpikeLayer& layer, int64_t begin, int64_t end);
 }  // namespace baseline
 // clang has no pragma that sets the target of what follows; there the baseline is what -march says.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -26,10 +27,12 @@ void spike_conv(const SpikeConv& job, int64_t begin, int64_t end);
 namespace avx2 {
 void run(const Job& job, int64_t begin, int64_t end);
 void spike_conv(const SpikeConv& job, int64_t begin, int64_t end);
+void spike_layer(const SpikeLayer& layer, int64_t begin, int64_t end);
 }  // namespace avx2
 namespace avx512 {
 void run(const Job& job, int64_t begin, int64_t end);
 void spike_conv(const SpikeConv& job, int64_t begin, int64_t end);
+void spike_layer(const SpikeLayer& layer, int64_t begin, int64_t end);
 }  // namespace avx512
 #endif
 

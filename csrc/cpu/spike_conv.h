@@ -2,6 +2,7 @@
 // No torch, no threads: callers split the rows where they like, and the result is the same.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "../job.h"
@@ -25,14 +26,38 @@ struct SpikeConv {
   int64_t rows() const { return images * out_height; }
 };
 
-using SpikeConvKernel = void (*)(const SpikeConv& job, int64_t begin, int64_t end);
+// A convolution and the neurons that read it. Its images are those of all steps of all samples, step by step; conv.out and
+// neurons.x play no part: the currents of a unit, a few output rows of a sample at all steps, stay in a thread's memory.
+struct SpikeLayer {
+  SpikeConv conv;
+  Job neurons;
+
+  int64_t samples() const { return conv.images / neurons.steps; }
+  // Of a unit: whole windows of pooling, at most so many that the currents stay near.
+  int64_t rows() const {
+    constexpr int64_t kCurrents = 65536;  // measured: fewer, and their inputs are looked at more often
+    const int64_t least = neurons.pool.rows ? neurons.pool.rows : 1;
+    const int64_t fit = kCurrents / (neurons.steps * least * conv.out_width * conv.outputs);
+    return std::min(conv.out_height, least * std::max<int64_t>(fit, 1));
+  }
+  int64_t units_of_sample() const { return (conv.out_height + rows() - 1) / rows(); }
+  int64_t units() const { return samples() * units_of_sample(); }
+};
+
+using SpikeConvKernel = void (*)(const SpikeConv& job, int64_t begin, int64_t end);  // rows
+using SpikeLayerKernel = void (*)(const SpikeLayer& layer, int64_t begin, int64_t end);  // units
 
 // The fewest rows worth a thread of their own.
 inline int64_t grain(const SpikeConv& job) {
   const int64_t per_row = job.kernel_h * job.channels * job.width;
   return per_row >= 32768 ? 1 : (32768 + per_row - 1) / per_row;
 }
+inline int64_t grain(const SpikeLayer& layer) {
+  const int64_t rows = layer.rows() * layer.neurons.steps;
+  return (grain(layer.conv) + rows - 1) / rows;
+}
 
 SpikeConvKernel spike_conv();
+SpikeLayerKernel spike_layer();
 
 }  // namespace cos_ext::cpu

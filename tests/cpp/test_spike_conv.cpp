@@ -44,6 +44,31 @@ S plain(const SpikeConv& job, const std::vector<S>& x, const std::vector<S>& wei
   return sum;
 }
 
+// All images are the steps of one sample: the neurons in one pass, beside those on the currents.
+template <class T>
+void layer(const SpikeConv& conv, T* currents) {
+  cpu::SpikeLayer layer;
+  layer.conv = conv;
+  layer.conv.out = nullptr;
+  Job& neurons = layer.neurons;
+  neurons.dtype = conv.dtype;
+  neurons.neurons = conv.out_height * conv.out_width * conv.outputs;
+  neurons.steps = neurons.rho = conv.images;
+  neurons.iterations = 1;
+  neurons.theta.value = 0.5;
+  neurons.x_layout = neurons.spikes_layout = make_layout({neurons.neurons}, {1}, {0});
+  neurons.x_time = neurons.spikes_time = neurons.neurons;
+  const auto size = static_cast<size_t>(neurons.steps * neurons.neurons);
+  const auto one = exact(std::vector<T>(size)), two = exact(std::vector<T>(size));
+  neurons.x = currents, neurons.spikes = two.get();
+  cpu::kernel()(neurons, 0, neurons.neurons);
+  neurons.x = nullptr, neurons.spikes = one.get();
+  const int64_t middle = layer.units() / 2;
+  cpu::spike_layer()(layer, 0, middle);
+  cpu::spike_layer()(layer, middle, layer.units());
+  for (size_t i = 0; i < size; ++i) check(same(one[i], two[i]), "spike_layer", static_cast<int64_t>(i), conv.outputs);
+}
+
 template <class T>
 void convolution(std::mt19937& random, DType dtype) {
   using S = state_t<T>;
@@ -94,6 +119,7 @@ void convolution(std::mt19937& random, DType dtype) {
       }
     }
   }
+  layer(job, out.get());
 }
 
 }  // namespace
