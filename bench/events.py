@@ -30,6 +30,7 @@ from _shared.timing import interleaved, median_ratio, seconds_of
 from torch import Tensor, nn
 
 from cos_ext import SpikingNetwork, calibrate_thresholds, convert, data, models
+from cos_ext._neuron.layer import computed
 from cos_ext.network.convolution import SpikeConv2d, of_spikes
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "_static" / "events.svg"
@@ -66,7 +67,7 @@ def one(module: SpikeConv2d, x: Tensor, repeats: int, sparse: bool = False) -> d
 
     def run(by_events: bool) -> Tensor:
         module.by_events = by_events
-        return module(x)
+        return computed(module(x))  # its neurons are not called
 
     calls: dict[str, Callable[[], object]] = {
         "dense": lambda: run(False),
@@ -180,8 +181,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
+def lines(rows: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Density and ratio, by layer or network."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        name = row["what"].partition(", thresholds")[0]
+        found.setdefault(name, []).append((row["density"], row["ratio"]))
+    return {name: sorted(points) for name, points in found.items()}
+
+
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
-    """Time by events to dense time against density; a panel for layers, one for networks."""
+    """Time by events to dense time against density; a panel for the layers of each run, and one for
+    networks.
+    """
     try:
         import matplotlib
     except ImportError as error:
@@ -190,25 +202,25 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "cos_ext"
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
-    for run, style in zip(runs, ("o-", "^--")):
+    figure, panels = pyplot.subplots(
+        1, len(runs) + 1, figsize=(13, 4.8), sharey=True, layout="constrained"
+    )
+    colours = pyplot.get_cmap("tab20").colors
+    for run, axes, style in zip(runs, panels, ("o-", "^--")):
         isa = run["facts"]["build"]["cpu_capability"]
-        for axes, kind in zip(panels, ("layers", "networks")):
-            lines: dict[str, list[tuple[float, float]]] = {}
-            for row in run[kind]:
-                name = row["what"].partition(", thresholds")[0]
-                lines.setdefault(name, []).append((row["density"], row["ratio"]))
-            for index, (name, points) in enumerate(lines.items()):
-                label = name if style == "o-" else None
-                axes.plot(*zip(*sorted(points)), style, color=f"C{index}", ms=4, label=label)
-        panels[0].plot([], [], style, color="0.4", ms=4, label=isa)
-    for axes, title in zip(panels, ("layers, drawn spikes", "whole networks")):
+        for index, (name, points) in enumerate(lines(run["layers"]).items()):
+            axes.plot(*zip(*points), style, color=colours[index], ms=4, label=name)
+        axes.set_title(f"layers, drawn spikes, {isa}")
+        for index, (name, points) in enumerate(lines(run["networks"]).items()):
+            label = f"{name}, {isa}"
+            panels[-1].plot(*zip(*points), style, color=f"C{index}", ms=4, label=label)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    panels[-1].set_title("whole networks")
+    panels[-1].legend(loc="upper left")
+    for axes in panels:
         axes.axhline(1, color="black", linestyle=":", linewidth=1.5)
-        axes.set(
-            title=title, xlabel="share of inputs that are not 0", xlim=(0, 0.52), ylim=(0, 1.7)
-        )
+        axes.set(xlabel="share of inputs that are not 0", xlim=(0, 0.52), ylim=(0, 1.7))
         axes.grid(color="0.92")
-        axes.legend(loc="upper left", fontsize=7, ncols=2)
     panels[0].set_ylabel("time by events / dense time")
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
 
