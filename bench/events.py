@@ -9,7 +9,8 @@ spikes on the input that it has there. On drawn ones: layers of other networks a
 Then whole networks, whose thresholds are scaled for other densities. Measures time only, no
 accuracy. Rows are interleaved; a ratio is the median over the repeats of the time by events to the
 dense one, both channels_last. torch.sparse multiplies the unfolded input, as a CSR matrix that is
-there already. COS_EXT_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 takes AVX-512 away from both.
+there already; brainevent, where it is installed with numba, the same as a BinaryArray.
+COS_EXT_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 takes AVX-512 away from both.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ LAYERS = [
 ]
 DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 FACTORS = (4.0, 2.0, 1.0, 0.5, 0.25)  # of the thresholds
-HEAD = ("what", "density", "dense, ms", "events, ms", "torch.sparse, ms", "events / dense")
+TIMES = ("dense_ms", "events_ms", "sparse_ms", "brainevent_ms")
+HEAD = ("what", "density", *(name.replace("_", ", ") for name in TIMES), "events / dense")
 
 
 def compared(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -81,7 +83,20 @@ def one(module: SpikeConv2d, x: Tensor, repeats: int, sparse: bool = False) -> d
             warnings.simplefilter("ignore")  # that sparse CSR is in beta
             matrix, weight = rows.to_sparse_csr(), module.weight.flatten(1).t().contiguous()
         calls["sparse"] = lambda: matrix @ weight
+        calls |= brainevent(rows, weight)
     return compared(calls, repeats)
+
+
+def brainevent(rows: Tensor, weight: Tensor) -> dict[str, Callable[[], object]]:
+    """The product by brainevent's operator for binary events, compiled; nothing without it."""
+    try:
+        import jax
+        from brainevent import BinaryArray
+    except ImportError:
+        return {}
+    events, dense = jax.numpy.asarray((rows != 0).numpy()), jax.numpy.asarray(weight.numpy())
+    product = jax.jit(lambda events, dense: BinaryArray(events) @ dense)
+    return {"brainevent": lambda: jax.block_until_ready(product(events, dense))}
 
 
 def inputs(network: SpikingNetwork, images: Tensor) -> dict[str, tuple[SpikeConv2d, Tensor]]:
@@ -157,8 +172,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     def note(kind: str, what: str, row: dict[str, float]) -> None:
         record[kind].append({"what": what, **row})
-        times = (row["dense_ms"], row["events_ms"], row.get("sparse_ms"))
-        cells = ["" if time is None else f"{time:.2f}" for time in times]
+        cells = [f"{row[time]:.2f}" if time in row else "" for time in TIMES]
         print(
             tables.row((what, f"{row['density']:.2f}", *cells, f"{row['ratio']:.2f}")), flush=True
         )

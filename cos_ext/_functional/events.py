@@ -48,11 +48,12 @@ def spike_conv2d(
 
     The sum of an output has a fixed order: from its bias on, by the columns of its window, then its
     rows, then channels. So it does not depend on the batch, on the number of threads or on the
-    instruction set. NaN and infinity in x come out; a weight that is one comes out where it is
-    multiplied by what is not 0.
+    instruction set. NaN and infinity in x come out. A NaN or infinite weight reaches an output only
+    where its input is not 0.
 
     Args:
-        x: [N, C, H, W], any values, any strides; channels_last is read as it is.
+        x: [N, C, H, W], float32, float64, float16 or bfloat16, any values and strides;
+            channels_last is read as it is.
         weight: [outputs, C, kernel_h, kernel_w], x's dtype.
         bias: [outputs], x's dtype, or None.
         stride, padding, dilation: an int, or two.
@@ -116,7 +117,7 @@ def _in_state(bias: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def spike_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """:func:`torch.nn.functional.linear` of spikes, as :func:`spike_conv2d` is of conv2d.
+    """:func:`torch.nn.functional.linear` of spikes: skips what is 0 in x. On a CPU, for inference.
 
     Args:
         x: [..., C]. weight: [outputs, C]. bias: [outputs] or None.

@@ -179,7 +179,6 @@ def _pool(conversion: Conversion, node: fx.Node, neuron: IFNode) -> None:
     _note(conversion, reader, f"the spikes of {node.target} are pooled on the way out")
     with graph.inserting_after(node):
         pooled = graph.call_module(name, (node,))
-    conversion.facts.spiking.add(pooled)
     reader.replace_all_uses_with(pooled)
     graph.erase_node(reader)
 

@@ -91,14 +91,18 @@ class SpikingNetwork(Measured):
         the default, takes events for those with at least 2048 weights. :meth:`plan` lists what runs
         and why; :meth:`set_layer` sets it for one of them.
 
-        By events, a sample's output does not depend on the batch or on the number of threads, bit
-        for bit. Sums have another order than dense ones. Convolutions with groups, and those before
-        the first neurons, are dense. So are all of them on other devices, where a gradient is
-        needed, under autocast and torch.compile, of a model that could not be traced, and while
-        statistics or energies are taken.
+        By events, a sample's output does not depend on the batch, on the number of threads or on
+        the instruction set, bit for bit. Sums have another order than dense ones, and a weight that
+        is infinite or NaN comes out only where it meets a spike. Convolutions with groups, with
+        padding "same" or other than zeros, and of what is not mostly 0 are dense. So are all of
+        them on other devices, where a gradient is needed, under autocast, torch.compile and
+        torch.func, of a model that could not be traced, and while statistics or energies are taken.
 
-        Packed weights are kept beside the others, as many bytes again (twice as many for 16 bits),
-        from the first run by events on.
+        Packed weights are kept beside the others from the first run by events on: as many bytes
+        again with the outputs padded to 16, 32 or a multiple of 64, twice that for 16 bits. They
+        are packed anew when a weight changes. Of what is written past autograd, through ``.data``
+        or by NumPy, that is seen in about 256 of a layer's weights; set this again after such a
+        change.
 
         Raises:
             TypeError, ValueError: when it is set: it is none of the three.

@@ -87,6 +87,33 @@ def test_the_plan_and_the_report_say_what_runs():
     assert away[2:] == ("dense", "it is on meta, events are for a CPU")
 
 
+class Filled(nn.Module):
+    """Convolutions of what was spikes: some is 0 no more."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("norm", "image", "up", "plus", "twice", "pooled", "both"):
+            conv = nn.Conv2d(8 if name == "both" else 7 if name == "image" else 4, 4, 3, padding=1)
+            self.add_module(name, conv)
+        self.first, self.act = nn.Conv2d(3, 4, 3, padding=1), QCFS(4, 1.0)
+        self.bn, self.pool = nn.BatchNorm2d(4), nn.MaxPool2d(1)
+
+    def forward(self, x):
+        h = self.act(self.first(x))
+        up = nn.functional.interpolate(h, scale_factor=1.0, mode="bilinear")
+        filled = self.norm(self.bn(h)) + self.image(torch.cat([h, x], 1)) + self.up(up)
+        sparse = self.pooled(nn.functional.avg_pool2d(h, 1)) + self.twice(h + h)
+        return filled + self.plus(h + 1) + sparse + self.both(torch.cat([h, h], 1))
+
+
+def test_what_is_0_no_more_is_dense():
+    network = convert(Filled(), timesteps=4, rho=4)
+    network.convolution = "events"
+    assert chosen(network) == dict.fromkeys(("pooled", "twice", "both"), True)
+    events, dense = ways(network, images())
+    assert torch.allclose(events, dense, atol=1e-5)
+
+
 def test_one_layer_by_itself():
     network = convert(exact(Mixed()), timesteps=4, rho=4)
     network.set_layer("last", convolution="events")
