@@ -9,12 +9,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import functional as F
 from .._functional.checks import differentiates
 from .._functional.events import layer
-from .runs import active, hooked
 from .settings import Settings, watch_steps
 from .simulation import UNFUSED
 
@@ -43,17 +42,6 @@ class Neurons(Protocol):
 def computed(x: Any) -> Tensor:
     """The currents themselves."""
     return x.compute(x.x) if isinstance(x, Pending) else x
-
-
-def may_wait(node: nn.Module) -> bool:
-    """Whether currents may be handed to these neurons before they are computed: nobody sees them,
-    and nobody has put a forward of their own there.
-    """
-    plain = not hooked(node) and "forward" not in vars(node)
-    return plain and not any(
-        run.apart or run.keeps or run.counts or run.statistics or run.calls or run.recorder
-        for run in active()
-    )
 
 
 def spikes_or_currents(node: Neurons, x: Any, residual: Any) -> tuple[Tensor | None, Any]:

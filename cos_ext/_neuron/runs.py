@@ -36,6 +36,7 @@ class Run:
         calls: every input is listed, in ``called``: bool [N], which of its N samples have NaN or
             +inf.
         recorder: is given the currents and spikes of the neurons that it wants.
+        waiting: the convolutions that hand their currents on before they are computed.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class Run:
         statistics: bool = False,
         calls: bool = False,
         recorder: Recorder | None = None,
+        waiting: frozenset[nn.Module] = frozenset(),
     ) -> None:
+        self.waiting = waiting
         self.apart, self.keeps, self.recorder = apart, keeps, recorder
         self.counts, self.statistics, self.calls = counts, statistics, calls
         self.emitted: dict[nn.Module, tuple[Tensor, int]] = {}  # spikes, neurons · steps

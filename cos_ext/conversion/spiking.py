@@ -39,9 +39,7 @@ class FindSpikeConvolutions:
                 calls.setdefault(str(node.target), []).append(node)
         for name, nodes in calls.items():
             if all(source in sparse for node in nodes for source in node.all_input_nodes):
-                conv = SpikeConv2d.of(model.get_submodule(name))  # type: ignore[arg-type]  # it fits
-                conv.read_by = _readers(model, nodes)
-                set_module(model, name, conv)
+                set_module(model, name, SpikeConv2d.of(model.get_submodule(name)))  # type: ignore[arg-type]  # it fits
                 _note(conversion, name)
 
 
@@ -62,19 +60,6 @@ def _sparse(conversion: Conversion) -> set[fx.Node]:
         if keeps and sources and not alone and all(source in found for source in sources):
             found.add(node)
     return found
-
-
-def _readers(model: nn.Module, nodes: list[fx.Node]) -> tuple[str, ...]:
-    """The neurons that take what a convolution gives, by name, where nobody else does."""
-    readers = []
-    for node in nodes:
-        users = list(node.users)
-        if len(users) != 1 or users[0].op != "call_module" or users[0].args.count(node) != 1:
-            return ()
-        if users[0].args[0] is not node or not isinstance(called(model, users[0]), IFNode):
-            return ()
-        readers.append(str(users[0].target))
-    return tuple(readers)
 
 
 def _note(conversion: Conversion, name: str) -> None:

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from .._functional.checks import check_choice, differentiates
 from .._functional.events import LARGEST, convolved, pack_weight
-from .._neuron.layer import Pending, may_wait
-from .._neuron.runs import active, hooked
-from ..neuron import IFNode
+from .._neuron.layer import Pending
+from .._neuron.runs import active
 
 CHOICES = ("dense", "events", "auto")
 # "auto" takes events from so many weights on: below, there was little to win, and the dense library
@@ -80,10 +79,6 @@ class SpikeConv2d(nn.Conv2d):
     by_events = False
     _why = ""
     _packed: Packed | None = None  # no copy or file has it
-    # The neurons that alone read it, by name, and where they are kept: in a tuple, so that what
-    # keeps them is no submodule.
-    read_by: tuple[str, ...] = ()
-    _kept: tuple[tuple[nn.Module, str], ...] = ()
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> SpikeConv2d:
@@ -109,16 +104,13 @@ class SpikeConv2d(nn.Conv2d):
     def _get_name(self) -> str:
         return "Conv2d"  # reports name the layer that the user has
 
-    def choose(self, model: nn.Module, convolution: str) -> None:
-        """Set how it runs in a model."""
+    def choose(self, convolution: str) -> None:
         wide = self.weight.numel() >= FEWEST_WEIGHTS
         self.by_events = convolution == "events" or (convolution == "auto" and wide)
         self._why = f'convolution is "{convolution}"'
         if convolution == "auto":
             self._why += f": {self.weight.numel()} weights, {FEWEST_WEIGHTS} or more go by events"
         self._packed = None
-        paths = [name.rpartition(".") for name in self.read_by]
-        self._kept = tuple((model.get_submodule(owner), name) for owner, _, name in paths)
 
     def plan(self) -> tuple[str, str]:
         """How it runs, and why."""
@@ -127,7 +119,7 @@ class SpikeConv2d(nn.Conv2d):
         return ("events" if self.by_events else "dense"), self._why
 
     def forward(self, x: Tensor) -> Tensor:
-        """The convolution; where nobody else sees it, `Pending` for the neurons that read it."""
+        """The convolution; `Pending` where the run says that its neurons wait for that."""
         if not self.by_events or torch.compiler.is_compiling() or not self._takes(x):
             return super().forward(x)
         sizes = tuple(itertools.chain(*_sizes(self)))
@@ -139,10 +131,7 @@ class SpikeConv2d(nn.Conv2d):
             out = convolved(x, weight, bias, outputs, *sizes)
             return out.contiguous() if plain else out
 
-        # Looked up, since somebody may have put others in their place.
-        readers = [owner._modules.get(name) for owner, name in self._kept]
-        waits = bool(readers) and not plain and not hooked(self)
-        if not waits or not all(type(node) is IFNode and may_wait(node) for node in readers):
+        if plain or not any(self in run.waiting for run in active()):
             return compute(x)
         shape = _shape(x, self.weight, *_sizes(self))
         return Pending(x, (weight, bias, outputs, *sizes), shape, compute)  # type: ignore[return-value]  # for IFNode
@@ -181,8 +170,7 @@ class SpikeConv2d(nn.Conv2d):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        left = ("_packed", "_kept")  # choose() finds the neurons again
-        return {name: value for name, value in self.__dict__.items() if name not in left}
+        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
 
 
 def _sizes(conv: nn.Conv2d) -> tuple[tuple[int, ...], ...]:
@@ -212,7 +200,7 @@ def of_spikes(model: nn.Module) -> dict[str, SpikeConv2d]:
 def choose(model: nn.Module, convolution: str, own: Mapping[str, str]) -> None:
     """Set how the convolutions of spikes run: all of them, and some by their names."""
     for name, module in of_spikes(model).items():
-        module.choose(model, own.get(name, convolution))
+        module.choose(own.get(name, convolution))
 
 
 def plan(model: nn.Module) -> NetworkPlan:

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from .. import functional as F
-from .._neuron.layer import computed
 from .._neuron.runs import active
 from ..neuron import IFNode
 
@@ -175,7 +174,6 @@ def rate_of(
     node: IFNode, x: Tensor, residual: Tensor | None, rho: int, inplace: bool, tally: bool
 ) -> Tensor:
     """θ C* / rho of a node from the means x; `tally` adds its spikes to the node's count."""
-    x = computed(x)
     tallied = tally and any(run.counts for run in active())
     if tallied or not node._fuses(x, residual):
         count, theta = _count(node, x, residual, rho, tally)
@@ -191,7 +189,6 @@ def train_of(
     node: IFNode, x: Tensor, residual: Tensor | None, timesteps: int, rho: int, tally: bool
 ) -> Tensor:
     """The spikes [T*B, ...] of a node from the means x [B, ...]."""
-    x = computed(x)
     count, theta = _count(node, x, residual, rho, tally)
     return train(
         count, theta, steps=timesteps, rho=rho, emission=node.emission, dtype=x.dtype
@@ -200,4 +197,4 @@ def train_of(
 
 def whole_count(node: IFNode, x: Tensor, residual: Tensor | None, rho: int) -> Tensor:
     """C* of a node from the means x, int32."""
-    return _count(node, computed(x), residual, rho, False)[0].to(torch.int32)
+    return _count(node, x, residual, rho, False)[0].to(torch.int32)

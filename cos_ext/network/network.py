@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import functional as F
 from .._batches import Inputs, device_of
 from .._neuron.runs import Run, active, running
-from . import convolution, counts, layout, memory, worlds
+from . import convolution, counts, layout, memory, one_pass, worlds
 from .capture import CapturedForward, capture
 from .convolution import NetworkPlan
 from .inputs import as_inputs, batch_size, check_shapes, in_dtype_of
@@ -55,6 +55,7 @@ class SpikingNetwork(Measured):
         # or file takes along.
         self._shared_rho = 0
         self._plan: worlds.Plan | None = None
+        self._pairs: one_pass.Pairs | None = None
         self._configure(timesteps, rho, iterations, emission, {}, calibration)
         convolution.choose(self.module, self._convolution, self._own_convolutions)
 
@@ -271,7 +272,7 @@ class SpikingNetwork(Measured):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None, "_needs": {}}
+        return {**self.__dict__, "_plan": None, "_pairs": None, "_needs": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(
@@ -281,12 +282,12 @@ class SpikingNetwork(Measured):
                 "_own_convolutions": {},
                 "_shared_rho": 0,
                 "_plan": None,
+                "_pairs": None,
                 "_memory_limit": "auto",
                 "_needs": {},
                 **state,
             }
         )
-        convolution.choose(self.module, self._convolution, self._own_convolutions)
         if self._execution == "counts":
             self._counting()
 
@@ -337,10 +338,16 @@ class SpikingNetwork(Measured):
             out = self._plan.outputs(self.module, self._timesteps, self._shared_rho, *inputs)
             out = layout.as_ann(self, out, inputs)
             return out.unflatten(0, (self._timesteps, batch))
-        with running(Run(keeps=not torch.compiler.is_compiling() and memory.hooked(self))):
+        with running(Run() if torch.compiler.is_compiling() else self._eager()):
             out = self.module(*inputs)
         out = layout.as_ann(self, out, inputs)
         return out.unflatten(0, (self._steps, batch))[: self._timesteps]
+
+    def _eager(self) -> Run:
+        self._pairs = one_pass.pairs(self.module, self._pairs)
+        keeps = memory.hooked(self)
+        waiting = frozenset() if keeps else one_pass.waiting(self.module, self._pairs)
+        return Run(keeps=keeps, waiting=waiting)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingNetwork:
         self._needs, before = {}, device_of(self)

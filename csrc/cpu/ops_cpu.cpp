@@ -80,6 +80,7 @@ Tensor spike_layer(Tensor x, Tensor weight, MaybeTensor conv_bias, int64_t outpu
   cos_ext::cpu::SpikeLayer layer;
   layer.conv = described(x, weight, conv_bias, outputs, {stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w}, in);
   const auto& conv = layer.conv;
+  STD_TORCH_CHECK(rho >= 0 && (rho == 0 || !v_reset), "rho must be >= 0, and 0 with v_reset, got ", rho);
   STD_TORCH_CHECK(steps >= 1 && conv.images % steps == 0, "steps must divide the batch ", conv.images, ", got ", steps);
   // The currents' shape; without pooling the spikes come here, with it nothing does.
   const Tensor made = torch::stable::new_empty(x, {steps, conv.images / steps, conv.out_height, conv.out_width, outputs});

@@ -10,7 +10,7 @@ from torch import nn
 
 from cos_ext import QCFS, convert
 from cos_ext._neuron import layer
-from cos_ext.network import convolution
+from cos_ext.network import one_pass
 
 
 class Net(nn.Module):
@@ -49,7 +49,7 @@ class Passes:
 
     def two(self, run):
         with self.patch.context() as patch:
-            patch.setattr(convolution, "may_wait", lambda node: False)
+            patch.setattr(one_pass, "waiting", lambda *_: frozenset())
             before = self.count
             out = run()
             assert self.count == before
@@ -145,6 +145,61 @@ def test_other_neurons_in_their_place(passes):
     network.module.act4.forward = lambda currents: currents.clamp(0, 1)
     assert torch.equal(network(x), passes.two(lambda: network(x)))
     assert passes.count == 5
+
+
+class Changed(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) + 0.1
+
+
+def wrap(module, name):
+    module._modules[name] = Changed(module._modules[name])
+
+
+def patch_forward(module, name):
+    own = getattr(module, name).forward
+    getattr(module, name).forward = lambda *x: own(*x) * 2
+
+
+def edit(module, name):
+    node = next(n for n in module.graph.nodes if n.target == name)
+    with module.graph.inserting_after(node):
+        after = module.graph.call_function(torch.relu, (node,))
+    node.replace_all_uses_with(after)
+    after.args = (node,)
+    module.recompile()
+
+
+@pytest.mark.parametrize("change", [wrap, patch_forward, edit])
+@pytest.mark.parametrize("name", ["one", "act1"])
+def test_changed_networks(passes, change, name):
+    network, x = by_events(Net(), timesteps=4, rho=4), images()
+    before = network(x)
+    passes.count = 0
+    change(network.module, name)
+    after = network(x)
+    assert passes.count == (4 if (change, name) == (edit, "act1") else 3)
+    assert torch.equal(after, passes.two(lambda: network(x)))
+    assert (change, name) == (edit, "act1") or not torch.equal(after, before)
+
+
+def test_outside_a_run_a_convolution_gives_currents():
+    network = by_events(Net(), timesteps=4, rho=4)
+    spikes = torch.randint(0, 2, (8, 20, 6, 6)).float().to(memory_format=torch.channels_last)
+    assert type(network.module.one(spikes)) is torch.Tensor
+    seen = []
+
+    class Look(torch.fx.Interpreter):
+        def run_node(self, node):
+            seen.append(super().run_node(node))
+            return seen[-1]
+
+    Look(network.module).run(images())
+    assert len(seen) > 10 and not any(isinstance(value, layer.Pending) for value in seen)
 
 
 def test_copies(passes):
