@@ -281,11 +281,11 @@ def _(
     dilation_h,
     dilation_w,
 ):
-    sizes = _convolved(x, weight, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w)
+    sizes = conv_size(x, weight, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w)
     return x.new_empty([x.shape[0], *sizes, outputs]).permute(0, 3, 1, 2)
 
 
-def _convolved(
+def conv_size(
     x: Tensor,
     weight: Tensor,
     stride_h: int,
@@ -295,6 +295,7 @@ def _convolved(
     dilation_h: int,
     dilation_w: int,
 ) -> tuple[int, int]:
+    """Height and width of the convolution of x by packed weights."""
     height, width = x.shape[2:]
     _, kernel_w, kernel_h, _, _ = weight.shape
     return (
@@ -330,7 +331,7 @@ def _(
     pool_rows=0,
     pool_columns=0,
 ):
-    sizes = _convolved(x, weight, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w)
+    sizes = conv_size(x, weight, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w)
     currents = x.new_empty([steps, x.shape[0] // steps, *sizes, outputs]).permute(0, 1, 4, 2, 3)
     return _spikes(currents, pool_rows, pool_columns)
 

@@ -6,7 +6,7 @@ desired.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -111,6 +111,12 @@ def check_fused(
     return (0, 0) if pool is None else _windows(x_seq, pool, inplace, by_neuron)
 
 
+def fits_neurons(own: Sequence[int], neurons: Sequence[int]) -> bool:
+    """Whether a parameter broadcasts to the neurons, by their shapes."""
+    pairs = zip(reversed(own), reversed(neurons))
+    return len(own) <= len(neurons) and all(a in (1, b) for a, b in pairs)
+
+
 def check_watch(name: str, steps: int | torch.SymInt, x_seq: Tensor) -> None:
     """Validate a number of steps to watch: an int in 1..T."""
     if not 1 <= whole(name, steps) <= x_seq.shape[0]:
@@ -160,8 +166,7 @@ def _check_parameter(name: str, parameter: Tensor, x_seq: Tensor) -> None:
     if parameter.device != x_seq.device:
         raise ValueError(f"{name} must be on x_seq's device {x_seq.device}, got {parameter.device}")
     neurons, own = x_seq.shape[1:], parameter.shape
-    fits = len(own) <= len(neurons)
-    if not fits or any(a != b and a != 1 for a, b in zip(reversed(own), reversed(neurons))):
+    if not fits_neurons(own, neurons):
         raise ValueError(
             f"{name} must broadcast to the neurons {tuple(neurons)}, got shape {tuple(own)}"
         )

@@ -104,7 +104,7 @@ def layer(
 ) -> Tensor:
     """:func:`convolved` of x ``[steps*B, C, H, W]``, and the neurons that read it, in one pass.
 
-    The currents are never in memory; the spikes, ``[steps, B, ...]``, are those of two passes, bit
+    The currents stay in the caches; the spikes, ``[steps, B, ...]``, are those of two passes, bit
     for bit. The arguments are those of the operators, which check them.
     """
     convolution = (packed, _in_state(conv_bias, x), outputs, *sizes)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as TF
 
+from ..network.convolution import LAYERS
 from ..network.pooling import PooledBefore
 from ..neuron import IFNode
 from .graphs import argument, called, free_name, set_module, site_of
@@ -29,15 +30,6 @@ from .state import Conversion
 
 FUSES = (True, False, "bias")
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
-BIASED = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Linear,
-)
 # Arguments of avg_pool2d after the input, in order.
 AVERAGE_DEFAULTS: dict[str, Any] = {
     "kernel_size": None,
@@ -150,7 +142,7 @@ def _scale_and_shift(norm: Any, mean: Tensor, var: Tensor) -> tuple[Tensor, Tens
 def _bias(conversion: Conversion, source: fx.Node, neuron: IFNode) -> None:
     """The bias of a convolution or Linear that these neurons alone read."""
     layer: Any = called(conversion.model, source) if source.op == "call_module" else None
-    if layer is None or type(layer) not in BIASED or layer.bias is None:
+    if layer is None or type(layer) not in LAYERS or layer.bias is None:
         return
     if len(source.users) != 1 or neuron.in_scale is not None:
         return

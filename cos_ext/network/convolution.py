@@ -17,6 +17,7 @@ from .._functional.checks import check_choice, differentiates
 from .._functional.events import LARGEST, convolved, pack_weight
 from .._neuron.layer import Pending
 from .._neuron.runs import active
+from .._ops import conv_size
 
 CHOICES = ("dense", "events", "auto")
 # "auto" takes events from so many weights on: below, there was little to win, and the dense library
@@ -127,13 +128,13 @@ class SpikeConv2d(nn.Conv2d):
 
         plain = x.is_contiguous() and x.stride(1) != 1
 
-        def compute(x: Tensor) -> Tensor:
+        def compute() -> Tensor:
             out = convolved(x, weight, bias, outputs, *sizes)
             return out.contiguous() if plain else out
 
         if plain or not any(self in run.waiting for run in active()):
-            return compute(x)
-        shape = _shape(x, self.weight, *_sizes(self))
+            return compute()
+        shape = (x.shape[0], outputs, *conv_size(x, weight, *sizes))
         return Pending(x, (weight, bias, outputs, *sizes), shape, compute)  # type: ignore[return-value]  # for IFNode
 
     def _takes(self, x: Tensor) -> bool:
@@ -176,15 +177,6 @@ class SpikeConv2d(nn.Conv2d):
 def _sizes(conv: nn.Conv2d) -> tuple[tuple[int, ...], ...]:
     assert not isinstance(conv.padding, str)  # it would not fit
     return conv.stride, conv.padding, conv.dilation
-
-
-def _shape(x: Tensor, weight: Tensor, *sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """Of the output."""
-    space = (
-        (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-        for size, kernel, stride, padding, dilation in zip(x.shape[2:], weight.shape[2:], *sizes)
-    )
-    return (x.shape[0], weight.shape[0], *space)
 
 
 def check_convolution(value: str) -> str:

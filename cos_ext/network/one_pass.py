@@ -14,7 +14,7 @@ from .convolution import SpikeConv2d
 
 
 class Pairs(NamedTuple):
-    """Of a graph: the modules that give what neurons alone read, first, with these."""
+    """The modules of a graph whose result one module alone reads, each with its readers by call."""
 
     code: str  # of the graph
     names: tuple[tuple[str, tuple[str, ...]], ...]

@@ -130,9 +130,8 @@ def test_who_looks_sees_currents_and_spikes(passes):
             assert torch.equal(network(x), expected)
             hook.remove()
     assert len(seen) == 6 and all(type(t) is torch.Tensor for t in seen)
-    with network.record() as record:
+    with network.record():
         network(x)
-    assert record is not None
     network.statistics([x], progress=False)
     assert passes.count == 4, "none of these in one pass"
 
@@ -219,6 +218,14 @@ def test_gradients_of_residuals_are_asked_for(passes):
     network.nodes()["act1"].in_bias = torch.zeros(20, 1, 1, requires_grad=True)
     with pytest.raises(RuntimeError, match="no gradient"):
         network(x)
+
+
+def test_an_image_smaller_than_the_window():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), QCFS(4, 1.0), nn.Conv2d(4, 4, 5), QCFS(4, 1.0))
+    network = by_events(model, timesteps=2)
+    for size in (2, 4):
+        with pytest.raises(RuntimeError, match=f"at least the window's 5, got {size} with"):
+            network(images(1, size))
 
 
 def test_an_empty_batch(passes):
