@@ -6,6 +6,7 @@ No validation here, and of what users call only :func:`build_info`.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -271,6 +272,7 @@ def _(x_seq, v_threshold, v_threshold_value, v_init, v_init_value, rho, iteratio
 @torch.library.register_fake("cos_ext::spike_conv2d")
 def _(
     x,
+    level,
     weight,
     bias,
     outputs,
@@ -281,12 +283,22 @@ def _(
     dilation_h,
     dilation_w,
 ):
-    sizes = conv_size(x, weight, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w)
-    return x.new_empty([x.shape[0], *sizes, outputs]).permute(0, 3, 1, 2)
+    window = (stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w)
+    sizes, dtype = _places(x, level, weight, window)
+    return x.new_empty([x.shape[0], *sizes, outputs], dtype=dtype).permute(0, 3, 1, 2)
+
+
+def _places(
+    x: Tensor, level: Tensor | None, weight: Tensor, window: Sequence[int]
+) -> tuple[tuple[int, int], torch.dtype]:
+    """Height and width of a convolution of values, or of bits, and the dtype of its sums."""
+    if level is None:
+        return conv_size(x.shape[2:], weight, *window), x.dtype
+    return conv_size(x.shape[1:3], weight, *window), level.dtype
 
 
 def conv_size(
-    x: Tensor,
+    size: Sequence[int],
     weight: Tensor,
     stride_h: int,
     stride_w: int,
@@ -295,8 +307,8 @@ def conv_size(
     dilation_h: int,
     dilation_w: int,
 ) -> tuple[int, int]:
-    """Height and width of the convolution of x by packed weights."""
-    height, width = x.shape[2:]
+    """Height and width of the convolution by packed weights of what has these."""
+    height, width = size
     _, kernel_w, kernel_h, _, _ = weight.shape
     return (
         (height + 2 * padding_h - dilation_h * (kernel_h - 1) - 1) // stride_h + 1,
@@ -307,6 +319,7 @@ def conv_size(
 @torch.library.register_fake("cos_ext::spike_layer")
 def _(
     x,
+    level,
     weight,
     conv_bias,
     outputs,
@@ -328,16 +341,30 @@ def _(
     scale=None,
     bias=None,
     residual=None,
+    residual_level=None,
     pool_rows=0,
     pool_columns=0,
+    to_bits=False,
 ):
-    sizes = conv_size(x, weight, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w)
-    currents = x.new_empty([steps, x.shape[0] // steps, *sizes, outputs]).permute(0, 1, 4, 2, 3)
+    window = (stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w)
+    sizes, dtype = _places(x, level, weight, window)
+    places = [steps, x.shape[0] // steps, *sizes]
+    if to_bits:
+        return x.new_empty([*places, -(-outputs // 64)], dtype=torch.int64)
+    currents = x.new_empty([*places, outputs], dtype=dtype).permute(0, 1, 4, 2, 3)
     return _spikes(currents, pool_rows, pool_columns)
 
 
+@torch.library.register_fake("cos_ext::spike_bits")
+def _(x_seq, *_, **__):
+    steps, batch, channels, height, width = x_seq.shape
+    return x_seq.new_empty([steps, batch, height, width, -(-channels // 64)], dtype=torch.int64)
+
+
 @register_flop_formula(torch.ops.cos_ext.spike_conv2d)
-def _(x_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+def _(
+    x_shape: Any, level: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any
+) -> int:
     """What the dense convolution is counted as."""
     n, outputs, height, width = out_shape
     _, kernel_w, kernel_h, channels, _ = weight_shape

@@ -184,7 +184,7 @@ class IFNode(nn.Module):
         Returns:
             The spikes, 0 or θ, in x's dtype.
         """
-        spikes, x = spikes_or_currents(self, x, residual)
+        spikes, x, residual = spikes_or_currents(self, x, residual)
         if spikes is not None:
             return spikes
         if not isinstance(x, Tensor):

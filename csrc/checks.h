@@ -129,23 +129,27 @@ inline void check_apart(const char* name, const std::optional<Tensor>& parameter
   STD_TORCH_CHECK(a.second <= b.first || b.second <= a.first, name, " must not share memory with x_seq in place");
 }
 
-// weight is packed, [blocks, kernel_w, kernel_h, C, block]; it and bias in x's state dtype.
-inline void check_spike_conv(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t outputs) {
-  const auto type = x.scalar_type();
+// Spikes of one level: bits, an int64 tensor of these sizes, and the level's tensor of one element.
+inline void check_bits(const char* name, const Tensor& bits, const Tensor& level, const std::vector<int64_t>& sizes) {
+  const auto found = bits.sizes();
+  STD_TORCH_CHECK(bits.is_cpu() && bits.scalar_type() == ScalarType::Long && bits.is_contiguous() &&
+                      std::equal(found.begin(), found.end(), sizes.begin(), sizes.end()),
+                  name, " must be contiguous int64 bits on a CPU, [..., H, W, ceil(C / 64)]");
+  STD_TORCH_CHECK(level.is_cpu() && level.numel() == 1, name, "'s level must be one value on a CPU");
+}
+
+// weight is packed, [blocks, kernel_w, kernel_h, C, block]; it and bias in the state dtype of x's values, which are of `type`.
+inline void check_spike_conv(ScalarType type, const Tensor& weight, const std::optional<Tensor>& bias, int64_t outputs) {
   STD_TORCH_CHECK(
       type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half || type == ScalarType::BFloat16,
       "x must be float32, float64, float16 or bfloat16");
-  STD_TORCH_CHECK(x.dim() == 4, "x must be [N, C, H, W]");
   STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 5 && weight.is_contiguous() && weight.scalar_type() == state_type(type),
                   "weight must be packed, contiguous, and in x's state dtype");
   const int64_t blocks = weight.size(0), lines = weight.size(2) * weight.size(3), block = weight.size(4);
   STD_TORCH_CHECK(block == 16 || block == 32 || block == 64, "weight must be in blocks of 16, 32 or 64, got ", block);
   STD_TORCH_CHECK(lines >= 1 && weight.size(1) >= 1, "weight must have a channel and a window");
-  STD_TORCH_CHECK(weight.size(3) == x.size(1), "weight has ", weight.size(3), " channels, x ", x.size(1));
   STD_TORCH_CHECK(outputs >= 1 && (outputs + block - 1) / block == blocks, "outputs must fill ", blocks, " blocks of ", block,
                   ", got ", outputs);
-  STD_TORCH_CHECK(x.size(3) <= std::numeric_limits<int32_t>::max() / lines - 1,
-                  "x's width times the inputs of a kernel column must be below 2^31, got ", x.size(3), " times ", lines);
   if (!bias) return;
   STD_TORCH_CHECK(bias->is_cpu() && bias->dim() == 1 && bias->size(0) == outputs && bias->is_contiguous() &&
                       bias->scalar_type() == state_type(type),

@@ -19,6 +19,14 @@ enum class DType : int32_t { Float32, Float64, Float16, BFloat16 };
 
 constexpr int kMaxDims = 16;
 
+// Spikes of one level as bits, [steps, pixels, words(channels)] of neurons that are [pixels, channels] in the walk's order:
+// channel c in bit c % 64 of word c / 64. On a CPU alone.
+struct BitPlanes {
+  uint64_t* data = nullptr;  // null: there are none
+  int64_t time = 0;  // stride of time, in words
+};
+inline int64_t words(int64_t channels) { return (channels + 63) / 64; }
+
 // The neurons of one operand, in walk order (innermost last), merged where neighbours in the walk are neighbours in memory.
 // Strides in elements. ndim 0: one value serves every neuron.
 struct Layout {
@@ -72,9 +80,14 @@ struct Job {
   const void* residual = nullptr;
   Layout residual_layout;
   int64_t residual_time = 0;  // 0: the same at every step
-  bool fused() const { return scale.data || bias.data || residual; }
+  bool fused() const { return scale.data || bias.data || residual || residual_bits.data; }
+  // The residual of one level instead, a value of the storage type.
+  BitPlanes residual_bits;
+  const void* residual_level = nullptr;
 
   Pool pool;
+  BitPlanes bits;  // of the spikes, instead of `spikes`
+  int64_t channels = 1;  // of bits
 
   // Results by neuron, all in one layout; null where not wanted. v and v_init_out hold the state type.
   Layout result_layout;

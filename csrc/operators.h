@@ -80,6 +80,14 @@ class Builder {
     bias_ = in_state(bias);
     residual_ = residual;
   }
+  // A residual of one level: bits, [steps, B, H, W, words(C)] for x [steps, B, C, H, W].
+  void fuse_bits(const Tensor& residual, const Tensor& level) {
+    STD_TORCH_CHECK(level.scalar_type() == x_.scalar_type(), "residual's level must have x's dtype");
+    check_bits("residual", residual, level, bits_sizes());
+    check_fused_steps(x_.size(0));
+    residual_ = residual;
+    level_ = level;
+  }
   // Must come before emit().
   void pool(int64_t rows, int64_t columns) {
     if (rows == 0 && columns == 0) return;
@@ -115,6 +123,16 @@ class Builder {
     spikes_ = inplace ? x_ : job_.pool.rows ? pooled() : torch::stable::empty_like(x_);
     return *spikes_;
   }
+  // As bits, [steps, B, H, W, words(C)] for x [steps, B, C, H, W], channels innermost.
+  Tensor emit_bits() {
+    STD_TORCH_CHECK(!job_.pool.rows, "means of spikes are no bits");
+    STD_TORCH_CHECK(x_.dim() == 5 && windows_of(true),
+                    "bits are for x_seq [T, B, C, H, W] with channels innermost, without gaps");
+    check_fused_steps(x_.size(0));
+    job_.steps = x_.size(0);
+    bits_ = torch::stable::new_empty(x_, bits_sizes(), ScalarType::Long);
+    return *bits_;
+  }
 
   Tensor result(bool wanted, ScalarType type) {
     if (!wanted) return torch::stable::new_empty(x_, {0}, type);
@@ -143,8 +161,8 @@ class Builder {
   template <class Launch>
   void launch(const Launch& launch) {
     if (job_.neurons == 0) return;
-    const bool timeless = !spikes_;
-    const Tensor& guide = timeless ? *result_like_ : job_.pool.rows ? x_ : *spikes_;
+    const bool timeless = !spikes_ && !bits_;
+    const Tensor& guide = timeless ? *result_like_ : job_.pool.rows || bits_ ? x_ : *spikes_;
     const auto order = walk_order(sizes_, neuron_strides(guide, !timeless));
     job_.x = x_.const_data_ptr();
     job_.x_layout = make_layout(sizes_, neuron_strides(x_, true), order);
@@ -159,7 +177,13 @@ class Builder {
     describe(job_.v_init, v_init_, order);
     describe(job_.scale, scale_, order);
     describe(job_.bias, bias_, order);
-    if (residual_) {
+    if (bits_ || level_) job_.channels = x_.size(2);
+    if (bits_) job_.bits = {static_cast<uint64_t*>(bits_->mutable_data_ptr()), bits_->stride(0)};
+    if (level_) {
+      // Read alone.
+      job_.residual_bits = {static_cast<uint64_t*>(const_cast<void*>(residual_->const_data_ptr())), residual_->stride(0)};
+      job_.residual_level = level_->const_data_ptr();
+    } else if (residual_) {
       job_.residual = residual_->const_data_ptr();
       job_.residual_layout = make_layout(sizes_, neuron_strides(*residual_, true), order);
       job_.residual_time = x_.size(0) > 1 ? residual_->stride(0) : 0;
@@ -168,6 +192,11 @@ class Builder {
   }
 
  private:
+  std::vector<int64_t> bits_sizes() const {
+    STD_TORCH_CHECK(x_.dim() == 5, "bits are for x [steps, B, C, H, W]");
+    return {x_.size(0), x_.size(1), x_.size(3), x_.size(4), words(x_.size(2))};
+  }
+
   static void* pointer(const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; }
 
   std::optional<Tensor> in_state(const std::optional<Tensor>& parameter) const {
@@ -227,7 +256,7 @@ class Builder {
   Tensor x_;
   ScalarType state_;
   std::vector<int64_t> sizes_;
-  std::optional<Tensor> theta_, v_init_, scale_, bias_, residual_, spikes_, like_, result_like_;
+  std::optional<Tensor> theta_, v_init_, scale_, bias_, residual_, spikes_, bits_, level_, like_, result_like_;
 };
 
 using MaybeTensor = std::optional<Tensor>;

@@ -15,6 +15,7 @@
   "bool return_statistics=False"
 #define COS_FUSED ", Tensor? scale=None, Tensor? bias=None, Tensor? residual=None"
 #define COS_WINDOW "int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w"
+#define COS_FUSED_BITS COS_FUSED ", Tensor? residual_level=None"
 #define COS_POOL ", int pool_rows=0, int pool_columns=0"
 #define COS_RESULTS "Tensor v, Tensor spike_count, Tensor v_init_out, Tensor offset_spikes, Tensor statistics)"
 
@@ -29,9 +30,14 @@ STABLE_TORCH_LIBRARY(COS_EXT_LIBRARY, m) {
   m.def("calibrate_v_init(Tensor x_seq, " COS_PARAMETERS
         "int rho, int iterations) -> (Tensor v_init_out, Tensor offset_spikes, Tensor spike_count)");
   // weight: [blocks, kernel_w, kernel_h, C, block] (cpu/spike_conv.h); it and bias in x's state dtype. On a CPU alone.
-  m.def("spike_conv2d(Tensor x, Tensor weight, Tensor? bias, int outputs, " COS_WINDOW ") -> Tensor");
+  m.def("spike_conv2d(Tensor x, Tensor? level, Tensor weight, Tensor? bias, int outputs, " COS_WINDOW ") -> Tensor");
   // spike_conv2d and the neurons that read it, in one pass: x is [steps*B, ...], the spikes are [steps, B, ...]. rho 0: no
-  // calibration.
-  m.def("spike_layer(Tensor x, Tensor weight, Tensor? conv_bias, int outputs, " COS_WINDOW ", int steps, " COS_PARAMETERS
-        "float? v_reset, int rho, int iterations, int emission" COS_FUSED COS_POOL ") -> Tensor spikes");
+  // calibration. With a level (the only element of a tensor), x or residual are bits: int64 [..., H, W, ceil(C / 64)]. So are the
+  // spikes where they are asked for.
+  m.def("spike_layer(Tensor x, Tensor? level, Tensor weight, Tensor? conv_bias, int outputs, " COS_WINDOW
+        ", int steps, " COS_PARAMETERS "float? v_reset, int rho, int iterations, int emission" COS_FUSED_BITS COS_POOL
+        ", bool to_bits=False) -> Tensor spikes");
+  // The same neurons on currents that are there: x_seq [T, B, C, H, W], channels innermost.
+  m.def("spike_bits(Tensor x_seq, " COS_PARAMETERS "float? v_reset, int rho, int iterations, int emission" COS_FUSED_BITS
+        ") -> Tensor bits");
 }

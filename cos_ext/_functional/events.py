@@ -1,11 +1,13 @@
-"""The event-driven convolution and linear layer as functions: packing weights, and validation. The
-kernel is in csrc/cpu; when a network uses it is decided elsewhere.
+"""The event-driven convolution and linear layer as functions: packing weights, spikes as bits, and
+validation. The kernel is in csrc/cpu; when a network uses it is decided elsewhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import _ops
@@ -13,6 +15,33 @@ from .._numbers import whole
 from .checks import FLOAT_DTYPES, differentiates
 
 LARGEST = 2**30 - 1  # csrc/checks.h
+
+
+class Bits(NamedTuple):
+    """Spikes of one level ``[N, C, H, W]``, channels_last, one bit each."""
+
+    bits: Tensor  # int64 [N, H, W, ceil(C / 64)], channel c in bit c % 64 of word c // 64
+    level: Tensor  # one value: what a spike is
+    channels: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        n, height, width, _ = self.bits.shape
+        return n, self.channels, height, width
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.level.dtype
+
+    def values(self) -> Tensor:
+        """The spikes ``[N, C, H, W]``."""
+        one = self.bits[..., None] >> torch.arange(64) & 1
+        return (one.flatten(-2)[..., : self.channels] * self.level).permute(0, 3, 1, 2)
+
+
+def values_of(spikes: Any) -> Any:
+    """Spikes as a tensor, where they are bits."""
+    return spikes.values() if isinstance(spikes, Bits) else spikes
 
 
 def pack_weight(weight: Tensor) -> Tensor:
@@ -79,40 +108,71 @@ def spike_conv2d(
     return convolved(x, packed, bias, weight.shape[0], *strides, *paddings, *dilations)
 
 
-def convolved(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int, *sizes: int) -> Tensor:
+def convolved(
+    x: Tensor | Bits, packed: Tensor, bias: Tensor | None, outputs: int, *sizes: int
+) -> Tensor:
     """The operator, on weights that are packed; sizes: two strides, paddings, dilations."""
-    return _ops.ops.spike_conv2d(x, packed, _in_state(bias, x), outputs, *sizes)
+    spikes, level = _bits_of(x)
+    return _ops.ops.spike_conv2d(spikes, level, packed, _in_state(bias, x), outputs, *sizes)
+
+
+class Neurons(NamedTuple):
+    """What the operators below are told of neurons, in their order."""
+
+    theta: Tensor
+    v_init: Tensor
+    v_reset: float | None
+    rho: int
+    iterations: int
+    emission: int
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+    residual: Tensor | Bits | None = None  # [steps*B, ...]
+
+    def arguments(self, steps: int) -> tuple[Any, ...]:
+        added, level = _bits_of(self.residual)
+        if added is not None:
+            added = added.unflatten(0, (steps, -1))
+        calibration = (self.v_reset, self.rho, self.iterations, self.emission)
+        return (
+            *(self.theta, 0.0, self.v_init, None),
+            *calibration,
+            *(self.scale, self.bias, added, level),
+        )
 
 
 def layer(
-    x: Tensor,
-    packed: Tensor,
-    conv_bias: Tensor | None,
-    outputs: int,
-    *sizes: int,
+    x: Tensor | Bits,
+    convolution: tuple[Any, ...],
+    neurons: Neurons,
     steps: int,
-    theta: Tensor,
-    v_init: Tensor,
-    v_reset: float | None,
-    rho: int,
-    iterations: int,
-    emission: int,
-    scale: Tensor | None = None,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
+    *,
     pool: tuple[int, int] = (0, 0),
-) -> Tensor:
-    """:func:`convolved` of x ``[steps*B, C, H, W]``, and the neurons that read it, in one pass.
+    to_bits: bool = False,
+) -> Tensor | Bits:
+    """:func:`convolved` of x ``[steps*B, C, H, W]``, its other arguments in `convolution`, and the
+    neurons that read it, in one pass.
 
-    The currents stay in the caches; the spikes, ``[steps, B, ...]``, are those of two passes, bit
-    for bit. The arguments are those of the operators, which check them.
+    The currents stay in the caches; the spikes, ``[steps*B, ...]``, are those of two passes, bit
+    for bit. The operators check the arguments.
     """
-    convolution = (packed, _in_state(conv_bias, x), outputs, *sizes)
-    neurons = (theta, 0.0, v_init, None, v_reset, rho, iterations, emission)
-    return _ops.ops.spike_layer(x, *convolution, steps, *neurons, scale, bias, residual, *pool)
+    (spikes, level), (packed, bias, outputs, *sizes) = _bits_of(x), convolution
+    given = (packed, _in_state(bias, x), outputs, *sizes, steps, *neurons.arguments(steps))
+    out = _ops.ops.spike_layer(spikes, level, *given, *pool, to_bits).flatten(0, 1)
+    return Bits(out, neurons.theta, outputs) if to_bits else out
 
 
-def _in_state(bias: Tensor | None, x: Tensor) -> Tensor | None:
+def bits_of(x_seq: Tensor, neurons: Neurons) -> Bits:
+    """The spikes of neurons whose currents are there, ``[steps, B, C, H, W]``, channels_last."""
+    bits = _ops.ops.spike_bits(x_seq, *neurons.arguments(x_seq.shape[0]))
+    return Bits(bits.flatten(0, 1), neurons.theta, x_seq.shape[2])
+
+
+def _bits_of(spikes: Tensor | Bits | None) -> tuple[Tensor | None, Tensor | None]:
+    return (spikes.bits, spikes.level) if isinstance(spikes, Bits) else (spikes, None)
+
+
+def _in_state(bias: Tensor | None, x: Tensor | Bits) -> Tensor | None:
     return None if bias is None else bias.detach().to(_ops.state_dtype(x.dtype)).contiguous()
 
 

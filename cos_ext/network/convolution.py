@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .._functional.checks import check_choice, differentiates
-from .._functional.events import LARGEST, convolved, pack_weight
+from .._functional.events import LARGEST, Bits, convolved, pack_weight, values_of
 from .._neuron.layer import Pending
 from .._neuron.runs import active
 from .._ops import conv_size
@@ -22,7 +22,7 @@ from .._ops import conv_size
 CHOICES = ("dense", "events", "auto")
 # "auto" takes events from so many weights on: below, there was little to win, and the dense library
 # was sometimes faster on one of two instruction sets (bench/events.py).
-FEWEST_WEIGHTS = 2048
+FEWEST_WEIGHTS = 256
 LAYERS = (
     nn.Linear,
     nn.Conv1d,
@@ -119,14 +119,14 @@ class SpikeConv2d(nn.Conv2d):
             return "dense", f"it is on {self.weight.device}, events are for a CPU"
         return ("events" if self.by_events else "dense"), self._why
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Bits) -> Tensor:
         """The convolution; `Pending` where the run says that its neurons wait for that."""
         if not self.by_events or torch.compiler.is_compiling() or not self._takes(x):
-            return super().forward(x)
+            return super().forward(values_of(x))
         sizes = tuple(itertools.chain(*_sizes(self)))
         weight, bias, outputs = self._weight(), self.bias, self.weight.shape[0]
 
-        plain = x.is_contiguous() and x.stride(1) != 1
+        plain = isinstance(x, Tensor) and x.is_contiguous() and x.stride(1) != 1
 
         def compute() -> Tensor:
             out = convolved(x, weight, bias, outputs, *sizes)
@@ -134,16 +134,17 @@ class SpikeConv2d(nn.Conv2d):
 
         if plain or not any(self in run.waiting for run in active()):
             return compute()
-        shape = (x.shape[0], outputs, *conv_size(x, weight, *sizes))
+        shape = (x.shape[0], outputs, *conv_size(x.shape[2:], weight, *sizes))
         return Pending(x, (weight, bias, outputs, *sizes), shape, compute)  # type: ignore[return-value]  # for IFNode
 
-    def _takes(self, x: Tensor) -> bool:
-        tensors = [t for t in (x, self.weight, self.bias) if t is not None]
+    def _takes(self, x: Tensor | Bits) -> bool:
+        given = (x.level if isinstance(x, Bits) else x, self.weight, self.bias)
+        tensors = [t for t in given if t is not None]
         return (
-            all(type(t) in (Tensor, nn.Parameter) for t in tensors)  # and no dry run's
+            len(x.shape) == 4
+            and all(type(t) in (Tensor, nn.Parameter) for t in tensors)  # and no dry run's
             and all(t.device.type == "cpu" and t.dtype == x.dtype for t in tensors)
             and not any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
-            and x.dim() == 4
             and not differentiates(tensors)
             and not torch.is_autocast_enabled("cpu")
             and not torch.jit.is_tracing()

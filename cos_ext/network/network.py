@@ -55,7 +55,7 @@ class SpikingNetwork(Measured):
         # or file takes along.
         self._shared_rho = 0
         self._plan: worlds.Plan | None = None
-        self._pairs: one_pass.Pairs | None = None
+        self._readers: one_pass.Readers | None = None
         self._configure(timesteps, rho, iterations, emission, {}, calibration)
         convolution.choose(self.module, self._convolution, self._own_convolutions)
 
@@ -89,7 +89,7 @@ class SpikingNetwork(Measured):
     def convolution(self) -> str:
         """How 2-d convolutions of spikes run on a CPU: "dense", by torch's library, or "events",
         by a kernel whose time follows the spikes (:func:`cos_ext.functional.spike_conv2d`). "auto",
-        the default, takes events for those with at least 2048 weights. :meth:`plan` lists what runs
+        the default, takes events for those with at least 256 weights. :meth:`plan` lists what runs
         and why; :meth:`set_layer` sets it for one of them.
 
         By events, a sample's output does not depend on the batch, on the number of threads or on
@@ -272,7 +272,7 @@ class SpikingNetwork(Measured):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None, "_pairs": None, "_needs": {}}
+        return {**self.__dict__, "_plan": None, "_readers": None, "_needs": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(
@@ -282,7 +282,7 @@ class SpikingNetwork(Measured):
                 "_own_convolutions": {},
                 "_shared_rho": 0,
                 "_plan": None,
-                "_pairs": None,
+                "_readers": None,
                 "_memory_limit": "auto",
                 "_needs": {},
                 **state,
@@ -344,9 +344,9 @@ class SpikingNetwork(Measured):
         return out.unflatten(0, (self._steps, batch))[: self._timesteps]
 
     def _eager(self) -> Run:
-        self._pairs = one_pass.pairs(self.module, self._pairs)
+        self._readers = one_pass.readers(self.module, self._readers)
         keeps = memory.hooked(self)
-        waiting = frozenset() if keeps else one_pass.waiting(self.module, self._pairs)
+        waiting = frozenset() if keeps else one_pass.waiting(self.module, self._readers)
         return Run(keeps=keeps, waiting=waiting)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingNetwork:

@@ -18,21 +18,21 @@ using Kernel = void (*)(const Job& job, int64_t begin, int64_t end);
 
 namespace baseline {
 void run(const Job& job, int64_t begin, int64_t end);
-void spike_conv(const SpikeConv& job, int64_t begin, int64_t end);
-void spike_layer(const SpikeLayer& layer, int64_t begin, int64_t end);
+void spike_conv(const SpikeConv& job, Shares& rows);
+void spike_layer(const SpikeLayer& layer, Shares& units);
 }  // namespace baseline
 // clang has no pragma that sets the target of what follows; there the baseline is what -march says.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define COS_X86_VARIANTS 1
 namespace avx2 {
 void run(const Job& job, int64_t begin, int64_t end);
-void spike_conv(const SpikeConv& job, int64_t begin, int64_t end);
-void spike_layer(const SpikeLayer& layer, int64_t begin, int64_t end);
+void spike_conv(const SpikeConv& job, Shares& rows);
+void spike_layer(const SpikeLayer& layer, Shares& units);
 }  // namespace avx2
 namespace avx512 {
 void run(const Job& job, int64_t begin, int64_t end);
-void spike_conv(const SpikeConv& job, int64_t begin, int64_t end);
-void spike_layer(const SpikeLayer& layer, int64_t begin, int64_t end);
+void spike_conv(const SpikeConv& job, Shares& rows);
+void spike_layer(const SpikeLayer& layer, Shares& units);
 }  // namespace avx512
 #endif
 
@@ -42,8 +42,7 @@ Kernel kernel();
 
 // The neurons that a thread takes at least: ranges may be split at multiples of it.
 inline int64_t piece(const Job& job) {
-  if (!job.pool.rows) return kBlock;
-  const int64_t unit = job.pool.unit();
+  const int64_t unit = job.pool.rows ? job.pool.unit() : job.channels;
   return unit * ((kBlock + unit - 1) / unit);
 }
 

@@ -4,7 +4,7 @@
 
 namespace {
 
-using cos_ext::Tensor;
+using cos_ext::MaybeDouble, cos_ext::MaybeTensor, cos_ext::ScalarType, cos_ext::Tensor;
 
 struct CpuLaunch {
   static constexpr int64_t kSlots = 1;
@@ -31,74 +31,122 @@ struct Window {
   int64_t stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
 };
 
-// What a convolution has to do, but for its output; `in` is x as the kernel reads it, and outlives the job.
-cos_ext::cpu::SpikeConv described(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t outputs,
-                                  const Window& window, Tensor& in) {
-  cos_ext::check_spike_conv(x, weight, bias, outputs);
+// What a convolution has to do, but for its input and output, whose values are of `type`.
+cos_ext::cpu::SpikeConv described(ScalarType type, const Tensor& weight, const std::optional<Tensor>& bias, int64_t outputs,
+                                  const Window& window) {
+  cos_ext::check_spike_conv(type, weight, bias, outputs);
   cos_ext::cpu::SpikeConv job;
   job.stride_h = window.stride_h, job.stride_w = window.stride_w;
   job.padding_h = window.padding_h, job.padding_w = window.padding_w;
   job.dilation_h = window.dilation_h, job.dilation_w = window.dilation_w;
   job.kernel_h = weight.size(2), job.kernel_w = weight.size(1), job.block = weight.size(4);
-  job.images = x.size(0), job.channels = x.size(1), job.height = x.size(2), job.width = x.size(3);
-  job.outputs = outputs;
+  job.channels = weight.size(3), job.outputs = outputs;
+  job.dtype = cos_ext::job_dtype(type);
+  job.weight = weight.const_data_ptr();
+  job.bias = bias ? bias->const_data_ptr() : nullptr;
+  return job;
+}
+
+void size(cos_ext::cpu::SpikeConv& job, int64_t images, int64_t height, int64_t width) {
+  job.images = images, job.height = height, job.width = width;
+  const int64_t lines = job.kernel_h * job.channels;
+  STD_TORCH_CHECK(width <= std::numeric_limits<int32_t>::max() / lines - 1,
+                  "x's width times the inputs of a kernel column must be below 2^31, got ", width, " times ", lines);
   const auto fit = [](const char* name, int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
     cos_ext::check_window(name, size, kernel, stride, padding, dilation);
     return cos_ext::windows(size, kernel, stride, padding, dilation);
   };
   job.out_height = fit("height", job.height, job.kernel_h, job.stride_h, job.padding_h, job.dilation_h);
   job.out_width = fit("width", job.width, job.kernel_w, job.stride_w, job.padding_w, job.dilation_w);
-  in = channels_innermost(x);
-  job.dtype = cos_ext::job_dtype(x.scalar_type());
-  job.x = in.const_data_ptr();
-  job.image_stride = in.stride(0), job.row_stride = in.stride(2), job.pixel_stride = in.stride(3);
-  job.weight = weight.const_data_ptr();
-  job.bias = bias ? bias->const_data_ptr() : nullptr;
-  return job;
 }
 
-Tensor spike_conv2d(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t outputs, int64_t stride_h, int64_t stride_w,
-                    int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w) {
+// Gives it x, which is then `in`, as the kernel reads it, and outlives the job.
+void read(cos_ext::cpu::SpikeConv& job, const Tensor& x, Tensor& in) {
+  STD_TORCH_CHECK(x.dim() == 4, "x must be [N, C, H, W]");
+  STD_TORCH_CHECK(job.channels == x.size(1), "weight has ", job.channels, " channels, x ", x.size(1));
+  size(job, x.size(0), x.size(2), x.size(3));
+  in = channels_innermost(x);
+  job.x = in.const_data_ptr();
+  job.image_stride = in.stride(0), job.row_stride = in.stride(2), job.pixel_stride = in.stride(3);
+}
+void read_bits(cos_ext::cpu::SpikeConv& job, const Tensor& x, const Tensor& level) {
+  STD_TORCH_CHECK(x.dim() == 4, "x must be [N, H, W, ceil(C / 64)]");
+  cos_ext::check_bits("x", x, level, {x.size(0), x.size(1), x.size(2), cos_ext::words(job.channels)});
+  size(job, x.size(0), x.size(1), x.size(2));
+  job.x = level.const_data_ptr();
+  job.bits = static_cast<const uint64_t*>(x.const_data_ptr());
+  job.image_stride = job.row_stride = job.pixel_stride = job.channel_stride = 0;
+}
+
+// Lets threads run a kernel on shares of a job's units.
+template <class Kernel, class Described>
+void share(Kernel kernel, const Described& job, int64_t units) {
+  const int64_t least = cos_ext::cpu::grain(job);
+  cos_ext::cpu::Shares shares(0, units, least, torch::stable::get_num_threads());
+  torch::stable::parallel_for(0, units, least, [&](int64_t, int64_t) { kernel(job, shares); });
+}
+
+// Of the values of x, or of the level of its bits.
+ScalarType type_of(const Tensor& x, const MaybeTensor& level) { return (level ? *level : x).scalar_type(); }
+
+Tensor spike_conv2d(Tensor x, MaybeTensor level, Tensor weight, std::optional<Tensor> bias, int64_t outputs, int64_t stride_h,
+                    int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w) {
   Tensor in;
-  auto job = described(x, weight, bias, outputs, {stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w}, in);
-  const Tensor made = torch::stable::new_empty(x, {job.images, job.out_height, job.out_width, outputs});
+  const Window window{stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w};
+  const ScalarType type = type_of(x, level);
+  auto job = described(type, weight, bias, outputs, window);
+  level ? read_bits(job, x, *level) : read(job, x, in);
+  const Tensor made = torch::stable::new_empty(x, {job.images, job.out_height, job.out_width, outputs}, type);
   job.out = made.mutable_data_ptr();
-  const auto kernel = cos_ext::cpu::spike_conv();
-  torch::stable::parallel_for(0, job.rows(), cos_ext::cpu::grain(job),
-                              [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
+  share(cos_ext::cpu::spike_conv(), job, job.rows());
   return torch::stable::transpose(torch::stable::transpose(made, 2, 3), 1, 2);
 }
 
-using cos_ext::MaybeDouble, cos_ext::MaybeTensor;
-
-Tensor spike_layer(Tensor x, Tensor weight, MaybeTensor conv_bias, int64_t outputs, int64_t stride_h, int64_t stride_w,
-                   int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w, int64_t steps, MaybeTensor theta,
-                   double theta_value, MaybeTensor v_init, MaybeDouble v_init_value, MaybeDouble v_reset, int64_t rho,
-                   int64_t iterations, int64_t emission, MaybeTensor scale, MaybeTensor bias, MaybeTensor residual,
-                   int64_t pool_rows, int64_t pool_columns) {
-  Tensor in;
-  cos_ext::cpu::SpikeLayer layer;
-  layer.conv = described(x, weight, conv_bias, outputs, {stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w}, in);
-  const auto& conv = layer.conv;
+void describe(cos_ext::Builder& build, MaybeDouble v_reset, int64_t rho, int64_t iterations, int64_t emission,
+              const MaybeTensor& scale, const MaybeTensor& bias, const MaybeTensor& residual, const MaybeTensor& residual_level) {
   STD_TORCH_CHECK(rho >= 0 && (rho == 0 || !v_reset), "rho must be >= 0, and 0 with v_reset, got ", rho);
-  STD_TORCH_CHECK(steps >= 1 && conv.images % steps == 0, "steps must divide the batch ", conv.images, ", got ", steps);
-  // The currents' shape; without pooling the spikes come here, with it nothing does.
-  const Tensor made = torch::stable::new_empty(x, {steps, conv.images / steps, conv.out_height, conv.out_width, outputs});
-  const Tensor currents = torch::stable::transpose(torch::stable::transpose(made, 3, 4), 2, 3);
-  cos_ext::Builder build(currents, theta, theta_value, v_init, v_init_value);
   build.hard_reset(v_reset);
   if (rho > 0) {
     build.calibrate(rho, iterations);
     build.emission(emission, false);
   }
-  build.fuse(scale, bias, residual);
+  build.fuse(scale, bias, residual_level ? std::nullopt : residual);
+  if (residual && residual_level) build.fuse_bits(*residual, *residual_level);
+}
+
+Tensor spike_bits(Tensor x, MaybeTensor theta, double theta_value, MaybeTensor v_init, MaybeDouble v_init_value,
+                  MaybeDouble v_reset, int64_t rho, int64_t iterations, int64_t emission, MaybeTensor scale, MaybeTensor bias,
+                  MaybeTensor residual, MaybeTensor residual_level) {
+  cos_ext::Builder build(x, theta, theta_value, v_init, v_init_value);
+  describe(build, v_reset, rho, iterations, emission, scale, bias, residual, residual_level);
+  const Tensor bits = build.emit_bits();
+  build.launch(CpuLaunch::run);
+  return bits;
+}
+
+Tensor spike_layer(Tensor x, MaybeTensor level, Tensor weight, MaybeTensor conv_bias, int64_t outputs, int64_t stride_h,
+                   int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w, int64_t steps,
+                   MaybeTensor theta, double theta_value, MaybeTensor v_init, MaybeDouble v_init_value, MaybeDouble v_reset,
+                   int64_t rho, int64_t iterations, int64_t emission, MaybeTensor scale, MaybeTensor bias, MaybeTensor residual,
+                   MaybeTensor residual_level, int64_t pool_rows, int64_t pool_columns, bool to_bits) {
+  Tensor in;
+  cos_ext::cpu::SpikeLayer layer;
+  const ScalarType type = type_of(x, level);
+  const Window window{stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w};
+  layer.conv = described(type, weight, conv_bias, outputs, window);
+  level ? read_bits(layer.conv, x, *level) : read(layer.conv, x, in);
+  const auto& conv = layer.conv;
+  STD_TORCH_CHECK(steps >= 1 && conv.images % steps == 0, "steps must divide the batch ", conv.images, ", got ", steps);
+  // The currents' shape; without pooling the spikes come here, with it nothing does.
+  const Tensor made = torch::stable::new_empty(x, {steps, conv.images / steps, conv.out_height, conv.out_width, outputs}, type);
+  const Tensor currents = torch::stable::transpose(torch::stable::transpose(made, 3, 4), 2, 3);
+  cos_ext::Builder build(currents, theta, theta_value, v_init, v_init_value);
+  describe(build, v_reset, rho, iterations, emission, scale, bias, residual, residual_level);
   build.pool(pool_rows, pool_columns);
-  const Tensor spikes = build.emit(pool_rows == 0);
+  const Tensor spikes = to_bits ? build.emit_bits() : build.emit(pool_rows == 0);
   build.launch([&](const cos_ext::Job& neurons, const Tensor&) {
     layer.neurons = neurons;
-    const auto kernel = cos_ext::cpu::spike_layer();
-    torch::stable::parallel_for(0, layer.units(), cos_ext::cpu::grain(layer),
-                                [&](int64_t begin, int64_t end) { kernel(layer, begin, end); });
+    share(cos_ext::cpu::spike_layer(), layer, layer.units());
   });
   return spikes;
 }
@@ -108,5 +156,6 @@ Tensor spike_layer(Tensor x, Tensor weight, MaybeTensor conv_bias, int64_t outpu
 STABLE_TORCH_LIBRARY_IMPL(cos_ext, CPU, m) {
   COS_EXT_REGISTER(m, CpuLaunch);
   m.impl("spike_conv2d", TORCH_BOX(&spike_conv2d));
+  m.impl("spike_bits", TORCH_BOX(&spike_bits));
   m.impl("spike_layer", TORCH_BOX(&spike_layer));
 }

@@ -1,8 +1,9 @@
-// The event-driven convolution's interface: output rows [begin, end) of a job, by the best instruction set of this machine.
-// No torch, no threads: callers split the rows where they like, and the result is the same.
+// The event-driven convolution's interface: output rows of a job, by the best instruction set of this machine.
+// No torch, no threads: callers let several threads take from the same shares, and the result is the same.
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 #include "../job.h"
@@ -10,15 +11,17 @@
 namespace cos_ext::cpu {
 
 // A 2-d convolution of x [N, C, H, W], channels innermost and dense; out [N, out_height, out_width, outputs], dense.
+// Where `bits` is not null, [N, H, W, words(C)] (BitPlanes), x is the level of spikes and all of its strides are 0.
 // weight: [blocks][kernel_w][kernel_h][C][block] in the state type, outputs padded to blocks of 16, 32 or 64.
 struct SpikeConv {
   DType dtype = DType::Float32;
   const void* x = nullptr;
+  const uint64_t* bits = nullptr;
   const void* weight = nullptr;
   const void* bias = nullptr;  // outputs, in the state type; may be null
   void* out = nullptr;
   int64_t images = 0, channels = 0, height = 0, width = 0;
-  int64_t image_stride = 0, row_stride = 0, pixel_stride = 0;  // of x, in elements
+  int64_t image_stride = 0, row_stride = 0, pixel_stride = 0, channel_stride = 1;  // of x, in elements
   int64_t outputs = 0, out_height = 0, out_width = 0, block = 0;
   int64_t kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1;
   int64_t padding_h = 0, padding_w = 0, dilation_h = 1, dilation_w = 1;
@@ -44,8 +47,29 @@ struct SpikeLayer {
   int64_t units() const { return samples() * units_of_sample(); }
 };
 
-using SpikeConvKernel = void (*)(const SpikeConv& job, int64_t begin, int64_t end);  // rows
-using SpikeLayerKernel = void (*)(const SpikeLayer& layer, int64_t begin, int64_t end);  // units
+// Units of work that threads take until there are none, many of them first: what they cost follows the spikes, and these lie
+// where they like.
+class Shares {
+ public:
+  Shares(int64_t begin, int64_t end, int64_t least, int64_t threads)
+      : next_(begin), end_(end), least_(least), split_(2 * threads) {}
+
+  bool take(int64_t& begin, int64_t& end) {
+    begin = next_.load(std::memory_order_relaxed);
+    do {
+      if (begin >= end_) return false;
+      end = std::min(end_, begin + std::max(least_, (end_ - begin) / split_));
+    } while (!next_.compare_exchange_weak(begin, end, std::memory_order_relaxed));
+    return true;
+  }
+
+ private:
+  std::atomic<int64_t> next_;
+  const int64_t end_, least_, split_;
+};
+
+using SpikeConvKernel = void (*)(const SpikeConv& job, Shares& rows);
+using SpikeLayerKernel = void (*)(const SpikeLayer& layer, Shares& units);
 
 // The fewest rows worth a thread of their own.
 inline int64_t grain(const SpikeConv& job) {

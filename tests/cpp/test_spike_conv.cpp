@@ -44,6 +44,19 @@ S plain(const SpikeConv& job, const std::vector<S>& x, const std::vector<S>& wei
   return sum;
 }
 
+// Values of [pixels, channels] that are not 0, as bits.
+template <class T>
+std::vector<uint64_t> bits_of(const T* values, int64_t pixels, int64_t channels) {
+  std::vector<uint64_t> bits(static_cast<size_t>(pixels * words(channels)));
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+    for (int64_t c = 0; c < channels; ++c) {
+      const bool on = to_state(values[pixel * channels + c]) != 0;
+      bits[static_cast<size_t>(pixel * words(channels) + c / 64)] |= static_cast<uint64_t>(on) << (c % 64);
+    }
+  }
+  return bits;
+}
+
 // All images are the steps of one sample: the neurons in one pass, beside those on the currents.
 template <class T>
 void layer(const SpikeConv& conv, T* currents) {
@@ -64,9 +77,35 @@ void layer(const SpikeConv& conv, T* currents) {
   cpu::kernel()(neurons, 0, neurons.neurons);
   neurons.x = nullptr, neurons.spikes = one.get();
   const int64_t middle = layer.units() / 2;
-  cpu::spike_layer()(layer, 0, middle);
-  cpu::spike_layer()(layer, middle, layer.units());
+  cpu::Shares before(0, middle, 1, 1), after(middle, layer.units(), 1, 1);
+  cpu::spike_layer()(layer, before);
+  cpu::spike_layer()(layer, after);
   for (size_t i = 0; i < size; ++i) check(same(one[i], two[i]), "spike_layer", static_cast<int64_t>(i), conv.outputs);
+
+  // The spikes as bits, and again with themselves as a residual, which comes as values or as bits.
+  const int64_t pixels = conv.images * conv.out_height * conv.out_width;
+  const auto expected = bits_of(two.get(), pixels, conv.outputs);
+  const auto bits = exact(std::vector<uint64_t>(expected.size())), again = exact(bits_of(two.get(), pixels, conv.outputs));
+  neurons.spikes = nullptr;
+  neurons.channels = conv.outputs;
+  neurons.bits = {bits.get(), conv.out_height * conv.out_width * words(conv.outputs)};
+  cpu::Shares all(0, layer.units(), 2, 2);
+  cpu::spike_layer()(layer, all);
+  for (size_t i = 0; i < expected.size(); ++i) check(bits[i] == expected[i], "bits", static_cast<int64_t>(i), conv.outputs);
+
+  const T level = FromState<T>::call(state_t<T>(0.5));
+  Job separate = neurons;
+  separate.bits = {};
+  separate.x = currents, separate.residual = two.get(), separate.spikes = one.get();
+  separate.residual_layout = separate.x_layout;
+  separate.residual_time = separate.x_time;
+  cpu::kernel()(separate, 0, separate.neurons);
+  neurons.residual_bits = {again.get(), neurons.bits.time};
+  neurons.residual_level = &level;
+  cpu::Shares more(0, layer.units(), 2, 2);
+  cpu::spike_layer()(layer, more);
+  const auto with = bits_of(one.get(), pixels, conv.outputs);
+  for (size_t i = 0; i < with.size(); ++i) check(bits[i] == with[i], "residual bits", static_cast<int64_t>(i), conv.outputs);
 }
 
 template <class T>
@@ -108,8 +147,9 @@ void convolution(std::mt19937& random, DType dtype) {
   const auto out = exact(std::vector<T>(static_cast<size_t>(job.rows() * job.out_width * job.outputs)));
   job.x = in.get(), job.weight = packed.get(), job.bias = start.get(), job.out = out.get();
   const int64_t middle = below(job.rows() + 1);  // split in two, as threads would
-  cpu::spike_conv()(job, 0, middle);
-  cpu::spike_conv()(job, middle, job.rows());
+  cpu::Shares before(0, middle, 3, 1), after(middle, job.rows(), 1, 1);
+  cpu::spike_conv()(job, before);
+  cpu::spike_conv()(job, after);
   for (int64_t row = 0; row < job.rows(); ++row) {
     for (int64_t column = 0; column < job.out_width; ++column) {
       for (int64_t output = 0; output < job.outputs; ++output) {
@@ -120,6 +160,18 @@ void convolution(std::mt19937& random, DType dtype) {
     }
   }
   layer(job, out.get());
+
+  if (!one_level) return;
+  const auto marks = exact(bits_of(in.get(), job.images * job.height * job.width, job.channels));
+  const auto again = exact(std::vector<T>(static_cast<size_t>(job.rows() * job.out_width * job.outputs)));
+  const T level = FromState<T>::call(S(0.7));
+  job.x = &level, job.bits = marks.get(), job.out = again.get();
+  job.image_stride = job.row_stride = job.pixel_stride = job.channel_stride = 0;
+  cpu::Shares all(0, job.rows(), 2, 2);
+  cpu::spike_conv()(job, all);
+  for (int64_t i = 0; i < job.rows() * job.out_width * job.outputs; ++i)
+    check(same(again[i], out[i]), "conv of bits", i, job.outputs);
+  layer(job, again.get());
 }
 
 }  // namespace

@@ -234,7 +234,8 @@ def test_opcheck(dtype, last):
     state = torch.float64 if dtype == torch.float64 else torch.float32
     for arguments in ((2, 1, 1, 0, 1, 2), (1, 1, 0, 0, 1, 1)):
         torch.library.opcheck(
-            torch.ops.cos_ext.spike_conv2d, (x, pack_weight(weight), bias.to(state), 20, *arguments)
+            torch.ops.cos_ext.spike_conv2d,
+            (x, None, pack_weight(weight), bias.to(state), 20, *arguments),
         )
 
 
@@ -277,19 +278,19 @@ def test_what_is_refused(arguments, error, words):
 @pytest.mark.parametrize(
     "arguments",
     [
-        (X, W, None, 4, 1, 1, 0, 0, 1, 1),  # not packed
-        (X, pack_weight(W), None, 17, 1, 1, 0, 0, 1, 1),
-        (X, pack_weight(W), None, 0, 1, 1, 0, 0, 1, 1),
-        (X, pack_weight(W), B.double(), 4, 1, 1, 0, 0, 1, 1),
-        (X, pack_weight(W).double(), None, 4, 1, 1, 0, 0, 1, 1),
-        (X[:, :2], pack_weight(W), None, 4, 1, 1, 0, 0, 1, 1),
-        (X, pack_weight(W), None, 4, 0, 1, 0, 0, 1, 1),
-        (X, pack_weight(W), None, 4, 1, 1, -1, 0, 1, 1),
-        (X, pack_weight(W), None, 4, 1, 1, 0, 0, 3, 1),
-        (X.int(), pack_weight(W), None, 4, 1, 1, 0, 0, 1, 1),
+        (X, None, W, None, 4, 1, 1, 0, 0, 1, 1),  # not packed
+        (X, None, pack_weight(W), None, 17, 1, 1, 0, 0, 1, 1),
+        (X, None, pack_weight(W), None, 0, 1, 1, 0, 0, 1, 1),
+        (X, None, pack_weight(W), B.double(), 4, 1, 1, 0, 0, 1, 1),
+        (X, None, pack_weight(W).double(), None, 4, 1, 1, 0, 0, 1, 1),
+        (X[:, :2], None, pack_weight(W), None, 4, 1, 1, 0, 0, 1, 1),
+        (X, None, pack_weight(W), None, 4, 0, 1, 0, 0, 1, 1),
+        (X, None, pack_weight(W), None, 4, 1, 1, -1, 0, 1, 1),
+        (X, None, pack_weight(W), None, 4, 1, 1, 0, 0, 3, 1),
+        (X.int(), None, pack_weight(W), None, 4, 1, 1, 0, 0, 1, 1),
     ],
     ids=lambda arguments: "",
 )
 def test_the_operator_itself_refuses(arguments):
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="must|has"):
         torch.ops.cos_ext.spike_conv2d(*arguments)

@@ -1,11 +1,13 @@
-"""The operator spike_layer: every bit is that of spike_conv2d and then the neurons' operator."""
+"""The operators spike_layer and spike_bits: every bit is that of spike_conv2d and then the neurons'
+operator, whether spikes come and go as values or as bits.
+"""
 
 import pytest
 import torch
 from test_spike_conv import one_level, spikes, weights
 
 from cos_ext import functional as F
-from cos_ext._functional.events import layer, pack_weight
+from cos_ext._functional.events import Bits, Neurons, bits_of, convolved, layer, pack_weight
 
 # Channels, outputs, kernel, stride, padding, dilation, size, steps, samples, pool.
 CASES = [
@@ -34,13 +36,24 @@ def strides(tensor):
     return [stride for stride, size in zip(tensor.stride(), tensor.shape) if size > 1]
 
 
-def both(case, neurons, dtype=torch.float32, operands=(), seed=0):
-    """The spikes of one pass and of two."""
+def as_bits(values):
+    """Of values of one level, bit by bit."""
+    n, channels, height, width = values.shape
+    bits = torch.zeros(n, height, width, -(-channels // 64), dtype=torch.int64)
+    for c in range(channels):
+        bits[..., c // 64] |= (values[:, c] != 0).long() << (c % 64)
+    level = values[values != 0][:1]
+    return Bits(bits, level if level.numel() else values.new_ones(1), channels)
+
+
+def both(case, neurons, dtype=torch.float32, operands=(), seed=0, bits=False):
+    """The spikes of one pass and of two. bits: those of one pass come and go as bits."""
     torch.manual_seed(seed)
     channels, outputs, kernel, stride, padding, dilation, size, steps, samples, pool = case
     weight, bias = weights(channels, outputs, kernel, dtype)
     x = spikes(steps * samples, channels, size, 0.3, dtype)
-    x = (one_level(x) if seed % 2 else x).contiguous(memory_format=torch.channels_last)
+    x = one_level(x) if seed % 2 or bits else x
+    x = x.contiguous(memory_format=torch.channels_last)
     currents = F.spike_conv2d(x, weight, bias, stride, padding, dilation)
     shape = currents.shape[1:]
     given = {name: make(shape, samples, steps).to(dtype) for name, make in operands}
@@ -51,19 +64,22 @@ def both(case, neurons, dtype=torch.float32, operands=(), seed=0):
     if settings["emission"]:
         settings["iterations"] = 1
     sizes = [side for side in (stride, padding, dilation) for _ in range(2)]
+    described = Neurons(theta=theta, v_init=v_init, **settings, **given)
+    if "residual" in given:
+        residual = given["residual"].flatten(0, 1)
+        described = described._replace(residual=as_bits(residual) if bits else residual)
     ours = layer(
-        x,
-        pack_weight(weight),
-        bias,
-        outputs,
-        *sizes,
-        steps=steps,
-        theta=theta,
-        v_init=v_init,
+        as_bits(x) if bits else x,
+        (pack_weight(weight), bias, outputs, *sizes),
+        described,
+        steps,
         pool=pool,
-        **settings,
-        **given,
+        to_bits=bits and not pool[0],
     )
+    if bits and not pool[0]:
+        read = bits_of(currents.unflatten(0, (steps, samples)), described)
+        assert torch.equal(read.bits, ours.bits)
+    ours = (ours.values() if isinstance(ours, Bits) else ours).unflatten(0, (steps, samples))
     currents = currents.unflatten(0, (steps, samples))
     given["pool"] = pool if pool[0] else None
     if settings["rho"]:
@@ -108,6 +124,60 @@ def test_operands(case, name):
             assert torch.equal(ours, two)
 
 
+SPIKES = ("residual", lambda s, n, t: 0.3 * (torch.rand(t, n, *s[1:], s[0]) < 0.2).movedim(-1, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("neurons", NEURONS, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bits_are_the_values(case, neurons, dtype):
+    for operands in ([], [SPIKES], [SPIKES, OPERANDS["scale"], OPERANDS["bias"]]):
+        ours, two = both(case, neurons, dtype, operands, bits=True)
+        assert torch.equal(ours, two) and two.any()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_convolution_of_bits(case):
+    channels, outputs, kernel, stride, padding, dilation, size, steps, samples, _ = case
+    weight, bias = weights(channels, outputs, kernel)
+    sizes = [side for side in (stride, padding, dilation) for _ in range(2)]
+    for density in (0.0, 0.2, 1.0):
+        x = one_level(spikes(steps * samples, channels, size, density))
+        assert torch.equal(as_bits(x).values(), x)
+        ours = convolved(as_bits(x), pack_weight(weight), bias, outputs, *sizes)
+        assert torch.equal(ours, F.spike_conv2d(x, weight, bias, stride, padding, dilation))
+
+
+def test_bits_of_one_value_at_every_step():
+    x = torch.rand(3, 20, 5, 6).contiguous(memory_format=torch.channels_last)
+    neurons = Neurons(torch.tensor(0.7), torch.tensor(0.2), None, 4, 1, 0)
+    ours = bits_of(x.expand(8, *x.shape), neurons).values().unflatten(0, (8, 3))
+    two = F.cos_forward(x.expand(8, *x.shape), 0.7, 0.2, rho=4).spikes
+    assert torch.equal(ours, two) and two.any()
+
+
+def test_bits_that_do_not_fit():
+    x = torch.zeros(4, 20, 5, 6).contiguous(memory_format=torch.channels_last)
+    weight = pack_weight(torch.zeros(4, 20, 3, 3))
+    bits, convolution = as_bits(x), (weight, None, 4, *[1] * 6)
+    for wrong in (
+        bits._replace(bits=bits.bits.int()),
+        bits._replace(bits=bits.bits[..., None].expand(-1, -1, -1, -1, 2).flatten(-2)),
+        bits._replace(bits=bits.bits[:, :, ::2]),
+        bits._replace(level=torch.ones(2)),
+    ):
+        with pytest.raises(RuntimeError, match="x must be contiguous int64|x's level must be one"):
+            convolved(wrong, *convolution)
+    neurons = Neurons(torch.tensor(0.7), torch.tensor(0.2), None, 0, 1, 0)
+    for residual in (as_bits(torch.zeros(4, 20, 5, 5)), as_bits(torch.zeros(4, 65, 5, 6))):
+        with pytest.raises(RuntimeError, match="residual must be contiguous int64"):
+            bits_of(x.unflatten(0, (2, 2)), neurons._replace(residual=residual))
+    with pytest.raises(RuntimeError, match="channels innermost"):
+        bits_of(torch.zeros(2, 2, 20, 5, 6), neurons)
+    with pytest.raises(RuntimeError, match="means of spikes are no bits"):
+        layer(bits, convolution, neurons, 2, pool=(5, 6), to_bits=True)
+
+
 def test_threads():
     threads = torch.get_num_threads()
     try:
@@ -126,26 +196,24 @@ def test_opcheck(case):
     weight, bias = weights(channels, outputs, kernel)
     x = spikes(steps * samples, channels, size, 0.3).contiguous(memory_format=torch.channels_last)
     sizes = [side for side in (stride, padding, dilation) for _ in range(2)]
-    convolution = (x, pack_weight(weight), bias, outputs, *sizes, steps)
-    neurons = (torch.tensor(0.7), 0.0, None, 0.2, None, 1, 1, 0, None, None, None)
-    torch.library.opcheck(torch.ops.cos_ext.spike_layer, (*convolution, *neurons, *pool))
+    convolution = (pack_weight(weight), bias, outputs, *sizes)
+    neurons = (torch.tensor(0.7), 0.0, None, 0.2, None, 1, 1, 0, None, None, None, None)
+    check, ops = torch.library.opcheck, torch.ops.cos_ext
+    check(ops.spike_layer, (x, None, *convolution, steps, *neurons, *pool))
+    bits = as_bits(one_level(x))
+    check(ops.spike_conv2d, (bits.bits, bits.level, *convolution))
+    check(ops.spike_layer, (bits.bits, bits.level, *convolution, steps, *neurons, *pool))
+    check(ops.spike_layer, (x, None, *convolution, steps, *neurons, 0, 0, True))
+    check(ops.spike_bits, (x.unflatten(0, (steps, samples)), *neurons))
 
 
 def test_what_does_not_fit():
     with pytest.raises(RuntimeError, match="steps must divide the batch 5, got 2"):
         layer(
             torch.zeros(5, 3, 4, 4),
-            pack_weight(torch.zeros(4, 3, 3, 3)),
-            None,
-            4,
-            *[1] * 6,
-            steps=2,
-            theta=torch.tensor(1.0),
-            v_init=torch.tensor(0.5),
-            v_reset=None,
-            rho=0,
-            iterations=0,
-            emission=0,
+            (pack_weight(torch.zeros(4, 3, 3, 3)), None, 4, *[1] * 6),
+            Neurons(torch.tensor(1.0), torch.tensor(0.5), None, 0, 0, 0),
+            2,
         )
     with pytest.raises(RuntimeError, match="residual"):
         both(

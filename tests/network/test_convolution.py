@@ -50,7 +50,7 @@ class Mixed(nn.Module):
         self.groups, self.act3 = nn.Conv2d(32, 32, 3, padding=1, groups=32), QCFS(4, 1.0)
         self.same, self.act4 = nn.Conv2d(32, 3, 3, padding="same"), QCFS(4, 1.0)
         self.point, self.act5 = nn.Conv2d(3, 32, 1), QCFS(4, 1.0)
-        self.last = nn.Conv2d(32, 4, 3)
+        self.last = nn.Conv2d(32, 4, 1)
 
     def forward(self, x):
         h = self.act3(self.groups(self.act2(self.wide(self.act1(self.first(x))))))
@@ -75,8 +75,8 @@ def test_the_plan_and_the_report_say_what_runs():
     lines = {layer.site: layer for layer in network.plan().layers}
     assert [*lines] == ["first", "wide", "groups", "same", "point", "last"]
     assert {site for site, layer in lines.items() if layer.runs == "events"} == {"wide"}
-    assert lines["wide"].reason == 'convolution is "auto": 9216 weights, 2048 or more go by events'
-    assert lines["last"].reason == 'convolution is "auto": 1152 weights, 2048 or more go by events'
+    assert lines["wide"].reason == 'convolution is "auto": 9216 weights, 256 or more go by events'
+    assert lines["last"].reason == 'convolution is "auto": 128 weights, 256 or more go by events'
     assert lines["groups"].reason == "it has groups"
     assert lines["same"].reason == "its padding is 'same', zeros"
     assert lines["first"].reason == lines["point"].reason == "it does not read spikes alone"

@@ -179,7 +179,8 @@ class Copies(TorchDispatchMode):
                 self.copies.append((name, tuple(out.shape)))
             if out.dim() == 4 and name != "permute":  # a view of weights
                 self.seen += 1
-                if not out.is_contiguous(memory_format=torch.channels_last):
+                last = out.is_contiguous(memory_format=torch.channels_last)
+                if not last and out.dtype != torch.int64:  # bits of spikes
                     self.others.append((name, tuple(out.shape), out.stride()))
         return out
 
