@@ -1,6 +1,7 @@
 """How many images per second does a whole converted network answer, in how much memory?
 
     python bench/end_to_end.py [--networks N ...] [--sizes S ...] [--timesteps T ...] [--rho R ...]
+        [--checkpoint FILE --data DIR]
         [--batch B] [--repeats N] [--rows ROW ...] [--device cpu|cuda] [--dtype D] [--threads N]
         [--clock wall|cpu] [--peers DIR] [--compile] [--profile] [--no-memory] [--full] [--short]
         [--note TEXT] [--json FILE]
@@ -9,7 +10,8 @@ The command's options and its record's head live here; what it does lies in _end
 may live there or here, and no accuracy.
 
 Rows, every one in the faster of two memory layouts, BatchNorm folded, under inference_mode, on the
-same images and weights. "shipped" is the ResNet-20 that cos_ext ships, on real images; the others
+same images and weights. "shipped" is the ResNet-20 that cos_ext ships, on real images; "trained" is
+a checkpoint of `cos_ext train`, on its test images (fashion32.py makes some of 32 x 32); the others
 have random ones, with thresholds at the 99th percentile of the activations. By events, time follows
 the spikes; their rate is printed.
 
@@ -59,6 +61,7 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
     root = Path(cos_ext.__file__).resolve().parent.parent
     # Where files lie on this machine is nobody's business.
     places = {str(options.peers): "DIR", str(options.json): "FILE"}
+    places |= {str(options.checkpoint): "CHECKPOINT", str(options.data): "DATA"}
     arguments = [places.get(argument, argument) for argument in sys.argv[1:]]
     # What decides is the library, not what else lies in the work tree.
     changed = machine.said("git", "-C", str(root), "status", "--porcelain", "--", "cos_ext", "csrc")
@@ -82,8 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch",
         type=int,
-        help="images (default 32 for shipped, 50 for resnet20, 10 for vgg16 at 32, 1 at 224)",
+        help="images (default 32 for shipped, 50 for resnet20, 10 for others at 32, 1 at 224)",
     )
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="the trained network")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the folder of its data set")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument(
         "--probes", type=int, default=2, help="runs of every layout before the faster is chosen"

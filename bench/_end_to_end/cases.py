@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
-# The shipped ResNet-20, trained, on real images; the others have random weights and images.
-SHIPPED = "shipped"
+# The shipped ResNet-20, and a checkpoint of one's own, on real images; the others have random
+# weights and images.
+SHIPPED, TRAINED = "shipped", "trained"
 # The pairs of network and image size, and the images of a batch.
 PAIRS = {
     (SHIPPED, 28): 32,
+    (TRAINED, 32): 10,
     ("resnet20", 32): 50,
     ("vgg16", 32): 10,
     ("resnet34", 224): 1,
@@ -58,6 +60,8 @@ class Case:
     batch: int
     device: str = "cpu"
     dtype: str = "float32"
+    checkpoint: str = ""  # of the trained one, and the folder of its data
+    data: str = ""
 
     @property
     def steps(self) -> int:
@@ -78,6 +82,9 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
     for (network, size), batch in PAIRS.items():
         if network not in options.networks or size not in options.sizes:
             continue
+        own = network == TRAINED
+        if own and (options.checkpoint is None or options.data is None):
+            continue
         for rho in options.rho:
             for timesteps in options.timesteps:
                 if timesteps >= 32 and size >= 224 and not options.full:
@@ -90,4 +97,6 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
                     options.batch or batch,
                     options.device,
                     options.dtype,
+                    str(options.checkpoint) if own else "",
+                    str(options.data) if own else "",
                 )

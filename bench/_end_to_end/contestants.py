@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import copy
 import operator
+from pathlib import Path
 
 import torch
-from _shared.checkpoints import folded, load, set_module
+from _shared.checkpoints import DEMO_CHECKPOINT, folded, load, set_module
 from _shared.timing import Call
 from torch import nn
 
@@ -17,7 +18,19 @@ import cos_ext
 from cos_ext import calibrate_thresholds, convert, data, models
 
 from . import peer
-from .cases import ANN, COMPILED, DENSE, FLOOR, LAYOUTS, NETWORKS, PEER, PLAIN, SHIPPED, Case
+from .cases import (
+    ANN,
+    COMPILED,
+    DENSE,
+    FLOOR,
+    LAYOUTS,
+    NETWORKS,
+    PEER,
+    PLAIN,
+    SHIPPED,
+    TRAINED,
+    Case,
+)
 from .neurons import Handed, PlainNeurons
 
 
@@ -26,15 +39,18 @@ class Contestants:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        make = self._shipped if case.network == SHIPPED else self._random
+        self.real = case.network in (SHIPPED, TRAINED)
+        make = self._real if self.real else self._random
         self.ann, images, self.thresholds = make()
         self.calibration_images = [images[: min(case.batch, 4)]]
         self.images = images[-case.batch :].to(case.device, case.torch_dtype)
         self.networks: dict[str, cos_ext.SpikingNetwork] = {}
 
-    def _shipped(self) -> tuple[nn.Module, torch.Tensor, None]:
-        images, _ = next(iter(data.fashion_mnist().batches(self.case.batch)))
-        return load()[0].requires_grad_(False), images, None
+    def _real(self) -> tuple[nn.Module, torch.Tensor, None]:
+        case = self.case
+        ann, record = load(Path(case.checkpoint) if case.checkpoint else DEMO_CHECKPOINT)
+        images = data.load(record["dataset"], case.data or None, size=case.size)
+        return ann.requires_grad_(False), next(iter(images.batches(case.batch)))[0], None
 
     def _random(self) -> tuple[nn.Module, torch.Tensor, dict[str, float | torch.Tensor]]:
         torch.manual_seed(0)
@@ -103,7 +119,7 @@ class Contestants:
 
     def _relu(self) -> nn.Module:
         """The ANN as the peer converts it."""
-        return folded(self.ann, relu=True) if self.case.network == SHIPPED else self.ann
+        return folded(self.ann, relu=True) if self.real else self.ann
 
     def _unfused(self) -> tuple[nn.Module, dict[str, cos_ext.IFNode]]:
         network = self.network("cos_ext")  # without fusion: every layer is a module of its own

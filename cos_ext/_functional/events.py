@@ -57,11 +57,12 @@ def pack_weight(weight: Tensor) -> Tensor:
     outputs, channels, height, width = weight.shape
     block = next((size for size in (16, 32) if outputs <= size), 64)
     blocks = -(-outputs // block)
-    padded = weight.new_zeros(
-        (blocks * block, channels, height, width), dtype=_ops.state_dtype(weight.dtype)
+    packed = weight.new_zeros(
+        (blocks, width, height, channels, block), dtype=_ops.state_dtype(weight.dtype)
     )
-    padded[:outputs] = weight
-    return padded.view(blocks, block, channels, height, width).permute(0, 4, 3, 2, 1).contiguous()
+    for index, part in enumerate(weight.split(block)):
+        packed[index, ..., : part.shape[0]] = part.permute(3, 2, 1, 0)
+    return packed
 
 
 def spike_conv2d(

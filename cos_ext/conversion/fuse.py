@@ -179,16 +179,16 @@ def _window(model: nn.Module, node: fx.Node) -> tuple[tuple[int, int] | None, nn
     """((rows, columns) of windows that do not overlap, (0, 0) for the whole plane; the pooling as a
     module), or nothing.
     """
-    pool = called(model, node) if node.op == "call_module" else _pooling_of(node)
+    pool = called(model, node) if node.op == "call_module" else pooling_of(node)
     if type(pool) is nn.AdaptiveAvgPool2d:
         return ((0, 0), pool) if pool.output_size in (1, (1, 1)) else (None, None)
     if type(pool) is not nn.AvgPool2d or pool.ceil_mode or pool.divisor_override is not None:
         return None, None
-    kernel, stride, padding = map(_pair, (pool.kernel_size, pool.stride, pool.padding))
+    kernel, stride, padding = map(pair, (pool.kernel_size, pool.stride, pool.padding))
     return (kernel, pool) if kernel == stride and padding == (0, 0) else (None, None)
 
 
-def _pooling_of(node: fx.Node) -> nn.Module | None:
+def pooling_of(node: fx.Node) -> nn.Module | None:
     """The module of a function that averages over windows."""
     if node.op != "call_function":
         return None
@@ -200,7 +200,7 @@ def _pooling_of(node: fx.Node) -> nn.Module | None:
     return None if any(isinstance(v, fx.Node) for v in values) else nn.AvgPool2d(*values)
 
 
-def _pair(size: Any) -> tuple[int, int]:
+def pair(size: Any) -> tuple[int, int]:
     return size if isinstance(size, tuple) else (size, size)
 
 

@@ -29,7 +29,7 @@ from .ownership import RefuseWrites
 from .readout import READOUTS, CutReadout
 from .report import ConversionError
 from .rewrite import Rewrite
-from .spiking import FindSpikeConvolutions
+from .spiking import FindLayersOfSpikes
 from .state import Conversion, Pass, Settings
 from .tracing import trace
 from .verify import VerifyNetwork, VerifyTrace
@@ -151,7 +151,7 @@ BY_GRAPH: tuple[Pass, ...] = (
     Fuse(),
     AnyLayout(),
     ShowUnfit(),
-    FindSpikeConvolutions(),
+    FindLayersOfSpikes(),
     Build(),
     VerifyNetwork(),
 )

@@ -1,14 +1,16 @@
-"""Finding the convolutions that read spikes. How they run is decided in the room network."""
+"""Finding the layers that read spikes. How they run is decided in the room network."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from torch import fx, nn
 
-from ..network.convolution import SpikeConv2d
+from ..network.convolution import LAYERS, OfSpikes, of_spikes
 from ..network.pooling import TORCH_MAX_POOLS, PooledBefore
 from ..neuron import IFNode
+from .fuse import pair, pooling_of
 from .graphs import called, set_module
 from .state import Conversion
 
@@ -27,7 +29,10 @@ SPARSE_CALLS = {
 }
 
 
-class FindSpikeConvolutions:
+LARGEST_MEAN = 16  # values
+
+
+class FindLayersOfSpikes:
     """Makes those that the event-driven kernel has modules that may use it."""
 
     def apply(self, conversion: Conversion) -> None:
@@ -35,12 +40,14 @@ class FindSpikeConvolutions:
         sparse = _sparse(conversion)
         calls: dict[str, list[fx.Node]] = {}
         for node in conversion.graph.nodes:
-            if node.op == "call_module" and not SpikeConv2d.misfit(called(model, node)):
+            if node.op == "call_module" and isinstance(called(model, node), LAYERS):
                 calls.setdefault(str(node.target), []).append(node)
         for name, nodes in calls.items():
             if all(source in sparse for node in nodes for source in node.all_input_nodes):
-                set_module(model, name, SpikeConv2d.of(model.get_submodule(name)))  # type: ignore[arg-type]  # it fits
-                _note(conversion, name)
+                made = of_spikes(model.get_submodule(name))
+                if isinstance(made, OfSpikes):
+                    set_module(model, name, made)
+                    _note(conversion, name)
 
 
 def _sparse(conversion: Conversion) -> set[fx.Node]:
@@ -48,6 +55,8 @@ def _sparse(conversion: Conversion) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in conversion.graph.nodes:
         module = called(conversion.model, node) if node.op == "call_module" else None
+        if _averages_much(node, module):
+            continue
         if isinstance(module, IFNode):
             found.add(node)
             continue
@@ -60,6 +69,16 @@ def _sparse(conversion: Conversion) -> set[fx.Node]:
         if keeps and sources and not alone and all(source in found for source in sources):
             found.add(node)
     return found
+
+
+def _averages_much(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether it leaves few zeros: the mean of a whole plane, or of a large window."""
+    if isinstance(module, IFNode):
+        return module.pool is not None and not 0 < math.prod(module.pool) <= LARGEST_MEAN
+    pool = pooling_of(node) if module is None else module
+    if isinstance(pool, nn.AdaptiveAvgPool2d):
+        return 1 in pair(pool.output_size)
+    return isinstance(pool, nn.AvgPool2d) and math.prod(pair(pool.kernel_size)) > LARGEST_MEAN
 
 
 def _note(conversion: Conversion, name: str) -> None:

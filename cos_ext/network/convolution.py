@@ -1,5 +1,5 @@
-"""Convolutions of spikes: dense, or by events. Which of them reads spikes is decided in the room
-conversion; the kernel is in csrc/cpu.
+"""Convolutions and linear layers of spikes: dense, or by events. Which of them reads spikes is
+decided in the room conversion; the kernel is in csrc/cpu.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from .._neuron.runs import active
 from .._ops import conv_size
 
 CHOICES = ("dense", "events", "auto")
-# "auto" takes events from so many weights on: below, there was little to win, and the dense library
-# was sometimes faster on one of two instruction sets (bench/events.py).
-FEWEST_WEIGHTS = 256
+# "auto" takes events for so many weights: with fewer there was little to win, and with more too
+# little for the memory of a second copy (bench/events.py).
+FEWEST_WEIGHTS, MOST_WEIGHTS = 256, 2**24
 LAYERS = (
     nn.Linear,
     nn.Conv1d,
@@ -69,48 +69,39 @@ class Packed(NamedTuple):
     packed: Tensor
 
 
-class SpikeConv2d(nn.Conv2d):
-    """A 2-d convolution that reads spikes. On a CPU it may go by events: what is 0 costs nothing.
+class OfSpikes(nn.Module):
+    """A layer with weights that reads spikes. On a CPU it may go by events: what is 0 costs
+    nothing.
 
     It stays dense elsewhere, where a gradient is needed, under autocast, torch.compile and
-    torch.func, while it is traced, and while operations are counted. The output has the input's
-    layout.
+    torch.func, while it is traced, and while operations are counted.
     """
 
+    weight: Tensor
+    bias: Tensor | None
     by_events = False
+    _kind = ""  # reports name the layer that the user has
     _why = ""
     _packed: Packed | None = None  # no copy or file has it
 
     @classmethod
-    def of(cls, conv: nn.Conv2d) -> SpikeConv2d:
-        """The same convolution; it shares everything that the given one has."""
-        made = copy.copy(conv)
+    def of(cls, layer: nn.Module) -> OfSpikes:
+        """The same layer; it shares everything that the given one has."""
+        made = copy.copy(layer)
         made.__class__ = cls
-        assert isinstance(made, SpikeConv2d)
+        assert isinstance(made, OfSpikes)
         return made
 
-    @staticmethod
-    def misfit(module: nn.Module) -> str | None:
-        """Why the kernel does not have this layer; None: it has it."""
-        if type(module) is not nn.Conv2d:
-            return "events are for 2-d convolutions"
-        if module.groups != 1:
-            return "it has groups"
-        if module.padding_mode != "zeros" or isinstance(module.padding, str):
-            return f"its padding is {module.padding!r}, {module.padding_mode}"
-        if not all(len(two) == 2 and max(two) <= LARGEST for two in _sizes(module)):
-            return f"its stride, padding and dilation are not two ints each, up to {LARGEST}"
-        return None
-
     def _get_name(self) -> str:
-        return "Conv2d"  # reports name the layer that the user has
+        return self._kind
 
     def choose(self, convolution: str) -> None:
-        wide = self.weight.numel() >= FEWEST_WEIGHTS
-        self.by_events = convolution == "events" or (convolution == "auto" and wide)
+        count = self.weight.numel()
+        fits = FEWEST_WEIGHTS <= count <= MOST_WEIGHTS
+        self.by_events = convolution == "events" or (convolution == "auto" and fits)
         self._why = f'convolution is "{convolution}"'
         if convolution == "auto":
-            self._why += f": {self.weight.numel()} weights, {FEWEST_WEIGHTS} or more go by events"
+            self._why += f": {count} weights, {FEWEST_WEIGHTS} to {MOST_WEIGHTS} go by events"
         self._packed = None
 
     def plan(self) -> tuple[str, str]:
@@ -119,9 +110,58 @@ class SpikeConv2d(nn.Conv2d):
             return "dense", f"it is on {self.weight.device}, events are for a CPU"
         return ("events" if self.by_events else "dense"), self._why
 
+    def _goes_by_events(self, x: Tensor | Bits) -> bool:
+        """Whether it does, now and for this."""
+        if not self.by_events or torch.compiler.is_compiling():
+            return False
+        given = (x.level if isinstance(x, Bits) else x, self.weight, self.bias)
+        tensors = [t for t in given if t is not None]
+        return (
+            all(type(t) in (Tensor, nn.Parameter) for t in tensors)  # and no dry run's
+            and all(t.device.type == "cpu" and t.dtype == x.dtype for t in tensors)
+            and not any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
+            and not differentiates(tensors)
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.jit.is_tracing()
+            and not any(run.apart for run in active())
+        )
+
+    def _kernels(self) -> Tensor:
+        """The weights as those of a 2-d convolution; a view."""
+        return self.weight.detach()
+
+    def _weight(self) -> Tensor:
+        weight, kept = self._kernels(), self._packed
+        version = None if weight.is_inference() else self.weight._version
+        # Nothing counts what is written through .data, or to inference tensors: some weights are
+        # looked at.
+        flat = weight.permute(0, 2, 3, 1).reshape(-1)
+        sample = flat[:: flat.numel() // 256 | 1]
+        if (
+            kept is None
+            or kept.version != version
+            or not weight.is_set_to(kept.weight)
+            or not torch.equal(sample, kept.sample)
+        ):
+            kept = self._packed = Packed(weight, version, sample.clone(), pack_weight(weight))
+        return kept.packed
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OfSpikes:
+        self._packed = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
+
+
+class SpikeConv2d(OfSpikes, nn.Conv2d):
+    """A 2-d convolution that reads spikes. The output has the input's layout."""
+
+    _kind = "Conv2d"
+
     def forward(self, x: Tensor | Bits) -> Tensor:
         """The convolution; `Pending` where the run says that its neurons wait for that."""
-        if not self.by_events or torch.compiler.is_compiling() or not self._takes(x):
+        if len(x.shape) != 4 or not self._goes_by_events(x):
             return super().forward(values_of(x))
         sizes = tuple(itertools.chain(*_sizes(self)))
         weight, bias, outputs = self._weight(), self.bias, self.weight.shape[0]
@@ -137,42 +177,36 @@ class SpikeConv2d(nn.Conv2d):
         shape = (x.shape[0], outputs, *conv_size(x.shape[2:], weight, *sizes))
         return Pending(x, (weight, bias, outputs, *sizes), shape, compute)  # type: ignore[return-value]  # for IFNode
 
-    def _takes(self, x: Tensor | Bits) -> bool:
-        given = (x.level if isinstance(x, Bits) else x, self.weight, self.bias)
-        tensors = [t for t in given if t is not None]
-        return (
-            len(x.shape) == 4
-            and all(type(t) in (Tensor, nn.Parameter) for t in tensors)  # and no dry run's
-            and all(t.device.type == "cpu" and t.dtype == x.dtype for t in tensors)
-            and not any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
-            and not differentiates(tensors)
-            and not torch.is_autocast_enabled("cpu")
-            and not torch.jit.is_tracing()
-            and not any(run.apart for run in active())
-        )
 
-    def _weight(self) -> Tensor:
-        weight, kept = self.weight.detach(), self._packed
-        version = None if weight.is_inference() else self.weight._version
-        # Nothing counts what is written through .data, or to inference tensors: some weights are
-        # looked at.
-        flat = weight.permute(0, 2, 3, 1).reshape(-1)
-        sample = flat[:: flat.numel() // 256 | 1]
-        if (
-            kept is None
-            or kept.version != version
-            or not weight.is_set_to(kept.weight)
-            or not torch.equal(sample, kept.sample)
-        ):
-            kept = self._packed = Packed(weight, version, sample.clone(), pack_weight(weight))
-        return kept.packed
+class SpikeLinear(OfSpikes, nn.Linear):  # type: ignore[misc]  # bias: torch says Optional
+    """A linear layer that reads spikes."""
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikeConv2d:
-        self._packed = None
-        return super()._apply(fn, recurse)
+    _kind = "Linear"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() < 2 or not self._goes_by_events(x):
+            return super().forward(x)
+        rows = x.reshape(-1, x.shape[-1], 1, 1)
+        out = convolved(rows, self._weight(), self.bias, self.out_features, *(1, 1, 0, 0, 1, 1))
+        return out.reshape(*x.shape[:-1], self.out_features)
+
+    def _kernels(self) -> Tensor:
+        return self.weight.detach()[:, :, None, None]
+
+
+def of_spikes(module: nn.Module) -> OfSpikes | str:
+    """The same layer as one that reads spikes, or why the kernel does not have it."""
+    if type(module) is nn.Linear:
+        return SpikeLinear.of(module)
+    if type(module) is not nn.Conv2d:
+        return "events are for 2-d convolutions and linear layers"
+    if module.groups != 1:
+        return "it has groups"
+    if module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return f"its padding is {module.padding!r}, {module.padding_mode}"
+    if not all(len(two) == 2 and max(two) <= LARGEST for two in _sizes(module)):
+        return f"its stride, padding and dilation are not two ints each, up to {LARGEST}"
+    return SpikeConv2d.of(module)
 
 
 def _sizes(conv: nn.Conv2d) -> tuple[tuple[int, ...], ...]:
@@ -185,24 +219,25 @@ def check_convolution(value: str) -> str:
     return check_choice("convolution", value, CHOICES)
 
 
-def of_spikes(model: nn.Module) -> dict[str, SpikeConv2d]:
-    """The convolutions of spikes by name."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, SpikeConv2d)}
+def layers(model: nn.Module) -> dict[str, OfSpikes]:
+    """The layers of spikes by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, OfSpikes)}
 
 
 def choose(model: nn.Module, convolution: str, own: Mapping[str, str]) -> None:
-    """Set how the convolutions of spikes run: all of them, and some by their names."""
-    for name, module in of_spikes(model).items():
+    """Set how the layers of spikes run: all of them, and some by their names."""
+    for name, module in layers(model).items():
         module.choose(own.get(name, convolution))
 
 
 def plan(model: nn.Module) -> NetworkPlan:
     """How the layers with weights run, in the order of the modules."""
-    layers = []
+    found = []
     for name, module in model.named_modules():
-        if isinstance(module, SpikeConv2d):
-            layers.append(Layer(name, module._get_name(), *module.plan()))
+        if isinstance(module, OfSpikes):
+            found.append(Layer(name, module._get_name(), *module.plan()))
         elif isinstance(module, LAYERS):
-            reason = SpikeConv2d.misfit(module) or "it does not read spikes alone"
-            layers.append(Layer(name, type(module).__name__, "dense", reason))
-    return NetworkPlan(tuple(layers))
+            fits = of_spikes(module)
+            reason = fits if isinstance(fits, str) else "it does not read spikes alone"
+            found.append(Layer(name, type(module).__name__, "dense", reason))
+    return NetworkPlan(tuple(found))

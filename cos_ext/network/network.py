@@ -87,10 +87,11 @@ class SpikingNetwork(Measured):
 
     @property
     def convolution(self) -> str:
-        """How 2-d convolutions of spikes run on a CPU: "dense", by torch's library, or "events",
-        by a kernel whose time follows the spikes (:func:`cos_ext.functional.spike_conv2d`). "auto",
-        the default, takes events for those with at least 256 weights. :meth:`plan` lists what runs
-        and why; :meth:`set_layer` sets it for one of them.
+        """How 2-d convolutions and linear layers of spikes run on a CPU: "dense", by torch's
+        library, or "events", by a kernel whose time follows the spikes
+        (:func:`cos_ext.functional.spike_conv2d`, ``spike_linear``). "auto", the default, takes
+        events for those with 256 to 2^24 weights. :meth:`plan` lists what runs and why;
+        :meth:`set_layer` sets it for one of them.
 
         By events, a sample's output does not depend on the batch, on the number of threads or on
         the instruction set, bit for bit. Sums have another order than dense ones, and a weight that
@@ -130,19 +131,20 @@ class SpikingNetwork(Measured):
         """Give one call site settings of its own; without any, it follows the network again.
 
         Neurons have rho, iterations, emission and calibration. Every layer runs
-        max(timesteps, watch_steps) steps. A convolution of spikes has `convolution`.
+        max(timesteps, watch_steps) steps. Convolutions and linear layers of spikes have
+        `convolution`.
 
         Raises:
             ValueError: there is no such call site, or a setting of another name.
             TypeError, ValueError: a setting does not fit; nothing has changed then.
         """
-        convolutions = convolution.of_spikes(self.module)
+        convolutions = convolution.layers(self.module)
         if site not in convolutions and "convolution" not in changes:
             super().set_layer(site, **changes)
             return
         if site not in convolutions or not changes.keys() <= {"convolution"}:
             raise ValueError(
-                f"convolution is a setting of convolutions of spikes, and their only one, got "
+                f"convolution is a setting of layers of spikes, and their only one, got "
                 f"{sorted(changes)} of {site!r}; those are {list(convolutions)}"
             )
         own = {name: way for name, way in self._own_convolutions.items() if name != site}

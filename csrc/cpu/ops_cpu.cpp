@@ -81,8 +81,8 @@ void read_bits(cos_ext::cpu::SpikeConv& job, const Tensor& x, const Tensor& leve
 // Lets threads run a kernel on shares of a job's units.
 template <class Kernel, class Described>
 void share(Kernel kernel, const Described& job, int64_t units) {
-  const int64_t least = cos_ext::cpu::grain(job);
-  cos_ext::cpu::Shares shares(0, units, least, torch::stable::get_num_threads());
+  const int64_t threads = torch::stable::get_num_threads(), least = cos_ext::cpu::grain(job, threads);
+  cos_ext::cpu::Shares shares(0, units, least, threads);
   torch::stable::parallel_for(0, units, least, [&](int64_t, int64_t) { kernel(job, shares); });
 }
 

@@ -27,6 +27,7 @@ struct SpikeConv {
   int64_t padding_h = 0, padding_w = 0, dilation_h = 1, dilation_w = 1;
 
   int64_t rows() const { return images * out_height; }
+  bool many_weights() const { return outputs * channels * kernel_h * kernel_w > 131072; }  // more than L2 holds beside the rest
 };
 
 // A convolution and the neurons that read it. Its images are those of all steps of all samples, step by step; conv.out and
@@ -71,14 +72,16 @@ class Shares {
 using SpikeConvKernel = void (*)(const SpikeConv& job, Shares& rows);
 using SpikeLayerKernel = void (*)(const SpikeLayer& layer, Shares& units);
 
-// The fewest rows worth a thread of their own.
-inline int64_t grain(const SpikeConv& job) {
+// The fewest units that a thread takes at a time: enough to be worth it, and, where weights are read anew for every few rows,
+// all of its own.
+inline int64_t grain(const SpikeConv& job, int64_t threads) {
   const int64_t per_row = job.kernel_h * job.channels * job.width;
-  return per_row >= 32768 ? 1 : (32768 + per_row - 1) / per_row;
+  const int64_t worth = per_row >= 32768 ? 1 : (32768 + per_row - 1) / per_row;
+  return job.many_weights() ? std::max(worth, (job.rows() + threads - 1) / threads) : worth;
 }
-inline int64_t grain(const SpikeLayer& layer) {
-  const int64_t rows = layer.rows() * layer.neurons.steps;
-  return (grain(layer.conv) + rows - 1) / rows;
+inline int64_t grain(const SpikeLayer& layer, int64_t) {
+  const int64_t per_unit = layer.conv.kernel_h * layer.conv.channels * layer.conv.width * layer.rows() * layer.neurons.steps;
+  return per_unit >= 32768 ? 1 : (32768 + per_unit - 1) / per_unit;
 }
 
 SpikeConvKernel spike_conv();

@@ -65,7 +65,7 @@ def test_the_passes_in_order():
         "Fuse",
         "AnyLayout",
         "ShowUnfit",
-        "FindSpikeConvolutions",
+        "FindLayersOfSpikes",
         "Build",
         "VerifyNetwork",
     ]

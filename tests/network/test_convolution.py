@@ -13,7 +13,7 @@ from zoo_networks import converted
 
 import cos_ext
 from cos_ext import QCFS, convert
-from cos_ext.network.convolution import SpikeConv2d
+from cos_ext.network.convolution import OfSpikes, SpikeConv2d
 
 
 def ways(network, *inputs):
@@ -25,11 +25,11 @@ def ways(network, *inputs):
 
 
 def chosen(network):
-    return {n: m.by_events for n, m in network.module.named_modules() if isinstance(m, SpikeConv2d)}
+    return {n: m.by_events for n, m in network.module.named_modules() if isinstance(m, OfSpikes)}
 
 
-# Networks without a convolution of spikes that is a module of its own.
-NONE = {"functional", "two inputs", "reused blocks", "tokens"}
+# Networks without a layer of spikes that is a module of its own.
+NONE = {"functional", "reused blocks"}
 
 
 @pytest.mark.parametrize("name", [n for n in zoo.CONVERTS if n != "untraceable"])
@@ -75,8 +75,9 @@ def test_the_plan_and_the_report_say_what_runs():
     lines = {layer.site: layer for layer in network.plan().layers}
     assert [*lines] == ["first", "wide", "groups", "same", "point", "last"]
     assert {site for site, layer in lines.items() if layer.runs == "events"} == {"wide"}
-    assert lines["wide"].reason == 'convolution is "auto": 9216 weights, 256 or more go by events'
-    assert lines["last"].reason == 'convolution is "auto": 128 weights, 256 or more go by events'
+    rule = "weights, 256 to 16777216 go by events"
+    assert lines["wide"].reason == f'convolution is "auto": 9216 {rule}'
+    assert lines["last"].reason == f'convolution is "auto": 128 {rule}'
     assert lines["groups"].reason == "it has groups"
     assert lines["same"].reason == "its padding is 'same', zeros"
     assert lines["first"].reason == lines["point"].reason == "it does not read spikes alone"
