@@ -48,6 +48,12 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """Other tests' networks would count towards the compiler's limit of recompilations."""
+    torch.compiler.reset()
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """Toy tensors gain nothing from threads, and threads that wait for each other on a busy machine

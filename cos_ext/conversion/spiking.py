@@ -16,7 +16,7 @@ from .state import Conversion
 
 # What leaves most zeros of spikes 0; by name, for functions and methods.
 SPARSE_MODULES = (
-    *(PooledBefore, *TORCH_MAX_POOLS, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+    *(PooledBefore, *TORCH_MAX_POOLS, nn.AvgPool2d),
     *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Unflatten, nn.ZeroPad2d),
     *(nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
 )
@@ -24,7 +24,7 @@ SUMS = ("add", "iadd", "add_", "sub")
 SPARSE_CALLS = {
     *SUMS,
     *("cat", "concat", "concatenate", "stack", "chunk", "split"),
-    *("getitem", "avg_pool2d", "adaptive_avg_pool2d", "max_pool2d", "flatten", "unflatten"),
+    *("getitem", "avg_pool2d", "max_pool2d", "flatten", "unflatten"),
     *("reshape", "view", "permute", "transpose", "contiguous", "clone", "dropout", "dropout2d"),
 }
 
@@ -72,12 +72,10 @@ def _sparse(conversion: Conversion) -> set[fx.Node]:
 
 
 def _averages_much(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether it leaves few zeros: the mean of a whole plane, or of a large window."""
+    """Whether it leaves few zeros: the mean of a large window."""
     if isinstance(module, IFNode):
         return module.pool is not None and not 0 < math.prod(module.pool) <= LARGEST_MEAN
     pool = pooling_of(node) if module is None else module
-    if isinstance(pool, nn.AdaptiveAvgPool2d):
-        return 1 in pair(pool.output_size)
     return isinstance(pool, nn.AvgPool2d) and math.prod(pair(pool.kernel_size)) > LARGEST_MEAN
 
 

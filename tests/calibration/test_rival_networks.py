@@ -171,7 +171,6 @@ def test_the_offset_report_takes_every_calibration(calibration):
 
 @pytest.mark.parametrize("calibration", ["srp", "parallel", "light"])
 def test_rival_networks_compile_whole(calibration):
-    torch._dynamo.reset()  # other tests' networks count towards its limit of recompilations
     ann, x = small(), torch.randn(4, 1, 8, 8)
     network = convert(ann, timesteps=3, rho=2, thresholds=THRESHOLDS)
     fit_light(network, ann, [x], progress=False)

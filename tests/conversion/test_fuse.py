@@ -236,7 +236,6 @@ def test_saved_and_loaded(fuse, tmp_path):
 
 
 def test_compiles_whole():
-    torch._dynamo.reset()
     network, x = convert(net(), timesteps=3, rho=2, fuse="bias"), torch.randn(2, 2, 8, 8)
     assert torch.equal(torch.compile(network, fullgraph=True, backend="aot_eager")(x), network(x))
 

@@ -230,7 +230,6 @@ def test_threshold_learns():
 def test_trains_under_torch_compile():
     # aot_eager: the graph is captured, fullgraph and with its backward, and run by PyTorch; no C++
     # compiler is needed.
-    torch._dynamo.reset()
     plain = nn.Sequential(nn.Linear(6, 5), QCFS(4, 2.0), nn.Linear(5, 3), QCFS(2, 1.0))
     twin = copy.deepcopy(plain)
     compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)

@@ -227,7 +227,6 @@ def test_the_mode_adds_no_modules_and_no_weights():
 def test_it_compiles_and_exports_whole():
     network, inputs = converted("vgg", execution="counts")
     expected = network(*inputs)
-    torch._dynamo.reset()
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(*inputs), expected)
     network.execution = "steps"

@@ -117,7 +117,7 @@ class Head(nn.Module):
         (nn.AvgPool2d(4), 128, True),
         (nn.AvgPool2d(8), 32, False),
         (nn.AdaptiveAvgPool2d(1), 32, False),
-        (nn.AdaptiveAvgPool2d((2, 2)), 128, True),
+        (nn.AdaptiveAvgPool2d((2, 2)), 128, False),
         (nn.MaxPool2d(2), 512, True),
         (nn.Identity(), 2048, True),
     ],
