@@ -6,7 +6,8 @@
 
 On real spikes: one batch of Fashion-MNIST through the shipped ResNet-20, every convolution of
 spikes on the input that it has there. On drawn ones: layers of other networks at several densities.
-Then whole networks, whose thresholds are scaled for other densities. Measures time only, no
+Small layers between two others, which hand spikes on as bits. Then whole networks, whose thresholds
+are scaled for other densities. Measures time only, no
 accuracy. Rows are interleaved; a ratio is the median over the repeats of the time by events to the
 dense one, both channels_last. torch.sparse multiplies the unfolded input, as a CSR matrix that is
 there already; brainevent, where it is installed with numba, the same as a BinaryArray.
@@ -30,12 +31,12 @@ from _shared import checkpoints, machine, records, tables
 from _shared.timing import interleaved, median_ratio, seconds_of
 from torch import Tensor, nn
 
-from cos_ext import SpikingNetwork, calibrate_thresholds, convert, data, models
-from cos_ext.network.convolution import SpikeConv2d, of_spikes
+from cos_ext import QCFS, SpikingNetwork, calibrate_thresholds, convert, data, models
+from cos_ext.network.convolution import OfSpikes, SpikeConv2d, SpikeLinear, layers
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "_static" / "events.svg"
 # Channels, outputs, kernel, side: of ResNet-20, of VGG-16 at 32 x 32 and at 224 x 224 (its last),
-# of MobileNetV2. The last has too few weights for "auto".
+# of MobileNetV2.
 LAYERS = [
     (16, 16, 3, 28),
     (32, 32, 3, 14),
@@ -48,6 +49,17 @@ LAYERS = [
     (192, 64, 1, 14),
     (96, 24, 1, 28),
     (32, 16, 1, 28),
+]
+LINEAR = [(512, 512), (4096, 4096), (25088, 4096)]  # inputs, outputs; "auto" leaves the last dense
+# Channels, outputs, kernel, stride, side: what decides how few weights "auto" runs by events.
+SMALL = [
+    (16, 16, 1, 1, 28),
+    (16, 32, 1, 2, 28),
+    (32, 16, 1, 1, 28),
+    (8, 8, 3, 1, 28),
+    (12, 12, 3, 1, 28),
+    (16, 96, 1, 1, 28),
+    (96, 16, 1, 1, 14),
 ]
 DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 FACTORS = (4.0, 2.0, 1.0, 0.5, 0.25)  # of the thresholds
@@ -63,7 +75,7 @@ def compared(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, 
     return {**medians, "ratio": median_ratio(times["events"], times["dense"])}
 
 
-def one(module: SpikeConv2d, x: Tensor, repeats: int, sparse: bool = False) -> dict[str, float]:
+def one(module: OfSpikes, x: Tensor, repeats: int, sparse: bool = False) -> dict[str, float]:
     """A layer on its input."""
 
     def run(by_events: bool) -> Tensor:
@@ -74,7 +86,7 @@ def one(module: SpikeConv2d, x: Tensor, repeats: int, sparse: bool = False) -> d
         "dense": lambda: run(False),
         "events": lambda: run(True),
     }
-    if sparse:
+    if sparse and isinstance(module, SpikeConv2d):
         kernel, padding = module.kernel_size, module.padding
         assert not isinstance(padding, str)  # it would not be one of spikes
         rows = nn.functional.unfold(x, kernel, padding=padding).transpose(1, 2).flatten(0, 1)
@@ -98,14 +110,14 @@ def brainevent(rows: Tensor, weight: Tensor) -> dict[str, Callable[[], object]]:
     return {"brainevent": lambda: jax.block_until_ready(product(events, dense))}
 
 
-def inputs(network: SpikingNetwork, images: Tensor) -> dict[str, tuple[SpikeConv2d, Tensor]]:
-    """What the convolutions of spikes are given."""
-    seen: dict[str, tuple[SpikeConv2d, Tensor]] = {}
+def inputs(network: SpikingNetwork, images: Tensor) -> dict[str, tuple[OfSpikes, Tensor]]:
+    """What the layers of spikes are given."""
+    seen: dict[str, tuple[OfSpikes, Tensor]] = {}
     handles = [
         module.register_forward_pre_hook(
             lambda m, args, name=name: seen.update({name: (m, args[0].clone())})
         )
-        for name, module in of_spikes(network.module).items()
+        for name, module in layers(network.module).items()
     ]
     network(images)
     for handle in handles:
@@ -119,12 +131,34 @@ def density(x: Tensor) -> float:
 
 def drawn(
     channels: int, outputs: int, kernel: int, side: int, share: float, images: int
-) -> tuple[SpikeConv2d, Tensor]:
+) -> tuple[OfSpikes, Tensor]:
     """A layer and spikes for it."""
     conv = nn.Conv2d(channels, outputs, kernel, padding=kernel // 2).requires_grad_(False)
     conv = conv.to(memory_format=torch.channels_last)
     x = (torch.rand(images, channels, side, side) < share).float()
     return SpikeConv2d.of(conv), x.contiguous(memory_format=torch.channels_last)
+
+
+def between(
+    channels: int, outputs: int, kernel: int, stride: int, side: int, options: argparse.Namespace
+) -> dict[str, float]:
+    """A network of three convolutions by events, the middle one also dense. The difference is that
+    of the middle one; the ratio that of the whole.
+    """
+    torch.manual_seed(0)
+    middle = nn.Conv2d(channels, outputs, kernel, stride, kernel // 2)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, channels, 3, padding=1), QCFS(8, 2.0), middle, QCFS(8, 0.7)),
+        *(nn.Conv2d(outputs, 16, 3, padding=1), QCFS(8, 0.5)),
+    )
+    network = convert(model, timesteps=options.timesteps, rho=options.rho)
+    network.convolution = "events"
+    dense = copy.deepcopy(network)
+    dense.set_layer("2", convolution="dense")
+    images = torch.randn(options.batch_size, 3, side, side)
+    calls = {"dense": lambda: dense(images), "events": lambda: network(images)}
+    found = density(inputs(network, images)["2"][1])
+    return {"density": found, **compared(calls, options.repeats)}
 
 
 def whole(options: argparse.Namespace) -> Iterator[tuple[str, SpikingNetwork, Tensor]]:
@@ -166,7 +200,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """A record of all rows; prints them."""
     print(machine.facts(["torch"]))
     record: dict[str, Any] = {"facts": machine.facts(["torch"]), "threads": options.threads}
-    record |= {"real": [], "layers": [], "networks": []}
+    record |= {"real": [], "layers": [], "linear": [], "small": [], "networks": []}
     print(tables.head(HEAD))
 
     def note(kind: str, what: str, row: dict[str, float]) -> None:
@@ -187,6 +221,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             module, x = drawn(*layer, share, options.timesteps)
             what = "{} -> {}, {} x {}, side {}".format(*layer[:3], *layer[2:])
             note("layers", what, {"density": share, **one(module, x, repeats, sparse=True)})
+    for inputs_, outputs in LINEAR:
+        linear = SpikeLinear.of(nn.Linear(inputs_, outputs).requires_grad_(False))
+        for share in DENSITIES:
+            x = (torch.rand(10 * options.timesteps, inputs_) < share).float()
+            row = {"density": share, **one(linear, x, repeats)}
+            note("linear", f"linear, {inputs_} -> {outputs}", row)
+    for small in SMALL:
+        what = "{} -> {}, {} x {}, stride {}, side {}".format(*small[:3], *small[2:])
+        note("small", what, between(*small, options))
     for name, network, images in networks:
         for factor in FACTORS:
             what = f"{name}, thresholds x {factor:g}"
