@@ -54,6 +54,10 @@ from _shared.peers import unpack
 import cos_ext
 
 
+# Settings that no record has: where files lie on this machine.
+UNTOLD = ("peers", "json", "peak_of", "checkpoint", "data")
+
+
 def facts(options: argparse.Namespace) -> dict[str, Any]:
     """Machine, versions, commit (of the imported cos_ext; None where it lies in no checkout), date
     and command.
@@ -143,7 +147,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             f"no case: networks come with sizes as in {list(PAIRS)}, and T = 32 at 224 with --full"
         )
     rows = options.rows or [row for row in ROWS if row != COMPILED or options.compile]
-    settings = {k: v for k, v in vars(options).items() if k not in ("peers", "json", "peak_of")}
+    settings = {k: v for k, v in vars(options).items() if k not in UNTOLD}
     found = facts(options)
     record: dict[str, Any] = {"facts": found, "settings": settings, "cases": []}
     print(

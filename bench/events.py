@@ -221,12 +221,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             module, x = drawn(*layer, share, options.timesteps)
             what = "{} -> {}, {} x {}, side {}".format(*layer[:3], *layer[2:])
             note("layers", what, {"density": share, **one(module, x, repeats, sparse=True)})
-    for inputs_, outputs in LINEAR:
-        linear = SpikeLinear.of(nn.Linear(inputs_, outputs).requires_grad_(False))
+    for features, outputs in LINEAR:
+        linear = SpikeLinear.of(nn.Linear(features, outputs).requires_grad_(False))
         for share in DENSITIES:
-            x = (torch.rand(10 * options.timesteps, inputs_) < share).float()
+            x = (torch.rand(10 * options.timesteps, features) < share).float()
             row = {"density": share, **one(linear, x, repeats)}
-            note("linear", f"linear, {inputs_} -> {outputs}", row)
+            note("linear", f"linear, {features} -> {outputs}", row)
     for small in SMALL:
         what = "{} -> {}, {} x {}, stride {}, side {}".format(*small[:3], *small[2:])
         note("small", what, between(*small, options))

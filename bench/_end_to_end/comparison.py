@@ -31,7 +31,7 @@ def measure(case: Case, rows: list[str], options: argparse.Namespace) -> dict[st
     contestants.check(rows)
     gc.collect()
     record: dict[str, Any] = {
-        **asdict(case),
+        **{k: v for k, v in asdict(case).items() if k not in ("checkpoint", "data")},
         "steps": case.steps,
         "spike_rate": contestants.spike_rate(),
         "plain equals cos_ext": True,
