@@ -53,7 +53,6 @@ from _shared.peers import unpack
 
 import cos_ext
 
-
 # Settings that no record has: where files lie on this machine.
 UNTOLD = ("peers", "json", "peak_of", "checkpoint", "data")
 
