@@ -355,6 +355,14 @@ def _(
     return _spikes(currents, pool_rows, pool_columns)
 
 
+@torch.library.register_fake("cos_ext::if_backward")
+def _(grad, x_seq, *settings):
+    *_, of_v_init, of_v_threshold = settings
+    once = x_seq.shape[0] > 1 and x_seq.stride(0) == 0
+    results = _if_results(x_seq, of_v_init, False)[0], _if_results(x_seq, of_v_threshold, False)[0]
+    return torch.empty_like(x_seq[:1] if once else x_seq), *results
+
+
 @torch.library.register_fake("cos_ext::spike_bits")
 def _(x_seq, *_, **__):
     steps, batch, channels, height, width = x_seq.shape

@@ -7,6 +7,7 @@ are in _functional/ and public here. The arithmetic is in csrc/core.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -28,11 +29,14 @@ from ._functional.checks import (
     check_number,
     check_threshold,
     check_values,
+    differentiates,
 )
 from ._functional.desired import calibrate_v_init, rate_forward
 from ._functional.events import spike_conv2d, spike_linear
+from ._functional.gradients import if_gradient
 from ._functional.results import Calibration, COSResult, IFResult
 from ._ops import state_dtype
+from .surrogate import check_surrogate
 
 __all__ = [
     "CALIBRATIONS",
@@ -77,6 +81,8 @@ def if_forward(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     pool: int | tuple[int, int] | None = None,
+    surrogate: Callable[[Tensor], Tensor] | None = None,
+    detach_reset: bool = False,
 ) -> IFResult:
     r"""Simulates integrate-and-fire neurons for T steps in one pass over memory.
 
@@ -106,12 +112,21 @@ def if_forward(
             lie in the last two dimensions, do not overlap, and divide them. The output is
             ``[T, ..., height/rows, width/columns]``. Not with inplace, nor with results by neuron.
             On CUDA (2, 2) alone.
+        surrogate: where a gradient is needed, what stands for the step function and its derivative:
+            one of :mod:`cos_ext.surrogate`, or any function of (m - θ)/θ. Of its values only the
+            gradient is used. None is ATan(2).
+        detach_reset: no gradient through the spikes of the reset.
 
     With scale, bias, residual or pool, T is at most 4096.
 
     Returns:
         IFResult(spikes, v, spike_count). The spikes have x_seq's dtype and memory format and are 0
         or θ.
+
+    All tensors may require a gradient: backpropagation through time keeps x_seq and computes the
+    potentials again. On a CPU that is one pass over memory for the surrogates of cos_ext; with
+    others, on CUDA, and with return_v it is plain torch, step by step. There is no second
+    derivative.
 
     NaN and infinity are the same on every device and path. A neuron whose potential is NaN does not
     fire and stays NaN. One at -inf never fires again. One that reaches +inf fires at every step
@@ -122,15 +137,26 @@ def if_forward(
         ValueError: T = 0; a threshold that is not positive and finite in x_seq's dtype; a tensor
             that does not broadcast or is elsewhere; inplace on elements that share memory. Values
             inside a CUDA threshold are not looked at.
-        RuntimeError: autograd would need a gradient (this is an inference operator), or no kernel
+        RuntimeError: a gradient is needed and inplace would overwrite what it needs; or no kernel
             serves the device.
 
     Example:
         >>> x_seq = torch.rand(4, 2, 3)
         >>> spikes, v, count = if_forward(x_seq, 1.0, return_v=True, return_count=True)
     """
-    given = prepared(x_seq, v_threshold, v_init, inplace, check_values)
     reset = None if v_reset is None else check_number("v_reset", v_reset)
+    tensors = (x_seq, v_threshold, v_init, scale, bias, residual)
+    if differentiates([tensor for tensor in tensors if isinstance(tensor, Tensor)]):
+        if inplace:
+            raise RuntimeError("a gradient is needed, which needs x_seq: inplace must be False")
+        if reset is not None and math.isinf(reset):
+            raise ValueError(f"a gradient is needed: v_reset must be finite, got {reset}")
+        with torch.no_grad():
+            given = prepared(x_seq, v_threshold, v_init, False, check_values)
+            windows = check_fused(x_seq, *tensors[3:], pool, False, return_v or return_count)
+        through, want = (check_surrogate(surrogate), detach_reset), (return_v, return_count)
+        return if_gradient(given, reset, *through, *want, *tensors[3:], windows)
+    given = prepared(x_seq, v_threshold, v_init, inplace, check_values)
     windows = check_fused(x_seq, scale, bias, residual, pool, inplace, return_v or return_count)
     options = (reset, return_v, return_count, scale, bias, residual)
     if inplace:

@@ -6,7 +6,7 @@ _neuron/, the mathematics in functional.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -16,9 +16,11 @@ from . import functional as F
 from ._functional.checks import check_not_nan
 from ._neuron.layer import spikes_or_currents
 from ._neuron.parameters import check_loaded, fit_together, parameter
+from ._neuron.parameters import learn as make_parameters
 from ._neuron.runs import active, hooked, note_call
 from ._neuron.settings import Settings, check_settings, watch_steps
-from ._neuron.simulation import UNFUSED, Fused, fits_window, simulate
+from ._neuron.simulation import UNFUSED, Fused, fits_window, simulate, single_step
+from .surrogate import ATan, check_surrogate
 
 
 def _setting(name: str) -> property:
@@ -34,7 +36,7 @@ class IFNode(nn.Module):
     Args:
         v_threshold: θ > 0. A float (kept in torch's default dtype), or a tensor that broadcasts to
             the neurons (per channel: ``[C, 1, 1]``).
-        v_init: v(0), likewise; None is θ/2.
+        v_init: v(0), likewise; None is θ/2 as it is now: a θ that learns does not move it.
         v_reset: None for soft reset, else the potential after a spike (hard reset).
         timesteps: None: the input is ``[T, *neurons]``. An int T: time is folded into the batch,
             time-major, ``[T*B, ...]``, so that convolutions, BatchNorm, pooling and Flatten work
@@ -46,9 +48,11 @@ class IFNode(nn.Module):
         calibration: one of the five below. With "light" and "none" rho plays no part.
         step_mode: "m": each call is a whole simulation from v_init. "s": each call is one step,
             input ``[*neurons]``, and the potential is kept until :meth:`reset`.
-        inplace: write the spikes over the input.
+        inplace: write the spikes over the input, unless a gradient needs it.
         static_input: the input is ``[B, ...]`` and the same at every step. It is read once, and the
             output is ``[T*B, ...]``.
+        surrogate, detach_reset: for gradients, as for :func:`cos_ext.functional.if_forward`.
+        learn: "v_threshold" and "v_init", or one of them, are parameters instead of buffers.
 
     The calibrations are "cos", its rivals, and none:
 
@@ -85,6 +89,7 @@ class IFNode(nn.Module):
     bias: Tensor | None
     in_scale: Tensor | None
     in_bias: Tensor | None
+    surrogate: Callable[[Tensor], Tensor]
 
     def __init__(
         self,
@@ -100,6 +105,9 @@ class IFNode(nn.Module):
         step_mode: str = "m",
         inplace: bool = False,
         static_input: bool = False,
+        surrogate: Callable[[Tensor], Tensor] | None = None,
+        detach_reset: bool = False,
+        learn: Sequence[str] = (),
     ) -> None:
         super().__init__()
         threshold = parameter("v_threshold", v_threshold)
@@ -117,6 +125,7 @@ class IFNode(nn.Module):
         self.register_buffer("in_bias", None)
         self.pool: tuple[int, int] | None = None
         self.inplace = bool(inplace)
+        self.surrogate, self.detach_reset = check_surrogate(surrogate), bool(detach_reset)
         self.v: Tensor | None = None
         self._settings = check_settings(
             {
@@ -130,6 +139,7 @@ class IFNode(nn.Module):
                 "static_input": bool(static_input),
             }
         )
+        make_parameters(self, learn)
 
     def configure(self, **changes: Any) -> None:
         """Change settings together; the node is unchanged if they do not fit.
@@ -262,6 +272,8 @@ class IFNode(nn.Module):
             v_init,
             self._settings,
             Fused(scale, bias, residual, pool),
+            surrogate=self.surrogate,
+            detach_reset=self.detach_reset,
             inplace=inplace and not recorders,
             count=any(run.counts for run in runs),
             keep_statistics=any(run.statistics for run in runs),
@@ -289,8 +301,8 @@ class IFNode(nn.Module):
             bias = self.in_bias if bias is None else self.in_bias + bias
         allowed = (x.dtype, F.state_dtype(x.dtype))
         given = {"scale": self.in_scale, "bias": bias}
-        kept = {name: t for name, t in given.items() if t is not None}
-        return {name: t if t.dtype in allowed else t.to(allowed[1]) for name, t in kept.items()}
+        kept = {k: t for k, t in given.items() if t is not None}
+        return {k: t if t.dtype in allowed else t.to(allowed[1]) for k, t in kept.items()}
 
     def _light_bias(self) -> Tensor | None:
         if self.calibration != "light":
@@ -334,22 +346,17 @@ class IFNode(nn.Module):
         return self.v_threshold.to(x.dtype), start
 
     def _single_step(self, x: Tensor) -> Tensor:
-        theta, v_init = self._parameters_for(x)
-        kept = self.v
-        if kept is not None:
-            fits = kept.shape == x.shape and kept.device == x.device
-            if not fits or kept.dtype != F.state_dtype(x.dtype):
-                raise ValueError(
-                    f"x must fit the kept potential {kept.dtype} {tuple(kept.shape)} on "
-                    f"{kept.device}, got {x.dtype} {tuple(x.shape)} on {x.device}; call reset() "
-                    "between inputs"
-                )
-            v_init = kept
-        result = F.if_forward(
-            x.unsqueeze(0), theta, v_init, v_reset=self.v_reset, inplace=self.inplace, return_v=True
-        )
-        self.v = result.v
-        return result.spikes[0]
+        given = (x, self.v, *self._parameters_for(x), self.v_reset, self.inplace)
+        spikes, self.v = single_step(*given, self.surrogate, self.detach_reset)
+        return spikes
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "v": None if self.v is None else self.v.detach()}  # no graph
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Pickles of version 0.1 lack these.
+        own = {} if "surrogate" in state["_modules"] else {"surrogate": ATan()}
+        super().__setstate__({**own, "detach_reset": False, **state})
 
     def _load_from_state_dict(
         self,
@@ -374,7 +381,8 @@ class IFNode(nn.Module):
             and fit_together(start, self.v_threshold)
         ):
             # fit_v_init gives it a shape of its own.
-            self.v_init = self.v_init.new_empty(start.shape)
+            made = self.v_init.new_empty(start.shape)
+            self.v_init = nn.Parameter(made) if isinstance(self.v_init, nn.Parameter) else made
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -387,12 +395,6 @@ class IFNode(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings, with θ where it is one number and its shape where it is a tensor."""
-        theta = (
-            f"{self.v_threshold.item():.4g}"
-            if self.v_threshold.dim() == 0
-            else f"{tuple(self.v_threshold.shape)}"
-        )
-        settings = (
-            f"{name}={value!r}" for name, value in self._settings.items() if name != "static_input"
-        )
-        return ", ".join((f"v_threshold={theta}", *settings))
+        theta, size = self.v_threshold, tuple(self.v_threshold.shape)
+        shown = [f"{k}={value!r}" for k, value in self._settings.items() if k != "static_input"]
+        return ", ".join((f"v_threshold={size or f'{theta.item():.4g}'}", *shown))

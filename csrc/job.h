@@ -15,6 +15,9 @@ namespace cos_ext {
 // but their mean over rho steps, θ C*/rho, from an input that is the mean current over them.
 enum class Emission : int32_t { Calibrated, Even, Front, Rate };
 
+// core/surrogate.h has their formulas.
+enum class Surrogate : int32_t { ATan, Sigmoid, Triangle, Rectangle, FastSigmoid };
+
 enum class DType : int32_t { Float32, Float64, Float16, BFloat16 };
 
 constexpr int kMaxDims = 16;

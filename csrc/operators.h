@@ -123,6 +123,16 @@ class Builder {
     spikes_ = inplace ? x_ : job_.pool.rows ? pooled() : torch::stable::empty_like(x_);
     return *spikes_;
   }
+  // The gradient of x where that of the spikes is `grad`; x that is the same at every step has one.
+  Tensor emit_gradient(const Tensor& grad) {
+    check_residual(grad, x_);
+    check_fused_steps(x_.size(0));
+    job_.steps = x_.size(0);
+    residual_ = grad;
+    const bool once = x_.size(0) > 1 && x_.stride(0) == 0;
+    spikes_ = torch::stable::empty_like(once ? torch::stable::narrow(x_, 0, 0, 1) : x_);
+    return *spikes_;
+  }
   // As bits, [steps, B, H, W, words(C)] for x [steps, B, C, H, W], channels innermost.
   Tensor emit_bits() {
     STD_TORCH_CHECK(!job_.pool.rows, "means of spikes are no bits");

@@ -188,15 +188,14 @@ def _check_residual(residual: Tensor, x_seq: Tensor) -> None:
 def _check_no_gradient(tensors: list[Tensor]) -> None:
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         raise RuntimeError(
-            "cos_ext's operators are for inference and have no gradient: an input requires one and "
-            "grad mode is on; call under torch.no_grad(), or train with cos_ext.QCFS"
+            "calibration has no gradient: an input requires one and grad mode is on; call under "
+            "torch.no_grad(), train with cos_ext.QCFS, or with neurons that are not calibrated "
+            "(if_forward; rho = 0)"
         )
     if torch.compiler.is_compiling() or fwAD._current_level < 0:
         return
     if any(fwAD.unpack_dual(t).tangent is not None for t in tensors):
-        raise RuntimeError(
-            "cos_ext's operators are for inference and have no gradient, forward mode included"
-        )
+        raise RuntimeError("cos_ext's operators have no gradient in forward mode")
 
 
 def _windows(

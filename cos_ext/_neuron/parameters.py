@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import functional as F
 from .._functional.checks import check_not_nan
 from .._numbers import real
+
+LEARNED = ("v_threshold", "v_init")
 
 
 def parameter(name: str, value: float | Tensor) -> Tensor:
@@ -26,6 +28,20 @@ def parameter(name: str, value: float | Tensor) -> Tensor:
     return torch.tensor(
         real(name, value, nan=True, or_=" or a tensor"), dtype=torch.get_default_dtype()
     )
+
+
+def learn(node: nn.Module, names: Sequence[str]) -> None:
+    """Make parameters of these buffers of a node.
+
+    Raises:
+        ValueError: a name is none of ``LEARNED``.
+    """
+    for name in names:
+        if isinstance(names, str) or name not in LEARNED:
+            raise ValueError(f"learn must be a sequence of {LEARNED}, got {names!r}")
+    for name in names:
+        value = node._buffers.pop(name)
+        node.register_parameter(name, nn.Parameter(value))  # type: ignore[arg-type]  # it is there
 
 
 def check_loaded(state: Mapping[str, Any], prefix: str, own: Mapping[str, Tensor | None]) -> None:

@@ -5,11 +5,13 @@ The operators are in cos_ext/functional.py. What a node keeps is in cos_ext/neur
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
 
 from .. import functional as F
+from .._functional.checks import differentiates
 from .._ops import TALLIES
 from .settings import Settings, watch_steps
 
@@ -48,6 +50,8 @@ def simulate(
     settings: Settings,
     fused: Fused,
     *,
+    surrogate: Callable[[Tensor], Tensor],
+    detach_reset: bool,
     inplace: bool,
     count: bool,
     keep_statistics: bool,
@@ -58,7 +62,8 @@ def simulate(
         x_seq: ``[T, *neurons]``; theta and v_init broadcast to ``[*neurons]``.
         settings: of the neurons; ``timesteps``, ``step_mode`` and ``static_input`` play no part.
         fused: what the operator takes in; nothing for the calibrations in ``UNFUSED``.
-        inplace: write the spikes over x_seq.
+        surrogate, detach_reset: as for :func:`cos_ext.functional.if_forward`.
+        inplace: write the spikes over x_seq, where no gradient is needed.
         count: sum up the spikes over neurons and steps.
         keep_statistics: return the sums of :mod:`cos_ext.analysis.statistics`.
 
@@ -73,6 +78,8 @@ def simulate(
             f"calibration={calibration!r}"
         )
     rho = watch_steps(settings)
+    tensors = (x_seq, theta, v_init, fused.scale, fused.bias, fused.residual)
+    inplace = inplace and not differentiates([t for t in tensors if t is not None])
     by_neuron = count and fused.pool is None  # pooled spikes are counted in the statistics
     result: F.IFResult | F.COSResult
     if calibration == "srp" and rho:
@@ -112,6 +119,8 @@ def simulate(
             bias=fused.bias,
             residual=fused.residual,
             pool=fused.pool,
+            surrogate=surrogate,
+            detach_reset=detach_reset,
         )
     sums = result.statistics if isinstance(result, F.COSResult) else None
     total = None
@@ -120,3 +129,41 @@ def simulate(
     elif count and sums is not None:
         total = sums[2 * rho + 1 + TALLIES.index("spikes")]
     return Emitted(result.spikes, total, sums if keep_statistics else None)
+
+
+def single_step(
+    x: Tensor,
+    kept: Tensor | None,
+    theta: Tensor,
+    v_init: Tensor,
+    v_reset: float | None,
+    inplace: bool,
+    surrogate: Callable[[Tensor], Tensor],
+    detach_reset: bool,
+) -> tuple[Tensor, Tensor]:
+    """The spikes of one step, ``[*neurons]``, and the potential after it; from a kept one, or v(0).
+
+    Raises:
+        ValueError: what was kept does not fit x; and as for if_forward.
+    """
+    if kept is not None:
+        fits = kept.shape == x.shape and kept.device == x.device
+        if not fits or kept.dtype != F.state_dtype(x.dtype):
+            raise ValueError(
+                f"x must fit the kept potential {kept.dtype} {tuple(kept.shape)} on "
+                f"{kept.device}, got {x.dtype} {tuple(x.shape)} on {x.device}; call reset() "
+                "between inputs"
+            )
+    start = v_init if kept is None else kept
+    result = F.if_forward(
+        x.unsqueeze(0),
+        theta,
+        start,
+        v_reset=v_reset,
+        inplace=inplace and not differentiates((x, theta, start)),
+        return_v=True,
+        surrogate=surrogate,
+        detach_reset=detach_reset,
+    )
+    assert result.v is not None
+    return result.spikes[0], result.v

@@ -238,6 +238,6 @@ def plan(model: nn.Module) -> NetworkPlan:
             found.append(Layer(name, module._get_name(), *module.plan()))
         elif isinstance(module, LAYERS):
             fits = of_spikes(module)
-            reason = fits if isinstance(fits, str) else "it does not read spikes alone"
+            reason = fits if isinstance(fits, str) else "what it reads is not mostly 0"
             found.append(Layer(name, type(module).__name__, "dense", reason))
     return NetworkPlan(tuple(found))

@@ -145,7 +145,8 @@ class SpikingNetwork(Measured):
         if site not in convolutions or not changes.keys() <= {"convolution"}:
             raise ValueError(
                 f"convolution is a setting of layers of spikes, and their only one, got "
-                f"{sorted(changes)} of {site!r}; those are {list(convolutions)}"
+                f"{sorted(changes)} of {site!r}; those are {list(convolutions)}; plan() says why "
+                "others are none"
             )
         own = {name: way for name, way in self._own_convolutions.items() if name != site}
         if changes:

@@ -53,9 +53,9 @@ def waiting(module: nn.Module, known: Readers | None) -> frozenset[nn.Module]:
         run.apart or run.keeps or run.counts or run.statistics or run.calls or run.recorder
         for run in active()
     )
-    # A trace has no values to look at.
-    asked = asked or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu")
-    if known is None or asked:
+    # Traces and torch.func have no values to look at.
+    blind = torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None
+    if known is None or asked or blind or torch.is_autocast_enabled("cpu"):
         return frozenset()
     # Looked up, since somebody may have put others in their place.
     every = dict(module.named_modules(remove_duplicate=False))
@@ -87,7 +87,10 @@ def waiting(module: nn.Module, known: Readers | None) -> frozenset[nn.Module]:
         return reader.position == 0 and reader.name in by_events
 
     spikes = {n for n in neurons if all(takes_bits(r) for call in known.calls[n] for r in call)}
-    return frozenset(modules[name] for name in currents | spikes)
+    chosen = currents | spikes
+    # A module under two names is chosen under both, or not at all.
+    others = {every[name] for name in known.calls if name in every and name not in chosen}
+    return frozenset(modules[name] for name in chosen) - others
 
 
 def _reader(user: fx.Node, node: fx.Node) -> Reader | None:

@@ -12,6 +12,7 @@ struct Choice {
   Kernel kernel;
   SpikeConvKernel spike_conv;
   SpikeLayerKernel spike_layer;
+  BackwardKernel backward;
 };
 
 Choice choose() {
@@ -24,10 +25,11 @@ Choice choose() {
                     __builtin_cpu_supports("bmi2");
   const char* wanted = std::getenv("COS_EXT_CPU_CAPABILITY");
   const auto allows = [&](const char* name) { return !wanted || !std::strcmp(wanted, name); };
-  if (has512 && allows("avx512")) return {"avx512", avx512::run, avx512::spike_conv, avx512::spike_layer};
-  if (has2 && (allows("avx2") || allows("avx512"))) return {"avx2", avx2::run, avx2::spike_conv, avx2::spike_layer};
+  if (has512 && allows("avx512")) return {"avx512", avx512::run, avx512::spike_conv, avx512::spike_layer, avx512::backward};
+  if (has2 && (allows("avx2") || allows("avx512")))
+    return {"avx2", avx2::run, avx2::spike_conv, avx2::spike_layer, avx2::backward};
 #endif
-  return {"baseline", baseline::run, baseline::spike_conv, baseline::spike_layer};
+  return {"baseline", baseline::run, baseline::spike_conv, baseline::spike_layer, baseline::backward};
 }
 
 const Choice& chosen() {
@@ -41,5 +43,6 @@ const char* capability() { return chosen().name; }
 Kernel kernel() { return chosen().kernel; }
 SpikeConvKernel spike_conv() { return chosen().spike_conv; }
 SpikeLayerKernel spike_layer() { return chosen().spike_layer; }
+BackwardKernel backward() { return chosen().backward; }
 
 }  // namespace cos_ext::cpu

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "../job.h"
+#include "backward.h"
 #include "spike_conv.h"
 
 namespace cos_ext::cpu {
@@ -20,6 +21,7 @@ namespace baseline {
 void run(const Job& job, int64_t begin, int64_t end);
 void spike_conv(const SpikeConv& job, Shares& rows);
 void spike_layer(const SpikeLayer& layer, Shares& units);
+void backward(const Backward& job, int64_t begin, int64_t end);
 }  // namespace baseline
 // clang has no pragma that sets the target of what follows; there the baseline is what -march says.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -28,11 +30,13 @@ namespace avx2 {
 void run(const Job& job, int64_t begin, int64_t end);
 void spike_conv(const SpikeConv& job, Shares& rows);
 void spike_layer(const SpikeLayer& layer, Shares& units);
+void backward(const Backward& job, int64_t begin, int64_t end);
 }  // namespace avx2
 namespace avx512 {
 void run(const Job& job, int64_t begin, int64_t end);
 void spike_conv(const SpikeConv& job, Shares& rows);
 void spike_layer(const SpikeLayer& layer, Shares& units);
+void backward(const Backward& job, int64_t begin, int64_t end);
 }  // namespace avx512
 #endif
 

@@ -18,6 +18,7 @@ int main(int argc, char** argv) {
   exact_offset_spikes();
   kernels();
   spike_convolutions();
+  gradients();
   std::printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;
 }

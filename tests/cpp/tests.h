@@ -11,6 +11,7 @@ void exact_offset_spikes();
 void golden_vectors(const char* npz);
 void kernels();
 void spike_convolutions();
+void gradients();
 
 inline int failures = 0;
 inline void check(bool ok, const char* what, long long a = 0, long long b = 0) {

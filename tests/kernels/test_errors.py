@@ -150,8 +150,6 @@ def call_all(x, theta, v_init=None):
         (X, 1.0, torch.ones(2), ValueError, "v_init must broadcast"),
         (X, 1.0, torch.ones(5).half(), TypeError, "v_init must have x_seq's dtype"),
         (X, 1.0, torch.ones(5, device="meta"), ValueError, "v_init must be on x_seq's device"),
-        (torch.zeros(4, 3, requires_grad=True), 1.0, None, RuntimeError, "no gradient"),
-        (X, torch.ones(5, requires_grad=True), None, RuntimeError, "no gradient"),
     ],
 )
 def test_arguments_of_every_function(x, theta, v_init, error, message):
@@ -340,8 +338,8 @@ def test_node_inputs():
         node(torch.zeros(6, 3))
     with pytest.raises(TypeError, match="got torch.int64"):
         node(torch.zeros(4, 3, dtype=torch.int64))
-    with pytest.raises(RuntimeError, match="no gradient"):
-        node(torch.zeros(4, 3, requires_grad=True))
+    with pytest.raises(RuntimeError, match="calibration has no gradient"):
+        IFNode(timesteps=4, rho=2)(torch.zeros(4, 3, requires_grad=True))
     with pytest.raises(TypeError, match="x must be a tensor, got list"):
         node([1.0])
     with pytest.raises(ValueError, match="batch dimension"):
@@ -375,12 +373,6 @@ def test_a_threshold_must_survive_a_change_of_dtype():
         node.half()
     assert node.v_threshold.dtype == torch.float32 and node.v_threshold.item() == 1e5
     assert node.to(torch.bfloat16).v_threshold.dtype == torch.bfloat16
-
-
-def test_forward_mode_gradients_are_refused():
-    x = torch.randn(4, 3)
-    with pytest.raises(RuntimeError, match="no gradient, forward mode included"):
-        torch.func.jvp(lambda a: F.if_forward(a, 1.0).spikes, (x,), (torch.ones_like(x),))
 
 
 def test_numpy_numbers_are_numbers():

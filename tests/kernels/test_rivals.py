@@ -124,7 +124,7 @@ def test_function_errors_come_before_anything_is_written():
             function(x, 1.0, torch.zeros(3, dtype=torch.int32), **{name: 2}, inplace=True)
         with pytest.raises(ValueError, match="v_init must not share memory"):
             function(x, 1.0, x[0], **{name: 2}, inplace=True)
-        with pytest.raises(RuntimeError, match="have no gradient"):
+        with pytest.raises(RuntimeError, match="has no gradient"):
             function(x.clone().requires_grad_(), 1.0, **{name: 2})
     with pytest.raises(TypeError, match="tau"):
         F.srp_forward(x, 1.0)

@@ -179,6 +179,28 @@ def test_weights_that_ask_for_gradients(emitted):
         assert torch.equal(network(x), expected)
 
 
+def test_one_module_under_two_names(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), QCFS(4, 1.0), nn.Conv2d(16, 16, 1), QCFS(4, 0.3)),
+        *(nn.Conv2d(16, 16, 1), nn.AvgPool2d(2), QCFS(4, 0.2), nn.Flatten(), nn.Linear(144, 3)),
+    )
+    for first, second in (("2", "4"), ("3", "6")):
+        network, x = by_events(model, timesteps=4, rho=2), images(2)
+        setattr(network.module, second, getattr(network.module, first))
+        found = [without(monkeypatch, lambda: network(x))]  # noqa: B023  # called at once
+        assert torch.equal(network(x), found[0])
+
+
+def test_vmap():
+    network, x = by_events(Net(), timesteps=2, calibration="none", rho=0), images(4)
+    for node in network.nodes().values():
+        node.inplace = False
+    network.memory_limit = None
+    each = torch.func.vmap(network)(x.unsqueeze(1))
+    assert torch.allclose(each.squeeze(2).movedim(0, 1), network(x), atol=1e-5)
+
+
 class Twice(nn.Module):
     """One Identity, called on what it gave."""
 

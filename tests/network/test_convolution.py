@@ -80,7 +80,7 @@ def test_the_plan_and_the_report_say_what_runs():
     assert lines["last"].reason == f'convolution is "auto": 128 {rule}'
     assert lines["groups"].reason == "it has groups"
     assert lines["same"].reason == "its padding is 'same', zeros"
-    assert lines["first"].reason == lines["point"].reason == "it does not read spikes alone"
+    assert lines["first"].reason == lines["point"].reason == "what it reads is not mostly 0"
     assert str(network.plan()).splitlines()[2].split()[:3] == ["wide", "Conv2d", "events"]
     reasons = {entry.site: entry.reason for entry in network.report.entries}
     assert reasons["wide"] == "reads spikes" and not reasons["groups"]

@@ -1,0 +1,113 @@
+// The gradient of neurons against a plain loop in the same order, bit for bit where the arithmetic is the core's, with every
+// buffer exactly as large as it must be.
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "core/surrogate.h"
+#include "cpu/kernels.h"
+#include "tests.h"
+
+namespace cos_ext::test {
+namespace {
+
+template <class E>
+std::unique_ptr<E[]> exact(const std::vector<E>& from) {
+  std::unique_ptr<E[]> made(new E[from.size()]);
+  std::copy(from.begin(), from.end(), made.get());
+  return made;
+}
+
+template <bool Hard, bool Detached, class T, class Phi>
+void gradient(std::mt19937& random, DType dtype, Surrogate surrogate) {
+  using S = state_t<T>;
+  const auto below = [&](int64_t n) { return static_cast<int64_t>(random() % static_cast<uint64_t>(n)); };
+  const int64_t sizes[] = {1, 17, 255, 256, 257, 700}, n = sizes[below(6)], steps = 1 + below(9);
+  const bool once = below(3) == 0, spread = below(2);
+  const int64_t apart = spread ? 2 : 1, rows = once ? 1 : steps;
+  std::normal_distribution<float> normal;
+  const auto drawn = [&](int64_t count) {
+    std::vector<T> values(static_cast<size_t>(count));
+    for (T& value : values) value = FromState<T>::call(static_cast<S>(0.7f * normal(random) + 0.3f));
+    return values;
+  };
+  const auto x = drawn((rows * n - 1) * apart + 1), g = drawn(steps * n);
+  std::vector<S> theta(static_cast<size_t>(n)), v(static_cast<size_t>(n));
+  for (S& value : theta) value = static_cast<S>(0.5 + 0.01 * static_cast<double>(below(100)));
+  for (S& value : v) value = static_cast<S>(0.01 * static_cast<double>(below(50)));
+
+  cpu::Backward job;
+  Job& neurons = job.neurons;
+  neurons.dtype = dtype;
+  neurons.neurons = n, neurons.steps = steps;
+  neurons.hard_reset = Hard, neurons.v_reset = -0.25;
+  const auto line = [&](int64_t stride) { return make_layout({n}, {stride}, {0}); };
+  const auto in = exact(x), grad = exact(g);
+  const auto limits = exact(theta), starts = exact(v);
+  neurons.x = in.get(), neurons.x_layout = line(apart), neurons.x_time = steps > 1 && !once ? n * apart : 0;
+  neurons.theta.data = limits.get(), neurons.theta.layout = line(1);
+  neurons.v_init.data = starts.get(), neurons.v_init.layout = line(1);
+  neurons.result_layout = line(1);
+  job.surrogate = surrogate, job.alpha = 1.5, job.detach_reset = Detached;
+  job.grad = grad.get(), job.grad_layout = line(1), job.grad_time = n;
+  const auto out = exact(std::vector<T>(static_cast<size_t>(rows * n)));
+  const auto of_theta = exact(std::vector<S>(static_cast<size_t>(n))), of_v = exact(std::vector<S>(static_cast<size_t>(n)));
+  job.grad_x = out.get(), job.grad_x_layout = line(1), job.grad_x_time = n;
+  job.grad_theta = of_theta.get(), job.grad_v_init = of_v.get();
+  const int64_t middle = n / 2 / cpu::kBackwardBlock * cpu::kBackwardBlock;
+  cpu::backward()(job, 0, middle);
+  cpu::backward()(job, middle, n);
+
+  const Phi phi(1.5);
+  for (int64_t i = 0; i < n; ++i) {
+    const auto at = static_cast<size_t>(i);
+    std::vector<S> m(static_cast<size_t>(steps));
+    S now = v[at], d = 0, dtheta = 0, sum = 0;
+    for (int64_t t = 0; t < steps; ++t) {
+      const S current = to_state(x[static_cast<size_t>(((once ? 0 : t) * n + i) * apart)]);
+      S& potential = m[static_cast<size_t>(t)];
+      Hard ? step(now, current, theta[at], HardReset<S>{S(-0.25)}, potential)
+           : step(now, current, theta[at], SoftReset{}, potential);
+    }
+    for (int64_t t = steps - 1; t >= 0; --t) {
+      const S coming = to_state(g[static_cast<size_t>(t * n + i)]);
+      step_back<Hard, Detached>(m[static_cast<size_t>(t)], theta[at], S(1) / theta[at], S(-0.25), phi, coming, d, dtheta);
+      sum += d;
+      if (!once) check(same(out[static_cast<size_t>(t * n + i)], FromState<T>::call(d)), "gradient of x", t, i);
+    }
+    if (once) check(same(out[at], FromState<T>::call(sum)), "summed gradient of x", i, n);
+    check(same(of_theta[at], dtheta) && same(of_v[at], d), "gradients of theta and v_init", i, n);
+  }
+}
+
+template <class T, class Phi>
+void resets(std::mt19937& random, DType dtype, Surrogate surrogate) {
+  gradient<false, false, T, Phi>(random, dtype, surrogate);
+  gradient<false, true, T, Phi>(random, dtype, surrogate);
+  gradient<true, false, T, Phi>(random, dtype, surrogate);
+  gradient<true, true, T, Phi>(random, dtype, surrogate);
+}
+
+template <class T>
+void surrogates(std::mt19937& random, DType dtype) {
+  using S = state_t<T>;
+  resets<T, ATan<S>>(random, dtype, Surrogate::ATan);
+  resets<T, Sigmoid<S>>(random, dtype, Surrogate::Sigmoid);
+  resets<T, Triangle<S>>(random, dtype, Surrogate::Triangle);
+  resets<T, Rectangle<S>>(random, dtype, Surrogate::Rectangle);
+  resets<T, FastSigmoid<S>>(random, dtype, Surrogate::FastSigmoid);
+}
+
+}  // namespace
+
+void gradients() {
+  std::mt19937 random(14);
+  for (int i = 0; i < 12; ++i) {
+    surrogates<float>(random, DType::Float32);
+    surrogates<double>(random, DType::Float64);
+    surrogates<Half>(random, DType::Float16);
+    surrogates<BFloat16>(random, DType::BFloat16);
+  }
+}
+
+}  // namespace cos_ext::test
