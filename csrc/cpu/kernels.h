@@ -7,7 +7,7 @@
 #include <new>
 
 #include "../job.h"
-#include "backward.h"
+#include "learning.h"
 #include "spike_conv.h"
 
 namespace cos_ext::cpu {

@@ -13,6 +13,6 @@
 #define COS_VECTOR_BYTES 64
 #define COS_VECTORS 4
 #include "kernels.inc"
-#include "backward.inc"
+#include "learning.inc"
 #include "spike_conv.inc"
 #endif

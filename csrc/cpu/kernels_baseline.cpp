@@ -3,5 +3,5 @@
 #define COS_VECTOR_BYTES 16
 #define COS_VECTORS 2
 #include "kernels.inc"
-#include "backward.inc"
+#include "learning.inc"
 #include "spike_conv.inc"
