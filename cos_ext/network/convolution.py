@@ -23,6 +23,8 @@ CHOICES = ("dense", "events", "auto")
 # "auto" takes events for so many weights: with fewer there was little to win, and with more too
 # little for the memory of a second copy (bench/events.py).
 FEWEST_WEIGHTS, MOST_WEIGHTS = 256, 2**24
+# With more groups, or thinner ones, the dense library is faster than the kernel group by group.
+MOST_GROUPS, FEWEST_CHANNELS = 4, 16
 LAYERS = (
     nn.Linear,
     nn.Conv1d,
@@ -143,8 +145,11 @@ class OfSpikes(nn.Module):
             or not weight.is_set_to(kept.weight)
             or not torch.equal(sample, kept.sample)
         ):
-            kept = self._packed = Packed(weight, version, sample.clone(), pack_weight(weight))
+            kept = self._packed = Packed(weight, version, sample.clone(), self._pack(weight))
         return kept.packed
+
+    def _pack(self, weight: Tensor) -> Tensor:
+        return pack_weight(weight)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OfSpikes:
         self._packed = None
@@ -169,13 +174,27 @@ class SpikeConv2d(OfSpikes, nn.Conv2d):
         plain = isinstance(x, Tensor) and x.is_contiguous() and x.stride(1) != 1
 
         def compute() -> Tensor:
-            out = convolved(x, weight, bias, outputs, *sizes)
+            if self.groups == 1:
+                out = convolved(x, weight, bias, outputs, *sizes)
+            else:
+                out = self._by_group(values_of(x), weight, sizes)
             return out.contiguous() if plain else out
 
         if plain or not any(self in run.waiting for run in active()):
             return compute()
         shape = (x.shape[0], outputs, *conv_size(x.shape[2:], weight, *sizes))
         return Pending(x, (weight, bias, outputs, *sizes), shape, compute)  # type: ignore[return-value]  # for IFNode
+
+    def _by_group(self, x: Tensor, packed: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        count = self.groups
+        biases = [None] * count if self.bias is None else self.bias.chunk(count)
+        each, parts = self.out_channels // count, zip(x.chunk(count, 1), packed, biases)
+        return torch.cat([convolved(own, w, b, each, *sizes) for own, w, b in parts], 1)
+
+    def _pack(self, weight: Tensor) -> Tensor:
+        if self.groups == 1:
+            return pack_weight(weight)
+        return torch.stack([pack_weight(own) for own in weight.chunk(self.groups)])
 
 
 class SpikeLinear(OfSpikes, nn.Linear):  # type: ignore[misc]  # bias: torch says Optional
@@ -200,8 +219,9 @@ def of_spikes(module: nn.Module) -> OfSpikes | str:
         return SpikeLinear.of(module)
     if type(module) is not nn.Conv2d:
         return "events are for 2-d convolutions and linear layers"
-    if module.groups != 1:
-        return "it has groups"
+    thinnest = min(module.in_channels, module.out_channels) // module.groups
+    if module.groups != 1 and (module.groups > MOST_GROUPS or thinnest < FEWEST_CHANNELS):
+        return f"it has {module.groups} groups of {thinnest} channels"
     if module.padding_mode != "zeros" or isinstance(module.padding, str):
         return f"its padding is {module.padding!r}, {module.padding_mode}"
     if not all(len(two) == 2 and max(two) <= LARGEST for two in _sizes(module)):

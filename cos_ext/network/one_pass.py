@@ -68,7 +68,7 @@ def waiting(module: nn.Module, known: Readers | None) -> frozenset[nn.Module]:
     by_events = {
         name
         for name, found in modules.items()
-        if isinstance(found, SpikeConv2d) and found.by_events
+        if isinstance(found, SpikeConv2d) and found.by_events and found.groups == 1
     }
     currents = {
         name

@@ -70,6 +70,33 @@ def test_which_convolutions_may_go_by_events():
     assert torch.equal(events, dense) and dense.unique().numel() > 10
 
 
+class Grouped(nn.Module):
+    def __init__(self, groups, bias=True):
+        super().__init__()
+        self.first, self.act1 = nn.Conv2d(3, 64, 3, padding=1), QCFS(4, 1.0)
+        self.wide = nn.Conv2d(64, 96, 3, stride=2, padding=1, groups=groups, bias=bias)
+        self.act2, self.last = QCFS(4, 1.0), nn.Conv2d(96, 4, 1)
+
+    def forward(self, x):
+        return self.last(self.act2(self.wide(self.act1(self.first(x)))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("groups", [2, 4, 8])
+@pytest.mark.parametrize("layout", ["auto", torch.contiguous_format])
+def test_a_few_groups_go_by_events(groups, bias, dtype, layout):
+    model = exact(Grouped(groups, bias))
+    network = convert(model, timesteps=4, rho=4, memory_format=layout).to(dtype)
+    assert chosen(network) == {**({"wide": True} if groups < 8 else {}), "last": True}
+    events, dense = ways(network, images().to(dtype))
+    assert torch.equal(events, dense) and events.unique().numel() > 5
+    with torch.no_grad():
+        network.module.wide.weight.mul_(-1)
+    again, dense = ways(network, images().to(dtype))
+    assert torch.equal(again, dense) and not torch.equal(again, events)
+
+
 def test_the_plan_and_the_report_say_what_runs():
     network = convert(Mixed(), timesteps=4)
     lines = {layer.site: layer for layer in network.plan().layers}
@@ -78,7 +105,7 @@ def test_the_plan_and_the_report_say_what_runs():
     rule = "weights, 256 to 16777216 go by events"
     assert lines["wide"].reason == f'convolution is "auto": 9216 {rule}'
     assert lines["last"].reason == f'convolution is "auto": 128 {rule}'
-    assert lines["groups"].reason == "it has groups"
+    assert lines["groups"].reason == "it has 32 groups of 1 channels"
     assert lines["same"].reason == "its padding is 'same', zeros"
     assert lines["first"].reason == lines["point"].reason == "what it reads is not mostly 0"
     assert str(network.plan()).splitlines()[2].split()[:3] == ["wide", "Conv2d", "events"]
