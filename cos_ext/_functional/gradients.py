@@ -66,7 +66,9 @@ def if_gradient(
         spikes, v = loop(x_seq, theta, v_init, v_reset, surrogate, detach_reset)
     count = (spikes.detach() != 0).sum(0, dtype=torch.int32) if return_count else None
     if pool != (0, 0):
-        spikes = TF.avg_pool2d(spikes.flatten(0, -3), pool).unflatten(0, spikes.shape[:-2])
+        outer = max(spikes.dim() - 3, 1)  # in one dimension, so that the layout is seen
+        pooled = TF.avg_pool2d(spikes.flatten(0, outer - 1), pool)
+        spikes = pooled.unflatten(0, spikes.shape[:outer])
     return IFResult(spikes, v if return_v else None, count)
 
 
