@@ -184,13 +184,11 @@ def test_what_is_fused_and_what_is_returned():
     for grad, wanted in zip(grads, expected):
         assert torch.allclose(grad, wanted, rtol=1e-11, atol=1e-11)
 
-    for shape, last in (((4, 4, 8), False), ((4, 6, 4, 8), False), ((4, 2, 6, 4, 8), True)):
-        own = torch.randn(shape, dtype=torch.float64)
-        own = own.movedim(-3, -1).contiguous().movedim(-1, -3) if last else own
+    last = torch.randn(4, 2, 4, 8, 6).movedim(-1, 2)
+    for own in (torch.randn(4, 4, 8), torch.randn(4, 6, 4, 8), last):
         alone = F.if_forward(own, 1.0, pool=2).spikes
         found = F.if_forward(own.requires_grad_(), 1.0, pool=2).spikes
         assert torch.equal(found, alone) and found.stride() == alone.stride()
-
     result = F.if_forward(x.requires_grad_(), theta, v, return_v=True, return_count=True)
     alone = F.if_forward(x.detach(), theta, v, return_v=True, return_count=True)
     assert torch.equal(result.spikes, alone.spikes) and torch.equal(result.v, alone.v)
