@@ -1,7 +1,7 @@
 """When does a convolution by events pay, beside the dense library and torch.sparse?
 
     python bench/events.py [--batch-size N] [--timesteps N] [--rho N] [--threads N] [--repeats N]
-        [--json FILE]                   measures, and adds the run to the runs in a file
+        [--kinds KIND ...] [--json FILE]  measures, and adds the run to the runs in a file
     python bench/events.py --from FILE  draws the runs in a file as the picture of the docs
 
 On real spikes: one batch of Fashion-MNIST through the shipped ResNet-20, every convolution of
@@ -51,6 +51,17 @@ LAYERS = [
     (32, 16, 1, 28),
 ]
 LINEAR = [(512, 512), (4096, 4096), (25088, 4096)]  # inputs, outputs; "auto" leaves the last dense
+# Channels, outputs, kernel, side, groups: what decides which groups go by events.
+GROUPS = [
+    (64, 64, 3, 28, 2),
+    (128, 128, 3, 14, 4),
+    (32, 32, 3, 28, 2),
+    (64, 64, 3, 28, 4),
+    (32, 32, 3, 28, 4),
+    (256, 256, 3, 14, 8),
+    (256, 256, 3, 14, 32),
+    (96, 96, 3, 14, 96),
+]
 # Channels, outputs, kernel, stride, side: what decides how few weights "auto" runs by events.
 SMALL = [
     (16, 16, 1, 1, 28),
@@ -63,6 +74,7 @@ SMALL = [
 ]
 DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 FACTORS = (4.0, 2.0, 1.0, 0.5, 0.25)  # of the thresholds
+KINDS = ("real", "layers", "groups", "linear", "small", "networks")
 TIMES = ("dense_ms", "events_ms", "sparse_ms", "brainevent_ms")
 HEAD = ("what", "density", *(name.replace("_", ", ") for name in TIMES), "events / dense")
 
@@ -130,11 +142,11 @@ def density(x: Tensor) -> float:
 
 
 def drawn(
-    channels: int, outputs: int, kernel: int, side: int, share: float, images: int
+    channels: int, outputs: int, kernel: int, side: int, share: float, images: int, groups: int = 1
 ) -> tuple[OfSpikes, Tensor]:
     """A layer and spikes for it."""
-    conv = nn.Conv2d(channels, outputs, kernel, padding=kernel // 2).requires_grad_(False)
-    conv = conv.to(memory_format=torch.channels_last)
+    conv = nn.Conv2d(channels, outputs, kernel, padding=kernel // 2, groups=groups)
+    conv = conv.requires_grad_(False).to(memory_format=torch.channels_last)
     x = (torch.rand(images, channels, side, side) < share).float()
     return SpikeConv2d.of(conv), x.contiguous(memory_format=torch.channels_last)
 
@@ -185,10 +197,6 @@ def scaled(network: SpikingNetwork, factor: float) -> SpikingNetwork:
 
 
 def both(network: SpikingNetwork, images: Tensor, repeats: int) -> dict[str, float]:
-    def run(convolution: str) -> Tensor:
-        network.convolution = convolution
-        return network(images)
-
     found = [density(x) for _, x in inputs(network, images).values()]
     dense = copy.deepcopy(network)  # each keeps its packed weights
     dense.convolution = "dense"
@@ -200,7 +208,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """A record of all rows; prints them."""
     print(machine.facts(["torch"]))
     record: dict[str, Any] = {"facts": machine.facts(["torch"]), "threads": options.threads}
-    record |= {"real": [], "layers": [], "linear": [], "small": [], "networks": []}
+    record |= {kind: [] for kind in KINDS}
     print(tables.head(HEAD))
 
     def note(kind: str, what: str, row: dict[str, float]) -> None:
@@ -213,24 +221,30 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     repeats = options.repeats
     networks = list(whole(options))
     _, network, images = networks[0]
-    for name, (module, x) in inputs(network, images).items():
+    wanted = options.kinds
+    for name, (module, x) in inputs(network, images).items() if "real" in wanted else ():
         what = f"{name}: {module.in_channels} -> {module.out_channels}"
         note("real", what, {"density": density(x), **one(module, x, repeats)})
-    for layer in LAYERS:
+    for layer in LAYERS if "layers" in wanted else ():
         for share in DENSITIES:
             module, x = drawn(*layer, share, options.timesteps)
             what = "{} -> {}, {} x {}, side {}".format(*layer[:3], *layer[2:])
             note("layers", what, {"density": share, **one(module, x, repeats, sparse=True)})
-    for features, outputs in LINEAR:
+    for *layer, groups in GROUPS if "groups" in wanted else ():
+        for share in (0.05, 0.1, 0.2):
+            module, x = drawn(*layer, share, 4 * options.timesteps, groups)
+            what = "{} -> {}, {} x {}, side {}, groups {}".format(*layer[:3], *layer[2:], groups)
+            note("groups", what, {"density": share, **one(module, x, repeats)})
+    for features, outputs in LINEAR if "linear" in wanted else ():
         linear = SpikeLinear.of(nn.Linear(features, outputs).requires_grad_(False))
         for share in DENSITIES:
             x = (torch.rand(10 * options.timesteps, features) < share).float()
             row = {"density": share, **one(linear, x, repeats)}
             note("linear", f"linear, {features} -> {outputs}", row)
-    for small in SMALL:
+    for small in SMALL if "small" in wanted else ():
         what = "{} -> {}, {} x {}, stride {}, side {}".format(*small[:3], *small[2:])
         note("small", what, between(*small, options))
-    for name, network, images in networks:
+    for name, network, images in networks if "networks" in wanted else ():
         for factor in FACTORS:
             what = f"{name}, thresholds x {factor:g}"
             note("networks", what, both(scaled(network, factor), images, repeats))
@@ -286,12 +300,14 @@ def main() -> None:
     defaults = {"batch-size": 32, "timesteps": 8, "rho": 4, "threads": 2, "repeats": 11}
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="these rows only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="add this run to a file")
     parser.add_argument("--from", dest="record", type=Path, metavar="FILE", help="draw this file")
     parser.add_argument("--plot", type=Path, metavar="FILE", default=PICTURE)
     options = parser.parse_args()
     if options.record is not None:
-        draw(json.loads(options.record.read_text())["runs"], options.plot)
+        runs = json.loads(options.record.read_text())["runs"]
+        draw([run for run in runs if run["layers"]], options.plot)
         return
     torch.set_num_threads(options.threads)
     with torch.no_grad():

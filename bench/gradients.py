@@ -9,7 +9,7 @@ step of a network of three convolutions. Rows: cos_ext; the same in plain torch,
 SpikingJelly's multi-step IFNode, with its wheels in DIR or installed. "copies" is what must be
 moved at least, 3 reads and 2 writes of the layer into fresh memory, as autograd's results are. Rows
 are interleaved; a ratio is the median over the repeats. Measures time only; the gradients are
-compared once.
+compared once. Last the kernels alone, on a layer that stays in the caches and on this one.
 """
 
 from __future__ import annotations
@@ -152,9 +152,21 @@ def measure(
         middle, ratio = 1e3 * statistics.median(own), median_ratio(own, times[base])
         found[name] = {"ms": middle, "ratio": ratio}
         print(tables.row((name, f"{middle:.2f}", f"{ratio:.2f}")))
-    for name in set(times) - {base, "cos_ext"}:
+    for name in sorted(set(times) & {PLAIN, PEER}):
         print(f"{name} takes {median_ratio(times[name], times['cos_ext']):.2f} x cos_ext")
     return {"what": what, "base": base, "rows": found}
+
+
+def kernels(mib: float, steps: int) -> dict[str, Callable[[], object]]:
+    """The kernels of both directions, without autograd."""
+    x = torch.rand(steps, int(mib * 2**18) // steps) - 0.2
+    grad, theta, v = torch.randn_like(x), torch.tensor(1.0), torch.tensor(0.5)
+    ops, given = torch.ops.cos_ext, (x, theta, 0.0, v, None, None)
+    return {
+        FLOOR: lambda: (x.clone(), torch.add(x, grad)),
+        "forwards": lambda: ops.if_forward(*given, False, False),
+        "backwards": lambda: ops.if_backward(grad, *given, 0, 2.0, True, False, False),
+    }
 
 
 def kept(options: argparse.Namespace) -> dict[str, int]:
@@ -219,6 +231,10 @@ def main() -> None:
             measure(
                 "a training step, B = 32, T = 4", steps_of_training(), "without", options.repeats
             ),
+        ]
+        rows += [
+            measure(f"kernels, {mib} MiB", kernels(mib, options.timesteps), FLOOR, options.repeats)
+            for mib in (2, options.mib)
         ]
         record = {"facts": facts, "rows": rows, "kept": kept(options)}
     if options.json is not None:

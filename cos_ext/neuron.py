@@ -14,6 +14,7 @@ from torch.nn import functional as TF
 
 from . import functional as F
 from ._functional.checks import check_not_nan
+from ._functional.currents import composed
 from ._neuron.layer import spikes_or_currents
 from ._neuron.parameters import check_loaded, fit_together, parameter
 from ._neuron.parameters import learn as make_parameters
@@ -319,11 +320,7 @@ class IFNode(nn.Module):
         given = self._operands(x)
         if not given and residual is None:
             return x, self._may_overwrite
-        if given:
-            state = F.state_dtype(x.dtype)
-            scaled = x.to(state) * given["scale"].to(state) if "scale" in given else x.to(state)
-            x = (scaled + given["bias"].to(state) if "bias" in given else scaled).to(x.dtype)
-        return (x if residual is None else x + residual), True
+        return composed(x, given.get("scale"), given.get("bias"), residual), True
 
     @staticmethod
     def _sizes(x: Tensor, pool: tuple[int, int]) -> tuple[int, int]:

@@ -8,8 +8,9 @@ them too (csrc/core/surrogate.h); how neurons use them is in _functional/gradien
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from ._numbers import real
 __all__ = ["ATan", "FastSigmoid", "Rectangle", "Sigmoid", "Surrogate", "Triangle"]
 
 
-class Surrogate:
+class Surrogate(ABC):
     """A step function of u with a gradient of its own.
 
     Called with u, any shape, it returns 1 where u >= 0, else 0, in u's dtype; backwards it
@@ -32,16 +33,14 @@ class Surrogate:
         TypeError, ValueError: alpha is no number, or not positive and finite.
     """
 
-    index: ClassVar[int]  # in csrc/core/surrogate.h
-
     def __init__(self, alpha: float) -> None:
         self.alpha = real("alpha", alpha, nan=True)
         if not 0 < self.alpha < math.inf:
             raise ValueError(f"alpha must be positive and finite, got {alpha}")
 
+    @abstractmethod
     def derivative(self, u: Tensor) -> Tensor:
         """The surrogate of the derivative at u, in its shape and dtype."""
-        raise NotImplementedError
 
     def __call__(self, u: Tensor) -> Tensor:
         return _Step.apply(u, self)
@@ -73,8 +72,6 @@ class ATan(Surrogate):
     2021.
     """
 
-    index = 0
-
     def __init__(self, alpha: float = 2.0) -> None:
         super().__init__(alpha)
 
@@ -86,8 +83,6 @@ class Sigmoid(Surrogate):
     """α σ(αu) (1 - σ(αu)), the derivative of a sigmoid: Zenke, Ganguli, "SuperSpike", Neural
     Computation 2018.
     """
-
-    index = 1
 
     def __init__(self, alpha: float = 4.0) -> None:
         super().__init__(alpha)
@@ -103,8 +98,6 @@ class Triangle(Surrogate):
     neuromorphic computing", PNAS 2016. SpikingJelly's PiecewiseQuadratic.
     """
 
-    index = 2
-
     def __init__(self, alpha: float = 1.0) -> None:
         super().__init__(alpha)
 
@@ -116,8 +109,6 @@ class Rectangle(Surrogate):
     """α where abs(u) < 1/(2α), else 0: Wu et al., "Spatio-temporal backpropagation", Frontiers in
     Neuroscience 2018. SpikingJelly's Rect.
     """
-
-    index = 3
 
     def __init__(self, alpha: float = 1.0) -> None:
         super().__init__(alpha)
@@ -131,13 +122,15 @@ class FastSigmoid(Surrogate):
     Computation 2018. snntorch's fast_sigmoid with slope α.
     """
 
-    index = 4
-
     def __init__(self, alpha: float = 25.0) -> None:
         super().__init__(alpha)
 
     def derivative(self, u: Tensor) -> Tensor:
         return 1 / (1 + self.alpha * u.abs()) ** 2
+
+
+# Those that the kernels have, in the order of csrc/job.h; a class made of one of them is none.
+KERNELS: tuple[type[Surrogate], ...] = (ATan, Sigmoid, Triangle, Rectangle, FastSigmoid)
 
 
 class _Step(torch.autograd.Function):

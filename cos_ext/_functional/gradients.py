@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as TF
 
 from .. import _ops
-from ..surrogate import Surrogate
+from ..surrogate import KERNELS, Surrogate
 from .arguments import Arguments
 from .checks import MAX_FUSED_STEPS
+from .currents import composed
 from .results import IFResult
 
 Step = Callable[[Tensor], Tensor]
@@ -38,14 +39,9 @@ def if_gradient(
 ) -> IFResult:
     """What if_forward returns, with a gradient for all of its tensors; v(T) has one, too."""
     x_seq, theta, v_init = _tensors(given)
-    if scale is not None or bias is not None:
-        state = _ops.state_dtype(x_seq.dtype)
-        scaled = x_seq.to(state) if scale is None else x_seq.to(state) * scale.to(state)
-        x_seq = (scaled if bias is None else scaled + bias.to(state)).to(x_seq.dtype)
-    if residual is not None:
-        x_seq = x_seq + residual
+    x_seq = composed(x_seq, scale, bias, residual)
     steps, v = x_seq.shape[0], None
-    known = isinstance(surrogate, Surrogate) and type(surrogate).__module__ == Surrogate.__module__
+    known = isinstance(surrogate, Surrogate) and type(surrogate) in KERNELS
     fused = known and x_seq.device.type != "cuda" and steps <= MAX_FUSED_STEPS and not return_v
     apart = not torch.compiler.is_compiling() and any(map(_wrapped, (x_seq, theta, v_init)))
     if fused and not apart:
@@ -58,7 +54,7 @@ def if_gradient(
             theta,
             v_init,
             v_reset,
-            surrogate.index,
+            KERNELS.index(type(surrogate)),
             surrogate.alpha,
             detach_reset,
         )

@@ -74,16 +74,16 @@ def _in_one_pass(node: Node, pending: Pending, residual: Any, wanted: bool) -> T
 
 
 def _bits(node: Node, x: Tensor, residual: Any) -> Bits | None:
-    """Of currents that are there."""
+    """Of currents that are there; None where the kernel does not give them, or refuses these."""
     steps, static = node._settings["timesteps"], node._settings["static_input"]
     if steps is None or node.pool is not None or (static and residual is not None):
         return None
+    if type(x) is not Tensor or x.device.type != "cpu" or differentiates([x]):
+        return None
     if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last) or not x.numel():
         return None
-    if not static and x.shape[0] % steps:
-        return None
-    neurons = _neurons(node, x, residual) if type(x) is Tensor and not differentiates([x]) else None
-    if neurons is None or neurons.theta.numel() != 1 or x.device.type != "cpu":
+    neurons = _neurons(node, x, residual) if static or x.shape[0] % steps == 0 else None
+    if neurons is None or neurons.theta.numel() != 1:
         return None
     return bits_of(x.expand(steps, *x.shape) if static else x.unflatten(0, (steps, -1)), neurons)
 

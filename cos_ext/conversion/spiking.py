@@ -7,7 +7,7 @@ import math
 
 from torch import fx, nn
 
-from ..network.convolution import LAYERS, OfSpikes, of_spikes
+from ..network.convolution import LAYERS, misfit, of_spikes
 from ..network.pooling import TORCH_MAX_POOLS, PooledBefore
 from ..neuron import IFNode
 from .fuse import pair, pooling_of
@@ -40,14 +40,13 @@ class FindLayersOfSpikes:
         sparse = _sparse(conversion)
         calls: dict[str, list[fx.Node]] = {}
         for node in conversion.graph.nodes:
-            if node.op == "call_module" and isinstance(called(model, node), LAYERS):
+            module = called(model, node) if node.op == "call_module" else None
+            if isinstance(module, LAYERS) and not misfit(module):
                 calls.setdefault(str(node.target), []).append(node)
         for name, nodes in calls.items():
             if all(source in sparse for node in nodes for source in node.all_input_nodes):
-                made = of_spikes(model.get_submodule(name))
-                if isinstance(made, OfSpikes):
-                    set_module(model, name, made)
-                    _note(conversion, name)
+                set_module(model, name, of_spikes(model.get_submodule(name)))
+                _note(conversion, name)
 
 
 def _sparse(conversion: Conversion) -> set[fx.Node]:

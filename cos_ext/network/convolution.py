@@ -23,8 +23,7 @@ CHOICES = ("dense", "events", "auto")
 # "auto" takes events for so many weights: with fewer there was little to win, and with more too
 # little for the memory of a second copy (bench/events.py).
 FEWEST_WEIGHTS, MOST_WEIGHTS = 256, 2**24
-# With more groups, or thinner ones, the dense library is faster than the kernel group by group.
-MOST_GROUPS, FEWEST_CHANNELS = 4, 16
+FEWEST_CHANNELS = 16  # of a group: thinner ones were slower, group by group (bench/events.py)
 LAYERS = (
     nn.Linear,
     nn.Conv1d,
@@ -213,20 +212,25 @@ class SpikeLinear(OfSpikes, nn.Linear):  # type: ignore[misc]  # bias: torch say
         return self.weight.detach()[:, :, None, None]
 
 
-def of_spikes(module: nn.Module) -> OfSpikes | str:
-    """The same layer as one that reads spikes, or why the kernel does not have it."""
+def of_spikes(module: nn.Module) -> OfSpikes:
+    """A layer that fits, as one that reads spikes."""
+    return (SpikeLinear if type(module) is nn.Linear else SpikeConv2d).of(module)
+
+
+def misfit(module: nn.Module) -> str | None:
+    """Why the kernel does not have this layer; None: it has it."""
     if type(module) is nn.Linear:
-        return SpikeLinear.of(module)
+        return None
     if type(module) is not nn.Conv2d:
         return "events are for 2-d convolutions and linear layers"
     thinnest = min(module.in_channels, module.out_channels) // module.groups
-    if module.groups != 1 and (module.groups > MOST_GROUPS or thinnest < FEWEST_CHANNELS):
-        return f"it has {module.groups} groups of {thinnest} channels"
+    if module.groups != 1 and thinnest < FEWEST_CHANNELS:
+        return f"a group of it has {thinnest} channels, {FEWEST_CHANNELS} or more go by events"
     if module.padding_mode != "zeros" or isinstance(module.padding, str):
         return f"its padding is {module.padding!r}, {module.padding_mode}"
     if not all(len(two) == 2 and max(two) <= LARGEST for two in _sizes(module)):
         return f"its stride, padding and dilation are not two ints each, up to {LARGEST}"
-    return SpikeConv2d.of(module)
+    return None
 
 
 def _sizes(conv: nn.Conv2d) -> tuple[tuple[int, ...], ...]:
@@ -257,7 +261,6 @@ def plan(model: nn.Module) -> NetworkPlan:
         if isinstance(module, OfSpikes):
             found.append(Layer(name, module._get_name(), *module.plan()))
         elif isinstance(module, LAYERS):
-            fits = of_spikes(module)
-            reason = fits if isinstance(fits, str) else "what it reads is not mostly 0"
+            reason = misfit(module) or "what it reads is not mostly 0"
             found.append(Layer(name, type(module).__name__, "dense", reason))
     return NetworkPlan(tuple(found))

@@ -95,10 +95,11 @@ class SpikingNetwork(Measured):
 
         By events, a sample's output does not depend on the batch, on the number of threads or on
         the instruction set, bit for bit. Sums have another order than dense ones, and a weight that
-        is infinite or NaN comes out only where it meets a spike. With many groups, with padding
-        "same" or other than zeros, or of what is not mostly 0, they are dense. So are all of them
-        on other devices, where a gradient is needed, under autocast, torch.compile and torch.func,
-        of a model that could not be traced, and while statistics or energies are taken.
+        is infinite or NaN comes out only where it meets a spike. Convolutions with groups of fewer
+        than 16 channels, or with padding "same" or other than zeros, are dense, and so is what
+        reads more than spikes. So are all layers on other devices, where a gradient is needed, under
+        autocast, torch.compile and torch.func, of a model that could not be traced, and while
+        statistics or energies are taken.
 
         Packed weights are kept beside the others from the first run by events on: as many bytes
         again with the outputs padded to 16, 32 or a multiple of 64, twice that for 16 bits. They

@@ -47,7 +47,8 @@ cos_ext::cpu::SpikeConv described(ScalarType type, const Tensor& weight, const s
   return job;
 }
 
-void size(cos_ext::cpu::SpikeConv& job, int64_t images, int64_t height, int64_t width) {
+// Gives it the sizes of its input, and so of its output.
+void set_sizes(cos_ext::cpu::SpikeConv& job, int64_t images, int64_t height, int64_t width) {
   job.images = images, job.height = height, job.width = width;
   const int64_t lines = job.kernel_h * job.channels;
   STD_TORCH_CHECK(width <= std::numeric_limits<int32_t>::max() / lines - 1,
@@ -64,7 +65,7 @@ void size(cos_ext::cpu::SpikeConv& job, int64_t images, int64_t height, int64_t 
 void read(cos_ext::cpu::SpikeConv& job, const Tensor& x, Tensor& in) {
   STD_TORCH_CHECK(x.dim() == 4, "x must be [N, C, H, W]");
   STD_TORCH_CHECK(job.channels == x.size(1), "weight has ", job.channels, " channels, x ", x.size(1));
-  size(job, x.size(0), x.size(2), x.size(3));
+  set_sizes(job, x.size(0), x.size(2), x.size(3));
   in = channels_innermost(x);
   job.x = in.const_data_ptr();
   job.image_stride = in.stride(0), job.row_stride = in.stride(2), job.pixel_stride = in.stride(3);
@@ -72,7 +73,7 @@ void read(cos_ext::cpu::SpikeConv& job, const Tensor& x, Tensor& in) {
 void read_bits(cos_ext::cpu::SpikeConv& job, const Tensor& x, const Tensor& level) {
   STD_TORCH_CHECK(x.dim() == 4, "x must be [N, H, W, ceil(C / 64)]");
   cos_ext::check_bits("x", x, level, {x.size(0), x.size(1), x.size(2), cos_ext::words(job.channels)});
-  size(job, x.size(0), x.size(1), x.size(2));
+  set_sizes(job, x.size(0), x.size(1), x.size(2));
   job.x = level.const_data_ptr();
   job.bits = static_cast<const uint64_t*>(x.const_data_ptr());
   job.image_stride = job.row_stride = job.pixel_stride = job.channel_stride = 0;
@@ -102,8 +103,10 @@ Tensor spike_conv2d(Tensor x, MaybeTensor level, Tensor weight, std::optional<Te
   return torch::stable::transpose(torch::stable::transpose(made, 2, 3), 1, 2);
 }
 
-void describe(cos_ext::Builder& build, MaybeDouble v_reset, int64_t rho, int64_t iterations, int64_t emission,
-              const MaybeTensor& scale, const MaybeTensor& bias, const MaybeTensor& residual, const MaybeTensor& residual_level) {
+// What spike_bits and spike_layer tell of neurons alike.
+void set_neurons(cos_ext::Builder& build, MaybeDouble v_reset, int64_t rho, int64_t iterations, int64_t emission,
+                 const MaybeTensor& scale, const MaybeTensor& bias, const MaybeTensor& residual,
+                 const MaybeTensor& residual_level) {
   STD_TORCH_CHECK(rho >= 0 && (rho == 0 || !v_reset), "rho must be >= 0, and 0 with v_reset, got ", rho);
   build.hard_reset(v_reset);
   if (rho > 0) {
@@ -118,7 +121,7 @@ Tensor spike_bits(Tensor x, MaybeTensor theta, double theta_value, MaybeTensor v
                   MaybeDouble v_reset, int64_t rho, int64_t iterations, int64_t emission, MaybeTensor scale, MaybeTensor bias,
                   MaybeTensor residual, MaybeTensor residual_level) {
   cos_ext::Builder build(x, theta, theta_value, v_init, v_init_value);
-  describe(build, v_reset, rho, iterations, emission, scale, bias, residual, residual_level);
+  set_neurons(build, v_reset, rho, iterations, emission, scale, bias, residual, residual_level);
   const Tensor bits = build.emit_bits();
   build.launch(CpuLaunch::run);
   return bits;
@@ -141,7 +144,7 @@ Tensor spike_layer(Tensor x, MaybeTensor level, Tensor weight, MaybeTensor conv_
   const Tensor made = torch::stable::new_empty(x, {steps, conv.images / steps, conv.out_height, conv.out_width, outputs}, type);
   const Tensor currents = torch::stable::transpose(torch::stable::transpose(made, 3, 4), 2, 3);
   cos_ext::Builder build(currents, theta, theta_value, v_init, v_init_value);
-  describe(build, v_reset, rho, iterations, emission, scale, bias, residual, residual_level);
+  set_neurons(build, v_reset, rho, iterations, emission, scale, bias, residual, residual_level);
   build.pool(pool_rows, pool_columns);
   const Tensor spikes = to_bits ? build.emit_bits() : build.emit(pool_rows == 0);
   build.launch([&](const cos_ext::Job& neurons, const Tensor&) {

@@ -11,13 +11,6 @@
 namespace cos_ext::test {
 namespace {
 
-template <class E>
-std::unique_ptr<E[]> exact(const std::vector<E>& from) {
-  std::unique_ptr<E[]> made(new E[from.size()]);
-  std::copy(from.begin(), from.end(), made.get());
-  return made;
-}
-
 template <bool Hard, bool Detached, class T, class Phi>
 void gradient(std::mt19937& random, DType dtype, Surrogate surrogate) {
   using S = state_t<T>;

@@ -14,14 +14,6 @@ namespace {
 
 using cpu::SpikeConv;
 
-// A copy on the heap, so that a step beside it is seen.
-template <class E>
-std::unique_ptr<E[]> exact(const std::vector<E>& from) {
-  std::unique_ptr<E[]> made(new E[from.size()]);
-  std::copy(from.begin(), from.end(), made.get());
-  return made;
-}
-
 template <class S>
 S plain(const SpikeConv& job, const std::vector<S>& x, const std::vector<S>& weight, const std::vector<S>& bias, int64_t row,
         int64_t column, int64_t output) {

@@ -1,8 +1,11 @@
 // What the files of the C++ tests share: the tests that test_core.cpp calls, and how they report. No test here.
 #pragma once
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <memory>
+#include <vector>
 
 namespace cos_ext::test {
 
@@ -21,6 +24,14 @@ inline void check(bool ok, const char* what, long long a = 0, long long b = 0) {
 template <class T>
 bool same(T a, T b) {
   return std::memcmp(&a, &b, sizeof(T)) == 0;
+}
+
+// A copy on the heap, so that a step beside it is seen.
+template <class E>
+std::unique_ptr<E[]> exact(const std::vector<E>& from) {
+  std::unique_ptr<E[]> made(new E[from.size()]);
+  std::copy(from.begin(), from.end(), made.get());
+  return made;
 }
 
 }  // namespace cos_ext::test

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from cos_ext import functional as F
-from cos_ext.surrogate import ATan, FastSigmoid, Rectangle, Sigmoid, Triangle
+from cos_ext._functional.gradients import loop
+from cos_ext.surrogate import ATan, FastSigmoid, Rectangle, Sigmoid, Surrogate, Triangle
 
 SURROGATES = [ATan(), Sigmoid(), Triangle(), Rectangle(), FastSigmoid(), ATan(5.0), Triangle(0.4)]
 
@@ -237,14 +238,9 @@ def test_any_callable_gives_the_same(surrogate):
 def test_a_smooth_spike_by_finite_differences():
     """The loop itself: with a step that is no step the gradient is a derivative."""
 
-    class Soft(nn.Module):
-        def forward(self, u):
-            return torch.sigmoid(4 * u)
-
-    from cos_ext._functional import gradients as own
-
     x, theta, v = made((4, 5), "neuron")
-    smooth = lambda x, th, v: own.loop(x, th, v, None, Soft(), False, exact=False)[0]  # noqa: E731
+    soft = lambda u: torch.sigmoid(4 * u)  # noqa: E731
+    smooth = lambda x, th, v: loop(x, th, v, None, soft, False, exact=False)[0]  # noqa: E731
     assert torch.autograd.gradcheck(smooth, [t.requires_grad_() for t in (x, theta, v)])
 
 
@@ -312,6 +308,8 @@ def test_what_is_refused():
             ATan(alpha)
     with pytest.raises(TypeError, match="alpha must be"):
         ATan("2")
+    with pytest.raises(TypeError, match="abstract method '?derivative"):
+        Surrogate(1.0)
 
 
 @pytest.mark.parametrize(
