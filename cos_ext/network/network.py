@@ -97,8 +97,8 @@ class SpikingNetwork(Measured):
         the instruction set, bit for bit. Sums have another order than dense ones, and a weight that
         is infinite or NaN comes out only where it meets a spike. Convolutions with groups of fewer
         than 16 channels, or with padding "same" or other than zeros, are dense, and so is what
-        reads more than spikes. So are all layers on other devices, where a gradient is needed, under
-        autocast, torch.compile and torch.func, of a model that could not be traced, and while
+        reads more than spikes. So are all layers on other devices, where a gradient is needed,
+        under autocast, torch.compile and torch.func, of a model that could not be traced, and while
         statistics or energies are taken.
 
         Packed weights are kept beside the others from the first run by events on: as many bytes
