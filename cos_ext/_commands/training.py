@@ -6,14 +6,13 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from .. import data, models
 from ..training import train
 from ..training.state import beside, check_output
-from .options import add_data_set, add_device, chosen_device
+from .options import add_data_set, add_device, chosen_device, training_batches
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -66,11 +65,7 @@ def run(args: argparse.Namespace) -> int:
     )
     train_set = data.load(args.dataset, args.data, train=True, size=args.size)
     test_set = data.load(args.dataset, args.data, size=args.size)
-    generator = torch.Generator().manual_seed(args.seed)
-    options: dict[str, Any] = {"shuffle": True, "drop_last": True, "generator": generator}
-    if isinstance(train_set, data.ImageSet):  # a folder knows by itself
-        options["augment"] = True
-    batches = train_set.batches(args.batch_size, **options)
+    batches = training_batches(train_set, args.batch_size, args.seed)
     record = {
         "architecture": args.arch,
         "levels": args.levels,

@@ -107,34 +107,34 @@ def _source(batches: Any) -> Any:
 def _of_data(source: Any) -> Identity:
     """Digests of images and labels; None where they cannot be known without a pass over them."""
     if isinstance(source, Subset):
-        inner, chosen = _of_data(source.dataset), _digest(*source.indices)
+        inner, chosen = _of_data(source.dataset), digest(*source.indices)
         return {key: value and f"{value} of {chosen}" for key, value in inner.items()}
     if isinstance(source, ConcatDataset):
         parts = [_of_data(part) for part in source.datasets]
         return {key: _all_of([part[key] for part in parts]) for key in ("images", "labels")}
     if isinstance(source, ImageSet):
-        images = _digest(source.images, source.mean, source.std)
-        return {"images": images, "labels": _digest(source.labels)}
+        images = digest(source.images, source.mean, source.std)
+        return {"images": images, "labels": digest(source.labels)}
     if isinstance(source, TensorDataset):
-        return {"images": _digest(source.tensors[0]), "labels": _digest(*source.tensors[1:])}
+        return {"images": digest(source.tensors[0]), "labels": digest(*source.tensors[1:])}
     if isinstance(source, (list, tuple)) and all(
         isinstance(item, (list, tuple)) and len(item) == 2 for item in source
     ):
-        images = _digest(*(images for images, _ in source))
-        return {"images": images, "labels": _digest(*(labels for _, labels in source))}
+        images = digest(*(images for images, _ in source))
+        return {"images": images, "labels": digest(*(labels for _, labels in source))}
     samples = getattr(source, "samples", None)
     if samples is not None and hasattr(source, "root"):
         files = [(os.path.relpath(path, source.root), os.path.getsize(path)) for path, _ in samples]
-        return {"images": _digest(*files), "labels": _digest(*(label for _, label in samples))}
+        return {"images": digest(*files), "labels": digest(*(label for _, label in samples))}
     labels = getattr(source, "targets", getattr(source, "labels", None))
-    return {"images": None, "labels": None if labels is None else _digest(torch.as_tensor(labels))}
+    return {"images": None, "labels": None if labels is None else digest(torch.as_tensor(labels))}
 
 
 def _all_of(digests: list[str | None]) -> str | None:
-    return None if None in digests else _digest(*digests)
+    return None if None in digests else digest(*digests)
 
 
-def _digest(*values: Any) -> str:
+def digest(*values: Any) -> str:
     """A short digest; of tensors it is of the dtype, the shape and every element."""
     digest = hashlib.sha256()
     for value in values:
