@@ -16,6 +16,7 @@ from .._batches import Inputs, device_of
 from .._neuron.runs import Run, active, running
 from . import counts, layout, memory, one_pass, worlds
 from .capture import CapturedForward, capture
+from .checkpointing import Segments
 from .inputs import as_inputs, batch_size, check_shapes, in_dtype_of
 from .planned import Planned
 from .settings import Report
@@ -49,6 +50,7 @@ class SpikingNetwork(Planned):
         super().__init__(module, report, options)
         self._execution = "steps"
         self._memory_limit: int | str | None = "auto"
+        self._checkpointing = False
         # For "counts", made when first needed: the rho of all layers, and functions, which no copy
         # or file takes along.
         self._shared_rho = 0
@@ -217,6 +219,7 @@ class SpikingNetwork(Planned):
                 "_plan": None,
                 "_readers": None,
                 "_memory_limit": "auto",
+                "_checkpointing": False,
                 "_needs": {},
                 **state,
             }
@@ -228,6 +231,29 @@ class SpikingNetwork(Planned):
     def trainable(self) -> bool:
         """Whether convert(trainable=True) made it: parameters, θ and v(0) have gradients."""
         return bool(self.options.get("trainable"))
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether a forward that needs a gradient keeps, of each layer, the spikes alone that go
+        into it: currents are computed again in the backward pass. For long T. The gradients are
+        the same. Not saved by :meth:`save`.
+
+        Raises:
+            ValueError: when it is set: the model could not be traced; or BatchNorm trains, whose
+                statistics would be updated twice.
+        """
+        return self._checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, value: bool) -> None:
+        if value and self.trainable and self.options["fold_batchnorm"] is False:
+            raise ValueError(
+                "checkpointing needs BatchNorm that does not train, since every layer runs twice: "
+                'convert with fold_batchnorm=True or "frozen"'
+            )
+        if value:
+            Segments(self.module)
+        self._checkpointing = bool(value)
 
     def train(self, mode: bool = True) -> SpikingNetwork:
         """Train mode where the network is :attr:`trainable`; others stay in eval mode, whatever is
@@ -282,8 +308,9 @@ class SpikingNetwork(Planned):
             out = self._plan.outputs(self.module, self._timesteps, self._shared_rho, *inputs)
             out = layout.as_ann(self, out, inputs)
             return out.unflatten(0, (self._timesteps, batch))
+        segmented = self._checkpointing and torch.is_grad_enabled()
         with running(Run() if torch.compiler.is_compiling() else self._eager()):
-            out = self.module(*inputs)
+            out = (Segments(self.module) if segmented else self.module)(*inputs)
         out = layout.as_ann(self, out, inputs)
         return out.unflatten(0, (self._steps, batch))[: self._timesteps]
 

@@ -49,11 +49,11 @@ class FineTuneConfig(TrainConfig):
     """
 
     epochs: int = 10
-    learning_rate: float = 0.01
+    learning_rate: float = 0.03
     schedule: str = "onecycle"
-    clip_norm: float = 5.0
-    threshold_lr: float = 0.001
-    v_init_lr: float = 0.001
+    clip_norm: float = 2.0
+    threshold_lr: float = 0.01
+    v_init_lr: float = 0.01
     distillation: float = 0.5
     temperature: float = 2.0
 

@@ -244,15 +244,71 @@ def test_autocast(ann, x, dtype):
     assert all(g.isfinite().all() and g.dtype == torch.float32 for g in found.values())
 
 
-def test_checkpointing_gives_the_same_gradients(ann, x):
-    from torch.utils.checkpoint import checkpoint
+class Kept:
+    """Bytes that a forward keeps for the backward pass."""
 
-    network = trainable(ann)
-    expected = gradients(network, x)
-    network.zero_grad()
-    checkpoint(network, x, use_reentrant=False).square().sum().backward()
-    for name, p in network.named_parameters():
-        assert torch.equal(p.grad, expected[name]), name
+    def __enter__(self):
+        self.sizes = {}
+
+        def keep(x):
+            self.sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *_):
+        self.hooks.__exit__(*_)
+        self.bytes = sum(self.sizes.values())
+
+
+@pytest.mark.parametrize("fold", [True, "frozen"])
+def test_checkpointing_keeps_spikes_alone_and_gives_the_same_gradients(ann, x, fold):
+    network = trainable(ann, fold_batchnorm=fold, timesteps=32).train()
+    weights = sum(p.nbytes for p in network.parameters()) + sum(b.nbytes for b in network.buffers())
+    kept, found = {}, {}
+    for on in (False, True):
+        network.checkpointing = on
+        torch.manual_seed(5)  # of dropout
+        network.zero_grad()
+        with Kept() as record:
+            out = network(x)
+        kept[on] = record.bytes - weights
+        out.square().sum().backward()
+        found[on] = [p.grad.clone() for p in network.parameters() if p.requires_grad]
+    assert all(map(torch.equal, found[True], found[False])) and len(found[True]) > 9
+    layer = 32 * x.shape[0] * 6 * 64 * 8  # spikes of one layer
+    assert kept[True] < 2.2 * layer and kept[False] > 3 * layer
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.CONVERTS if name != "untraceable"])
+def test_the_zoo_in_segments(name):
+    make, shapes = zoo.CONVERTS[name]
+    model, inputs = zoo.prepared(name, make), zoo.inputs_of(shapes)
+    with torch.no_grad():
+        thresholds = thresholds_of(model, inputs)
+    network = trainable(model, thresholds=thresholds, max_pool="before", example_input=inputs)
+    expected = gradients(network, *inputs)
+    network.checkpointing = True
+    found = gradients(network, *inputs)
+    assert all(torch.equal(found[name], g) for name, g in expected.items())
+    with torch.no_grad():
+        assert not network(*inputs).requires_grad
+
+
+def test_checkpointing_is_refused(ann):
+    with pytest.raises(ValueError, match="BatchNorm that does not train"):
+        trainable(ann, fold_batchnorm=False).checkpointing = True
+    make, shapes = zoo.CONVERTS["untraceable"]
+    inputs = zoo.inputs_of(shapes)
+    model = zoo.prepared("untraceable", make)
+    with torch.no_grad():
+        thresholds = thresholds_of(model, inputs)
+    network = trainable(model, thresholds=thresholds, example_input=inputs)
+    with pytest.raises(ValueError, match="module by module"):
+        network.checkpointing = True
+    assert not network.checkpointing
 
 
 @pytest.mark.slow
