@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..qcfs import NOISES
+
 SCHEDULES = ("onecycle", "cosine")
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -25,6 +27,8 @@ class TrainConfig:
             either side) or "cosine".
         precision: "float32", or autocast to "bfloat16" or "float16".
         seed: of torch's random state.
+        noise: given to all QCFS activations of the model ("residual" or "adaptor", see
+            :class:`cos_ext.QCFS`); None leaves them as they are.
 
     Raises:
         ValueError: a setting is out of range.
@@ -38,6 +42,7 @@ class TrainConfig:
     schedule: str = "cosine"
     precision: str = "float32"
     seed: int = 0
+    noise: str | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -56,3 +61,5 @@ class TrainConfig:
             raise ValueError(
                 f"precision must be one of {tuple(PRECISIONS)}, got {self.precision!r}"
             )
+        if self.noise is not None and self.noise not in NOISES:
+            raise ValueError(f"noise must be None or one of {NOISES}, got {self.noise!r}")

@@ -19,13 +19,17 @@ from ..data import ImageSet
 from ..qcfs import QCFS
 from .config import TrainConfig
 
-DATA = ("training images", "training labels", "test images", "test labels")
+DATA = ("training images", "training labels", "test images", "test labels", "noise images")
 
 Identity = dict[str, Any]  # by a name that a message can use; None: it cannot be known
 
 
 def identity(
-    model: nn.Module, batches: Any, test_batches: Iterable[Any], config: TrainConfig
+    model: nn.Module,
+    batches: Any,
+    test_batches: Iterable[Any],
+    config: TrainConfig,
+    noise_batches: Iterable[Any] | None = None,
 ) -> Identity:
     """All that a run depends on, but its weights and the device: numbers and strings.
 
@@ -35,13 +39,16 @@ def identity(
             or in a list. Of a folder it is names, sizes of files and labels.
         test_batches: likewise.
         config: every setting.
+        noise_batches: likewise, where residual noise is measured; their labels play no part.
     """
+    noise = {"images": "none"} if noise_batches is None else _of_data(_source(noise_batches))
     generator = getattr(batches, "generator", None)
     return {
         **asdict(config),
         **_of_model(model),
         **{f"training {key}": value for key, value in _of_data(_source(batches)).items()},
         **{f"test {key}": value for key, value in _of_data(_source(test_batches)).items()},
+        "noise images": noise["images"],
         "batches in all": config.epochs * len(batches),
         "batch_size": getattr(batches, "batch_size", None),
         "augmentation": _augmentation(batches),
@@ -85,6 +92,7 @@ def _of_model(model: nn.Module) -> Identity:
     return {
         "architecture": "\n".join(lines),
         "levels": _short([module.levels for module in neurons]),
+        "noise": _short([module.noise or "none" for module in neurons]),
         "initial thresholds": _short(
             [value for module in neurons for value in module.threshold.detach().flatten().tolist()]
         ),

@@ -20,6 +20,7 @@ from .._files import check_target
 from ..qcfs import QCFS
 from .config import PRECISIONS, SCHEDULES, TrainConfig
 from .identity import Identity, identity
+from .noise import check_noise, fit_noise, set_noise
 from .state import History, TrainingState, save_checkpoint
 
 __all__ = [
@@ -65,6 +66,7 @@ def fit(
     state_path: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    noise_batches: Iterable[Any] | None = None,
 ) -> History:
     """Train a classifier in place.
 
@@ -81,23 +83,34 @@ def fit(
             batches and settings must then be those that it was written with; data that only a pass
             over ``batches`` could tell are taken for the same.
         progress: a progress bar on stderr.
+        noise_batches: with residual noise, the images that its σ is measured on after every epoch,
+            re-iterable; see :func:`cos_ext.training.noise.fit_noise`. Hold them out of the training
+            images; test images would then be trained with.
 
     Returns:
-        One record per epoch: loss, train_accuracy, test_accuracy, seconds.
+        One record per epoch: loss, train_accuracy, test_accuracy, seconds; with residual noise also
+        noise_std, the mean σ of the layers for the next epoch.
 
     Raises:
-        ValueError: there is no batch; or state_path holds the state of another run (what differs is
-            named), one of an older version, or a broken file. The model is then unchanged.
+        ValueError: there is no batch, or none for residual noise; or state_path holds the state of
+            another run (what differs is named), one of an older version, or a broken file. The
+            weights are then unchanged.
         OSError: state_path cannot be written; before the first epoch.
         FloatingPointError: the loss is no longer finite.
+        ConversionError: with residual noise, the model does not convert; before the first epoch.
     """
     if not len(batches):
         raise ValueError(
             "batches must hold at least one batch, got none; is batch_size larger than the set?"
         )
+    if config.noise is not None:
+        set_noise(model, config.noise)
+    residual = check_noise(model, noise_batches)
     torch.manual_seed(config.seed)
     model.to(device)
-    run = {} if state_path is None else identity(model, batches, test_batches, config)
+    run: Identity = {}
+    if state_path is not None:
+        run = identity(model, batches, test_batches, config, noise_batches if residual else None)
     state = _fresh_state(model, batches, config, torch.device(device), run)
     history: History = []
     if state_path is not None:
@@ -110,6 +123,9 @@ def fit(
         start = time.perf_counter()
         record = _epoch(state, batches, config, f"epoch {epoch + 1}", progress)
         record["test_accuracy"] = accuracy(model, test_batches, device=device)
+        if residual:
+            deviations = fit_noise(model, noise_batches or (), progress=progress)
+            record["noise_std"] = sum(deviations.values()) / len(deviations)
         record["seconds"] = time.perf_counter() - start
         history.append(record)
         if progress:

@@ -293,12 +293,10 @@ def test_qcfs(size, noisy, dtype, shim):
     z, grad = (currents(size + 1, dtype=dtype) for _ in range(2))
     noise = (torch.rand(size) - 0.5).to(dtype) if noisy else None
     theta = torch.tensor(1.1, dtype=F.state_dtype(dtype))
-    for given in (z[:size], z[1:], z.repeat_interleave(2)[: 2 * size : 2]):  # aligned, and not
+    for x in (z[:size], z[1:], z.repeat_interleave(2)[: 2 * size : 2]):  # aligned, and not
         cpu, ours = torch.ops.cos_ext, shim
-        assert torch.equal(ours.qcfs(given, theta, 5, noise), cpu.qcfs(given, theta, 5, noise))
-        results = [
-            library.qcfs_backward(grad[1:], given, theta, 5, noise) for library in (ours, cpu)
-        ]
+        assert torch.equal(ours.qcfs(x, theta, 5, noise), cpu.qcfs(x, theta, 5, noise))
+        results = [library.qcfs_backward(grad[1:], x, theta, 5, noise) for library in (ours, cpu)]
         assert torch.equal(results[0][0], results[1][0])
         # The sum is in float64, in another order.
         slack = 2e-7 if dtype != torch.float64 else 1e-14

@@ -152,6 +152,7 @@ def assert_refused(images, path, match, model=None, config=CONFIG, batches=None)
         ("schedule", "onecycle"),
         ("precision", "bfloat16"),
         ("seed", 8),
+        ("noise", "adaptor"),
     ],
 )
 def test_resuming_with_other_settings(images, half_way, setting, value):
@@ -164,6 +165,7 @@ def test_resuming_with_other_settings(images, half_way, setting, value):
         "schedule",
         "precision",
         "seed",
+        "noise",
     }
     assert_refused(
         images,
