@@ -11,7 +11,7 @@ may live there or here, and no accuracy.
 
 Rows, every one in the faster of two memory layouts, BatchNorm folded, under inference_mode, on the
 same images and weights. "shipped" is the ResNet-20 that cos_ext ships, on real images; "trained" is
-a checkpoint of `cos_ext train`, on its test images (fashion32.py makes some of 32 x 32); the others
+a checkpoint of `cos_ext train`, on its test images (fashion_split.py makes some of 32 x 32); others
 have random ones, with thresholds at the 99th percentile of the activations. By events, time follows
 the spikes; their rate is printed.
 

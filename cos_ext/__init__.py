@@ -17,6 +17,7 @@ from .conversion.report import ConversionError, ConversionReport
 from .network.network import SpikingNetwork
 from .neuron import IFNode
 from .qcfs import QCFS
+from .training.fine_tuning import FineTuning, fine_tune
 
 __all__ = [
     "QCFS",
@@ -24,6 +25,7 @@ __all__ = [
     "ConversionReport",
     "EnergyReport",
     "Evaluation",
+    "FineTuning",
     "IFNode",
     "NetworkStatistics",
     "OffsetSpikeReport",
@@ -33,6 +35,7 @@ __all__ = [
     "convert",
     "data",
     "evaluate",
+    "fine_tune",
     "fit_light",
     "fit_v_init",
     "functional",

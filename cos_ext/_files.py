@@ -206,7 +206,8 @@ def _error(number: int, message: str, path: AnyPath) -> OSError:
 def _new_file(target: _Target) -> Iterator[Path]:
     """A new empty file with a name of its own; removed at the end if it is still there."""
     folder = Path(tempfile.gettempdir()) if target.in_place else target.path.parent
-    path = folder / f".cos_ext-{secrets.token_hex(8)}{target.suffix[:16]}"
+    # torch writes to no name that is a suffix alone.
+    path = folder / f".cos_ext-{secrets.token_hex(8)}{target.suffix[:16] or '.part'}"
     opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         os.close(opened)

@@ -1,4 +1,4 @@
-"""The command line: python -m cos_ext {demo, train, eval, bench, info}.
+"""The command line: python -m cos_ext {demo, train, finetune, eval, bench, info}.
 
 The parser, and what holds for every command: errors, exit codes, streams, several processes. The
 commands themselves are in _commands/.
@@ -14,7 +14,15 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn, TextIO
 
-from ._commands import benchmark, demo, evaluation, information, options, training
+from ._commands import (
+    benchmark,
+    demo,
+    evaluation,
+    fine_tuning,
+    information,
+    options,
+    training,
+)
 from .data import distributed
 from .models import DEMO_CHECKPOINT
 
@@ -139,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(shares_images=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (demo, evaluation, training, benchmark, information):
+    for command in (demo, evaluation, training, fine_tuning, benchmark, information):
         command.add(commands)
     return parser
 

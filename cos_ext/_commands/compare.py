@@ -14,6 +14,7 @@ from .._tables import table
 from ..analysis.evaluation import Evaluation, evaluate
 from ..conversion.pipeline import convert
 from ..data import distributed
+from ..network.network import SpikingNetwork
 from ..training import train
 from .options import batch_size, chosen_device, pyplot
 
@@ -21,22 +22,31 @@ from .options import batch_size, chosen_device, pyplot
 def compare(
     args: argparse.Namespace, model: nn.Module, test_set: data.ImageSet | data.ImageFolder
 ) -> int:
-    """Evaluate the ANN and the SNN under each calibration, and print one table."""
+    """Evaluate an ANN and its SNN under each calibration, and print one table. The model may be a
+    spiking network already; then there is no ANN.
+    """
     device, progress = chosen_device(args.device), not args.quiet
-    network = convert(model.to(device), timesteps=args.timesteps, rho=args.rho)
+    model = model.to(device)
     batches = test_set.batches(batch_size(args, device), shard=distributed.whoami())
-    answers = distributed.gather(
-        train.correct_answers(model, batches, device=device, progress=progress)
-    )
-    ann = sum(correct for correct, _ in answers) / max(sum(seen for _, seen in answers), 1)
+    if isinstance(model, SpikingNetwork):
+        network, ann = model, None
+        network.timesteps = args.timesteps
+    else:
+        network = convert(model, timesteps=args.timesteps, rho=args.rho)
+        answers = distributed.gather(
+            train.correct_answers(model, batches, device=device, progress=progress)
+        )
+        ann = sum(correct for correct, _ in answers) / max(sum(seen for _, seen in answers), 1)
     wanted = _calibrations(args)
     results: dict[str, Evaluation] = {}
     for name, (rho, iterations) in wanted.items():
         network.rho, network.iterations = rho, iterations
         results[name] = evaluate(network, batches, progress=progress, shard=False)
     times = sorted({t for t in (1, 2, 4, 8, 16, 32, 64) if t <= args.timesteps} | {args.timesteps})
-    where = f"{len(answers)} processes, {device.type}" if len(answers) > 1 else device
-    print(f"{len(test_set)} images on {where}; ANN accuracy {ann:.2%}\n")
+    processes = distributed.whoami()[1]
+    where = f"{processes} processes, {device.type}" if processes > 1 else device
+    beside = "" if ann is None else f"; ANN accuracy {ann:.2%}"
+    print(f"{len(test_set)} images on {where}{beside}\n")
     print(_table(results, times, {name: rho for name, (rho, _) in wanted.items()}))
     print("\nEach cell: accuracy (latency in time-steps, rho + t). Spikes: per neuron and step.")
     if args.json is not None:
@@ -73,9 +83,10 @@ def _table(results: dict[str, Evaluation], times: list[int], rho: dict[str, int]
     return table(rows, left=(0,))
 
 
-def _plot(path: Path, ann: float, results: dict[str, Evaluation]) -> None:
+def _plot(path: Path, ann: float | None, results: dict[str, Evaluation]) -> None:
     figure, axes = pyplot().subplots(figsize=(6, 4), layout="constrained")
-    axes.axhline(100 * ann, color="black", linestyle="--", linewidth=1, label="ANN")
+    if ann is not None:
+        axes.axhline(100 * ann, color="black", linestyle="--", linewidth=1, label="ANN")
     for name, result in results.items():
         label = name if name == "none" else f"{name}, rho = {result.latency[0] - 1}"
         axes.plot(

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from .. import data, models
+from ..conversion.loading import load_network
 from ..training.state import beside
 from .compare import compare
 from .options import add_calibration, add_data_set, add_device, build_model, read_record
@@ -18,7 +19,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     evaluation.set_defaults(run=run, shares_images=True)
     evaluation.add_argument(
-        "--checkpoint", type=Path, required=True, help=".safetensors or a weights-only state dict"
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help=".safetensors, of `finetune` too, or a weights-only state dict",
     )
     evaluation.add_argument(
         "--arch",
@@ -56,8 +60,13 @@ def run(args: argparse.Namespace) -> int:
                 f"{beside_it} beside the checkpoint"
             )
     model = build_model(record)
-    models.load_weights(model, str(args.checkpoint))
-    print(f"{record['architecture']}, L = {record['levels']}, {args.dataset}")
+    title = f"{record['architecture']}, L = {record['levels']}"
+    if "fine_tuning" in record:  # a spiking network, which `finetune` wrote
+        model = load_network(args.checkpoint, model)
+        title += f", fine-tuned at T = {record['fine_tuning']['timesteps']}"
+    else:
+        models.load_weights(model, str(args.checkpoint))
+    print(f"{title}, {args.dataset}")
     if args.samples is None:
         return compare(args, model, test_set)
     if not isinstance(test_set, data.ImageSet):

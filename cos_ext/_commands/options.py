@@ -151,6 +151,17 @@ def batch_size(args: argparse.Namespace, device: torch.device) -> int:
     return default if args.batch_size is None else args.batch_size
 
 
+def training_batches(
+    train_set: data.ImageSet | data.ImageFolder, batch_size: int, seed: int
+) -> Any:
+    """Whole batches in an order drawn anew for each epoch, augmented."""
+    generator = torch.Generator().manual_seed(seed)
+    options: dict[str, Any] = {"shuffle": True, "drop_last": True, "generator": generator}
+    if isinstance(train_set, data.ImageSet):  # a folder knows by itself
+        options["augment"] = True
+    return train_set.batches(batch_size, **options)
+
+
 def read_record(checkpoint: Path) -> dict[str, Any]:
     """The JSON beside a checkpoint, which `train` writes: architecture, levels and so on.
 

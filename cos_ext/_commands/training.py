@@ -6,15 +6,15 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from .. import data, models
 from ..qcfs import NOISES
 from ..training import train
+from ..training.noise import set_noise
 from ..training.state import beside, check_output
-from .options import add_data_set, add_device, chosen_device
+from .options import add_data_set, add_device, chosen_device, training_batches
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -78,18 +78,13 @@ def run(args: argparse.Namespace) -> int:
         schedule=args.schedule,
         precision=args.precision,
         seed=args.seed,
-        noise=None if args.noise == "none" else args.noise,
     )
     train_set = data.load(args.dataset, args.data, train=True, size=args.size)
     test_set = data.load(args.dataset, args.data, size=args.size)
     held_out = None
     if args.noise == "residual":
         train_set, held_out = _split(train_set, args.noise_samples)
-    generator = torch.Generator().manual_seed(args.seed)
-    options: dict[str, Any] = {"shuffle": True, "drop_last": True, "generator": generator}
-    if isinstance(train_set, data.ImageSet):  # a folder knows by itself
-        options["augment"] = True
-    batches = train_set.batches(args.batch_size, **options)
+    batches = training_batches(train_set, args.batch_size, args.seed)
     record = {
         "architecture": args.arch,
         "levels": args.levels,
@@ -108,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         threshold=args.threshold,
         **stem,
     )
+    set_noise(model, None if args.noise == "none" else args.noise)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stub
     history = train.fit(
         model,
@@ -135,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _split(images: Any, held_out: int) -> tuple[data.ImageSet, data.ImageSet]:
+def _split(images: object, held_out: int) -> tuple[data.ImageSet, data.ImageSet]:
     """The images to train on, and those that residual noise is measured on.
 
     Raises:

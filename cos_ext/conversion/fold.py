@@ -41,7 +41,7 @@ class FoldBatchNorm:
     def apply(self, conversion: Conversion) -> None:
         module = conversion.traced.module
         assert isinstance(module, fx.GraphModule)
-        if conversion.settings.fold_batchnorm:
+        if conversion.settings.fold_batchnorm is True:
             ranks = ranks_by_modules(module.graph, module, conversion.facts.ranks).ranks
             for fold in fold_batchnorms(module, ranks):
                 if fold.why_not:

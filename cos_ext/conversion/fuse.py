@@ -64,10 +64,11 @@ class Fuse:
                 continue
             if not neuron.static_input:
                 sources = _residual(conversion, node, neuron)
-                sources = sources or _batch_norm(conversion, node, neuron)
-                if conversion.settings.fuse == "bias":
-                    for source in sources or node.all_input_nodes:
-                        _bias(conversion, source, neuron)
+                if not conversion.settings.trainable:  # parameters stay where they are
+                    sources = sources or _batch_norm(conversion, node, neuron)
+                    if conversion.settings.fuse == "bias":
+                        for source in sources or node.all_input_nodes:
+                            _bias(conversion, source, neuron)
             _pool(conversion, node, neuron)
         graph.lint()
 

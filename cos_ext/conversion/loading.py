@@ -63,6 +63,7 @@ def load_network(
         thresholds=thresholds,
         max_pool=header["max_pool"],
         fold_batchnorm=header["fold_batchnorm"],
+        trainable=header.get("trainable", False),  # older files have none
         fuse=header.get("fuse", False),  # older files have none
         readout=header.get("readout", "error"),  # likewise
         memory_format=named(header.get("memory_format", "auto")),  # likewise
@@ -159,6 +160,7 @@ def _damage(header: dict[str, Any], shapes: set[tuple[int, ...]]) -> str | None:
         "memory_format": "auto",
         "convolution": "auto",
         "convolutions": {},
+        "trainable": False,
         **header,
     }
     for name, allowed in _TYPES.items():
@@ -169,6 +171,8 @@ def _damage(header: dict[str, Any], shapes: set[tuple[int, ...]]) -> str | None:
     for way in (header["convolution"], *header["convolutions"].values()):
         if way not in CONVOLUTIONS:
             return f"convolution is {way!r}"
+    if header["fold_batchnorm"] not in (True, False, "frozen"):
+        return f"fold_batchnorm is {header['fold_batchnorm']!r}"
     if header["memory_format"] not in NAMES.values():
         return f"memory_format is {header['memory_format']!r}"
     own = {name: header[name] for name in ("rho", "iterations", "emission", "calibration")}
@@ -199,7 +203,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "layers": (dict,),
     "biases": (dict,),
     "static": (dict, type(None)),
-    "fold_batchnorm": (bool,),
+    "fold_batchnorm": (bool, str),
+    "trainable": (bool,),
     "fuse": (bool, str),
     "readout": (str,),
     "max_pool": (str,),

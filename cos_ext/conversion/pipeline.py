@@ -32,6 +32,7 @@ from .rewrite import Rewrite
 from .spiking import FindLayersOfSpikes
 from .state import Conversion, Pass, Settings
 from .tracing import trace
+from .trainable import MakeTrainable, check_fold
 from .verify import VerifyNetwork, VerifyTrace
 from .work import CountWork
 
@@ -154,6 +155,7 @@ BY_GRAPH: tuple[Pass, ...] = (
     FindLayersOfSpikes(),
     Build(),
     VerifyNetwork(),
+    MakeTrainable(),
 )
 BY_MODULE: tuple[Pass, ...] = (
     ClassifyModules(),
@@ -161,6 +163,7 @@ BY_MODULE: tuple[Pass, ...] = (
     ReplaceModules(),
     Build(),
     VerifyNetwork(),
+    MakeTrainable(),
 )
 
 
@@ -174,12 +177,13 @@ def convert(
     calibration: str = "cos",
     thresholds: Mapping[str, float | Tensor] | None = None,
     max_pool: str = "error",
-    fold_batchnorm: bool = True,
+    fold_batchnorm: bool | str = True,
     fuse: bool | str = True,
     example_input: Tensor | Sequence[Tensor | None] | Mapping[str, Tensor] | None = None,
     execution: str = "steps",
     readout: str = "error",
     memory_format: str | torch.memory_format = "auto",
+    trainable: bool = False,
 ) -> SpikingNetwork:
     """Turn a trained ANN into a spiking network; the model itself is not modified.
 
@@ -212,7 +216,8 @@ def convert(
             exact with calibration, see :class:`cos_ext.network.pooling.MaxPoolBefore`.
         fold_batchnorm: fold each BatchNorm into the convolution or Linear before it where nothing
             else reads that, and the fold gives the same on random inputs; the report says where and
-            why not.
+            why not. False: keep them; a trainable network trains them. "frozen": keep them, and
+            train neither their parameters nor their statistics.
         fuse: let the kernel of the neurons do what stands around them: residual sums, a BatchNorm
             that was not folded, average pooling of the spikes over windows that do not overlap,
             and, on a CUDA device, where a convolution adds its bias in a pass of its own, biases;
@@ -239,6 +244,10 @@ def convert(
             torch.contiguous_format or torch.channels_last, on every device. Convolutions may sum in
             another order then, so that a current within rounding of a threshold may fall on the
             other side. The output has the layout that the model's has.
+        trainable: all parameters, and the θ and v(0) of every layer, get gradients
+            (:meth:`cos_ext.functional.if_forward` says which), and :meth:`SpikingNetwork.train`
+            works; see :func:`cos_ext.fine_tune`. rho must be 0: calibration has no gradient. Of
+            what `fuse` names only sums and pooling are fused.
 
     Warns:
         UserWarning: less than half of the model's multiplications lie behind neurons, on
@@ -263,8 +272,9 @@ def convert(
         memory_format=name_of(memory_format),
         thresholds=_thresholds(thresholds),
         max_pool=max_pool,
-        fold_batchnorm=fold_batchnorm,
+        fold_batchnorm=check_fold(fold_batchnorm),
         fuse=_fuse(fuse, model),
+        trainable=bool(trainable),
     )
     _check(settings)
     refuse_wrappers(model)
@@ -304,5 +314,10 @@ def _check(settings: Settings) -> None:
         raise ValueError(f"max_pool must be one of {tuple(CHOICES)}, got {settings.max_pool!r}")
     rho, emission, calibration = settings.rho, settings.emission, settings.calibration
     check_settings(settings.timesteps, rho, settings.iterations, emission, calibration)
+    if settings.trainable and rho:
+        raise ValueError(
+            f"rho must be 0 with trainable=True, got {rho}: calibration has no gradient; train, "
+            "then set network.rho"
+        )
     if counts.check_execution(settings.execution) == "counts":
         counts.check_settings({"every layer": (rho, emission, calibration)})

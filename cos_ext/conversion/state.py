@@ -32,10 +32,11 @@ class Settings:
     execution: str = "steps"
     thresholds: Mapping[str, float | Tensor] = field(default_factory=dict)
     max_pool: str = "error"
-    fold_batchnorm: bool = True
+    fold_batchnorm: bool | str = True
     fuse: bool | str = True
     readout: str = "error"
     memory_format: str = "auto"
+    trainable: bool = False
 
 
 @dataclass

@@ -14,26 +14,26 @@ from torch import Tensor, nn
 from .. import functional as F
 from .._batches import Inputs, device_of
 from .._neuron.runs import Run, active, running
-from . import convolution, counts, layout, memory, one_pass, worlds
+from . import counts, layout, memory, one_pass, worlds
 from .capture import CapturedForward, capture
-from .convolution import NetworkPlan
+from .checkpointing import Segments
 from .inputs import as_inputs, batch_size, check_shapes, in_dtype_of
-from .measured import Measured
+from .planned import Planned
 from .settings import Report
 from .storage import save
 
 
-class SpikingNetwork(Measured):
+class SpikingNetwork(Planned):
     """A converted network. Input: the ANN's, [B, ...]; output: [T, B, ...], one per time-step.
 
     `timesteps`, `rho`, `iterations`, `emission` and `calibration` can be changed at any time, for a
     layer of its own by :meth:`set_layer`. `execution` decides how a computer gets at the outputs,
     not what they are: "steps", or "counts" (cos_ext.network.counts). Hidden layers run
     max(timesteps, watch_steps) steps. Everything before the first neurons runs once per image, not
-    once per step. In eval mode, and no parameter requires a gradient. `report` lists what the
-    conversion did. Neurons write over their input where nothing else reads it. With forward hooks
-    on any module, they leave it; neurons with hooks run apart from what is fused into them, so that
-    the hooks see spikes. :meth:`record` needs no hooks.
+    once per step. In eval mode, and no parameter requires a gradient, unless it is
+    :attr:`trainable`. `report` lists what the conversion did. Neurons write over their input where
+    nothing else reads it. With forward hooks on any module, they leave it; neurons with hooks run
+    apart from what is fused into them, so that the hooks see spikes. :meth:`record` needs no hooks.
     """
 
     def __init__(
@@ -48,16 +48,15 @@ class SpikingNetwork(Measured):
         calibration: str = "cos",
     ) -> None:
         super().__init__(module, report, options)
-        self._execution, self._convolution = "steps", "auto"
-        self._own_convolutions: dict[str, str] = {}  # by name: what set_layer() changed
+        self._execution = "steps"
         self._memory_limit: int | str | None = "auto"
+        self._checkpointing = False
         # For "counts", made when first needed: the rho of all layers, and functions, which no copy
         # or file takes along.
         self._shared_rho = 0
         self._plan: worlds.Plan | None = None
         self._readers: one_pass.Readers | None = None
         self._configure(timesteps, rho, iterations, emission, {}, calibration)
-        convolution.choose(self.module, self._convolution, self._own_convolutions)
 
     @property
     def execution(self) -> str:
@@ -86,75 +85,6 @@ class SpikingNetwork(Measured):
         self._execution, self._needs = value, {}
 
     @property
-    def convolution(self) -> str:
-        """How 2-d convolutions and linear layers of spikes run on a CPU: "dense", by torch's
-        library, or "events", by a kernel whose time follows the spikes
-        (:func:`cos_ext.functional.spike_conv2d`, ``spike_linear``). "auto", the default, takes
-        events for those with 256 to 2^24 weights. :meth:`plan` lists what runs and why;
-        :meth:`set_layer` sets it for one of them.
-
-        By events, a sample's output does not depend on the batch, on the number of threads or on
-        the instruction set, bit for bit. Sums have another order than dense ones, and a weight that
-        is infinite or NaN comes out only where it meets a spike. Convolutions with groups of fewer
-        than 16 channels, or with padding "same" or other than zeros, are dense, and so is what
-        reads more than spikes. So are all layers on other devices, where a gradient is needed,
-        under autocast, torch.compile and torch.func, of a model that could not be traced, and while
-        statistics or energies are taken.
-
-        Packed weights are kept beside the others from the first run by events on: as many bytes
-        again with the outputs padded to 16, 32 or a multiple of 64, twice that for 16 bits. They
-        are packed anew when a weight changes. Of what is written past autograd, through ``.data``
-        or by NumPy, that is seen in about 256 of a layer's weights; set this again after such a
-        change.
-
-        Raises:
-            TypeError, ValueError: when it is set: it is none of the three.
-        """
-        return self._convolution
-
-    @convolution.setter
-    def convolution(self, value: str) -> None:
-        self._convolve(convolution.check_convolution(value), self._own_convolutions)
-
-    def _convolve(self, value: str, own: dict[str, str]) -> None:
-        self._convolution, self._own_convolutions = value, own
-        convolution.choose(self.module, value, own)
-
-    def plan(self) -> NetworkPlan:
-        """How each layer with weights runs, "dense" or "events", and why. Prints as a table.
-
-        ``plan().layers`` has tuples (site, kind, runs, reason). A run may be dense where this says
-        events, for what that run asks: see :attr:`convolution`.
-        """
-        return convolution.plan(self.module)
-
-    def set_layer(self, site: str, **changes: Any) -> None:
-        """Give one call site settings of its own; without any, it follows the network again.
-
-        Neurons have rho, iterations, emission and calibration. Every layer runs
-        max(timesteps, watch_steps) steps. Convolutions and linear layers of spikes have
-        `convolution`.
-
-        Raises:
-            ValueError: there is no such call site, or a setting of another name.
-            TypeError, ValueError: a setting does not fit; nothing has changed then.
-        """
-        convolutions = convolution.layers(self.module)
-        if site not in convolutions and "convolution" not in changes:
-            super().set_layer(site, **changes)
-            return
-        if site not in convolutions or not changes.keys() <= {"convolution"}:
-            raise ValueError(
-                f"convolution is a setting of layers of spikes, and their only one, got "
-                f"{sorted(changes)} of {site!r}; those are {list(convolutions)}; plan() says why "
-                "others are none"
-            )
-        own = {name: way for name, way in self._own_convolutions.items() if name != site}
-        if changes:
-            own[site] = convolution.check_convolution(changes["convolution"])
-        self._convolve(self._convolution, own)
-
-    @property
     def memory_limit(self) -> int | str | None:
         """Bytes that a forward's activations may take at a time: the batch is run in parts that
         stay below. None: no limit.
@@ -172,7 +102,8 @@ class SpikingNetwork(Measured):
         libraries may sum in another order for another batch. On the shipped network they were equal
         bit for bit (tests/network/test_memory.py). It is not saved by :meth:`save`. The first run
         for a batch of a new shape takes some tenths of a second to plan. Under torch.compile and
-        torch.export "auto" is None, and an int breaks the graph.
+        torch.export "auto" is None, and an int breaks the graph. While a trainable network learns,
+        which keeps all activations, there is no limit.
 
         Raises:
             TypeError, ValueError: when it is set: it is no positive int, nor "auto", nor None.
@@ -288,6 +219,7 @@ class SpikingNetwork(Measured):
                 "_plan": None,
                 "_readers": None,
                 "_memory_limit": "auto",
+                "_checkpointing": False,
                 "_needs": {},
                 **state,
             }
@@ -295,11 +227,45 @@ class SpikingNetwork(Measured):
         if self._execution == "counts":
             self._counting()
 
-    def train(self, mode: bool = True) -> SpikingNetwork:
-        """Stays in eval mode, whatever is asked for: dropout and running statistics have no place
-        in a converted network.
+    @property
+    def trainable(self) -> bool:
+        """Whether convert(trainable=True) made it: parameters, θ and v(0) have gradients."""
+        return bool(self.options.get("trainable"))
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether a forward that needs a gradient keeps, of each layer, the spikes alone that go
+        into it: currents are computed again in the backward pass. For long T. The gradients are
+        the same. Not saved by :meth:`save`.
+
+        Raises:
+            ValueError: when it is set: the model could not be traced; or BatchNorm trains, whose
+                statistics would be updated twice.
         """
-        return super().train(False)
+        return self._checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, value: bool) -> None:
+        if value and self.trainable and self.options["fold_batchnorm"] is False:
+            raise ValueError(
+                "checkpointing needs BatchNorm that does not train, since every layer runs twice: "
+                'convert with fold_batchnorm=True or "frozen"'
+            )
+        if value:
+            Segments(self.module)
+        self._checkpointing = bool(value)
+
+    def train(self, mode: bool = True) -> SpikingNetwork:
+        """Train mode where the network is :attr:`trainable`; others stay in eval mode, whatever is
+        asked for. BatchNorm trains where convert(fold_batchnorm=False) left it to, and else stays
+        in eval mode.
+        """
+        super().train(mode and self.trainable)
+        if self.options["fold_batchnorm"] is not False:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     @property
     def inputs(self) -> Inputs:
@@ -320,9 +286,9 @@ class SpikingNetwork(Measured):
         inputs = self.inputs.bound(inputs, named)
         batch_size(inputs)
         check_shapes(inputs, self.options.get("ranks", ()), self.options.get("shapes", ()))
-        if self._memory_limit is None or (
-            self._memory_limit == "auto" and torch.compiler.is_compiling()
-        ):
+        learning = self.trainable and (self.training or torch.is_grad_enabled())
+        auto = self._memory_limit == "auto"
+        if self._memory_limit is None or learning or (auto and torch.compiler.is_compiling()):
             return self._whole(*inputs)
         return self._limited(*inputs)
 
@@ -342,8 +308,9 @@ class SpikingNetwork(Measured):
             out = self._plan.outputs(self.module, self._timesteps, self._shared_rho, *inputs)
             out = layout.as_ann(self, out, inputs)
             return out.unflatten(0, (self._timesteps, batch))
+        segmented = self._checkpointing and torch.is_grad_enabled()
         with running(Run() if torch.compiler.is_compiling() else self._eager()):
-            out = self.module(*inputs)
+            out = (Segments(self.module) if segmented else self.module)(*inputs)
         out = layout.as_ann(self, out, inputs)
         return out.unflatten(0, (self._steps, batch))[: self._timesteps]
 

@@ -45,6 +45,7 @@ def header(network: Configured) -> dict[str, Any]:
         "static": network.static_calibration,
         "max_pool": options["max_pool"],
         "fold_batchnorm": options["fold_batchnorm"],
+        "trainable": bool(options.get("trainable")),
         "fuse": options["fuse"],
         "readout": options["readout"],
         "memory_format": options.get("memory_format", "auto"),

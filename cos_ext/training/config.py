@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ..qcfs import NOISES
-
 SCHEDULES = ("onecycle", "cosine")
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,8 +25,7 @@ class TrainConfig:
             either side) or "cosine".
         precision: "float32", or autocast to "bfloat16" or "float16".
         seed: of torch's random state.
-        noise: given to all QCFS activations of the model ("residual" or "adaptor", see
-            :class:`cos_ext.QCFS`); None leaves them as they are.
+        clip_norm: > 0, the largest norm of all gradients together; by default none is too large.
 
     Raises:
         ValueError: a setting is out of range.
@@ -42,7 +39,7 @@ class TrainConfig:
     schedule: str = "cosine"
     precision: str = "float32"
     seed: int = 0
-    noise: str | None = None
+    clip_norm: float = math.inf
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -55,11 +52,11 @@ class TrainConfig:
             raise ValueError(f"weight_decay must be >= 0 and finite, got {self.weight_decay}")
         if not 0 <= self.label_smoothing <= 1:
             raise ValueError(f"label_smoothing must lie in [0, 1], got {self.label_smoothing}")
+        if not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {SCHEDULES}, got {self.schedule!r}")
         if self.precision not in PRECISIONS:
             raise ValueError(
                 f"precision must be one of {tuple(PRECISIONS)}, got {self.precision!r}"
             )
-        if self.noise is not None and self.noise not in NOISES:
-            raise ValueError(f"noise must be None or one of {NOISES}, got {self.noise!r}")

@@ -25,11 +25,7 @@ Identity = dict[str, Any]  # by a name that a message can use; None: it cannot b
 
 
 def identity(
-    model: nn.Module,
-    batches: Any,
-    test_batches: Iterable[Any],
-    config: TrainConfig,
-    noise_batches: Iterable[Any] | None = None,
+    model: nn.Module, batches: Any, test_batches: Iterable[Any], config: TrainConfig
 ) -> Identity:
     """All that a run depends on, but its weights and the device: numbers and strings.
 
@@ -39,16 +35,13 @@ def identity(
             or in a list. Of a folder it is names, sizes of files and labels.
         test_batches: likewise.
         config: every setting.
-        noise_batches: likewise, where residual noise is measured; their labels play no part.
     """
-    noise = {"images": "none"} if noise_batches is None else _of_data(_source(noise_batches))
     generator = getattr(batches, "generator", None)
     return {
         **asdict(config),
         **_of_model(model),
         **{f"training {key}": value for key, value in _of_data(_source(batches)).items()},
         **{f"test {key}": value for key, value in _of_data(_source(test_batches)).items()},
-        "noise images": noise["images"],
         "batches in all": config.epochs * len(batches),
         "batch_size": getattr(batches, "batch_size", None),
         "augmentation": _augmentation(batches),
@@ -57,9 +50,14 @@ def identity(
     }
 
 
+def images_of(batches: Any) -> str | None:
+    """A digest of the images that batches hold; None where it would take a pass over them."""
+    return _of_data(_source(batches))["images"]
+
+
 def unknown(run: Identity) -> str:
     """What of the data cannot be compared, for a message; "" if all can be."""
-    return ", ".join(key for key in DATA if run.get(key) is None)
+    return ", ".join(key for key in DATA if key in run and run[key] is None)
 
 
 def differences(theirs: Identity, ours: Identity) -> str:
@@ -115,34 +113,34 @@ def _source(batches: Any) -> Any:
 def _of_data(source: Any) -> Identity:
     """Digests of images and labels; None where they cannot be known without a pass over them."""
     if isinstance(source, Subset):
-        inner, chosen = _of_data(source.dataset), _digest(*source.indices)
+        inner, chosen = _of_data(source.dataset), digest(*source.indices)
         return {key: value and f"{value} of {chosen}" for key, value in inner.items()}
     if isinstance(source, ConcatDataset):
         parts = [_of_data(part) for part in source.datasets]
         return {key: _all_of([part[key] for part in parts]) for key in ("images", "labels")}
     if isinstance(source, ImageSet):
-        images = _digest(source.images, source.mean, source.std)
-        return {"images": images, "labels": _digest(source.labels)}
+        images = digest(source.images, source.mean, source.std)
+        return {"images": images, "labels": digest(source.labels)}
     if isinstance(source, TensorDataset):
-        return {"images": _digest(source.tensors[0]), "labels": _digest(*source.tensors[1:])}
+        return {"images": digest(source.tensors[0]), "labels": digest(*source.tensors[1:])}
     if isinstance(source, (list, tuple)) and all(
         isinstance(item, (list, tuple)) and len(item) == 2 for item in source
     ):
-        images = _digest(*(images for images, _ in source))
-        return {"images": images, "labels": _digest(*(labels for _, labels in source))}
+        images = digest(*(images for images, _ in source))
+        return {"images": images, "labels": digest(*(labels for _, labels in source))}
     samples = getattr(source, "samples", None)
     if samples is not None and hasattr(source, "root"):
         files = [(os.path.relpath(path, source.root), os.path.getsize(path)) for path, _ in samples]
-        return {"images": _digest(*files), "labels": _digest(*(label for _, label in samples))}
+        return {"images": digest(*files), "labels": digest(*(label for _, label in samples))}
     labels = getattr(source, "targets", getattr(source, "labels", None))
-    return {"images": None, "labels": None if labels is None else _digest(torch.as_tensor(labels))}
+    return {"images": None, "labels": None if labels is None else digest(torch.as_tensor(labels))}
 
 
 def _all_of(digests: list[str | None]) -> str | None:
-    return None if None in digests else _digest(*digests)
+    return None if None in digests else digest(*digests)
 
 
-def _digest(*values: Any) -> str:
+def digest(*values: Any) -> str:
     """A short digest; of tensors it is of the dtype, the shape and every element."""
     digest = hashlib.sha256()
     for value in values:

@@ -9,6 +9,7 @@ import copy
 import json
 import platform
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,10 +155,20 @@ def save_checkpoint(model: nn.Module, path: str | Path, record: dict[str, Any]) 
     """
     from safetensors.torch import save
 
-    check_output(path)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    save_beside(path, record, lambda part: part.write_bytes(save(state, metadata={"format": "pt"})))
+
+
+def save_beside(path: str | Path, record: dict[str, Any], write: Callable[[Path], Any]) -> None:
+    """Have a checkpoint written, and its record as JSON beside it. Both or neither appear.
+
+    Args:
+        path, record: as for :func:`save_checkpoint`.
+        write: given the path of a new file, writes the checkpoint there.
+    """
+    check_output(path)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     text = json.dumps({**record, "versions": versions}, indent=2) + "\n"  # may fail: before writing
     with replacing(path, beside(path, ".json")) as (weights, notes):
-        weights.write_bytes(save(state, metadata={"format": "pt"}))
+        write(weights)
         notes.write_text(text, encoding="utf-8")

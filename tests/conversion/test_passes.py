@@ -68,6 +68,7 @@ def test_the_passes_in_order():
         "FindLayersOfSpikes",
         "Build",
         "VerifyNetwork",
+        "MakeTrainable",
     ]
 
 
@@ -195,7 +196,7 @@ def test_build_and_verify():
     with torch.no_grad():
         conversion.network.get_submodule("module.head").weight[0] += 1.0
     with pytest.raises(ConversionError, match="differs from the model on example_input"):
-        BY_GRAPH[-1].apply(conversion)
+        pipeline.VerifyNetwork().apply(conversion)
 
 
 def test_an_offender_whose_source_is_not_to_be_had_has_its_line():

@@ -16,13 +16,12 @@ from cos_ext.training.noise import fit_noise, set_noise
 from cos_ext.training.state import save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-RESIDUAL = replace(CONFIG, noise="residual")
 
 
-def network(seed=0, dropout=0.2):
+def network(noise="residual", seed=0, dropout=0.2):
     """With 8 levels: at T = 4 = L the first layer, whose input is constant, has no error."""
     model = toy.network(seed, dropout)
-    model[2] = QCFS(8, 2.0)
+    model[2] = QCFS(8, 2.0, noise)
     return model
 
 
@@ -132,60 +131,61 @@ def test_errors(images, held_out):
     with pytest.raises(TypeError, match="batches must be an iterable"):
         fit_noise(Two(), torch.zeros(3, 1, 8, 8))
     with pytest.raises(ValueError, match="needs noise_batches, images held out"):
-        train(network(), images, RESIDUAL)
+        train(network(), images)
     with pytest.raises(ValueError, match="noise must be None or one of .*got 'gauss'"):
-        replace(CONFIG, noise="gauss")
-    model = nn.Sequential(QCFS(4, 1.0), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 4))
+        set_noise(network(), "gauss")
+    model = nn.Sequential(QCFS(4, 1.0, "residual"), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 4))
     before = snapshot(model)
     with pytest.raises(ConversionError, match="max_pool"):
-        train(model, images, RESIDUAL, noise_batches=[])
+        train(model, images, noise_batches=[])
     assert_same(model, before)
 
 
 def test_sigma_is_renewed_after_every_epoch(images, held_out):
-    model, clean, config = network(dropout=0.0), network(dropout=0.0), replace(RESIDUAL, epochs=3)
+    model, clean = network(dropout=0.0), network(None, dropout=0.0)
+    config = replace(CONFIG, epochs=3)
     history = train(model, images, config, noise_batches=held_out)
     deviations = [record["noise_std"] for record in history]
     assert len(set(deviations)) == 3 and deviations[-1] == model[2].noise_std.item()
     assert deviations[-1] == fit_noise(model, held_out)["2"]
     # The first epoch has no noise yet.
-    losses = [record["loss"] for record in train(clean, images, replace(config, noise=None))]
+    losses = [record["loss"] for record in train(clean, images, config)]
     assert losses[0] == history[0]["loss"] and losses[1] != history[1]["loss"]
-    assert "noise_std" not in train(network(), images)[0]
+    assert "noise_std" not in train(network(None), images)[0]
 
 
 @pytest.mark.parametrize("noise", ["residual", "adaptor"])
 def test_it_learns(images, held_out, noise):
-    model = network(dropout=0.0)
-    config = replace(CONFIG, epochs=12, noise=noise)
+    model, config = network(noise, dropout=0.0), replace(CONFIG, epochs=12)
     history = train(model, images, config, batches=images.batches(16), noise_batches=held_out)
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     assert history[-1]["test_accuracy"] >= 0.95 and model[2].noise == noise
 
 
-def test_modules_keep_their_own_noise(images):
-    model = network()
-    set_noise(model, "adaptor")
-    train(model, images)
-    assert model[2].noise == "adaptor"
+def test_set_noise(held_out):
+    model = Two(None)
+    set_noise(model, "residual")
+    assert model.a.noise == model.b.noise == "residual" and fit_noise(model, held_out)["b"] > 0
+    set_noise(model, None)
+    assert model.a.noise is None and list(model.buffers()) == []
 
 
 @pytest.mark.parametrize("noise", ["residual", "adaptor"])
 def test_resuming_equals_never_stopping(images, held_out, tmp_path, noise):
-    config, options = replace(CONFIG, epochs=3, noise=noise), {"noise_batches": held_out}
-    whole = network()
+    config, options = replace(CONFIG, epochs=3), {"noise_batches": held_out}
+    whole = network(noise)
     expected = train(whole, images, config, **options)
     path = tmp_path / "run.state"
     with pytest.raises(Killed):
         train(
-            network(),
+            network(noise),
             images,
             config,
             batches=Killing(shuffled(images), epoch=2, index=2),
             state_path=path,
             **options,
         )
-    resumed = network(seed=123)
+    resumed = network(noise, seed=123)
     torch.rand(5)
     history = train(resumed, images, config, state_path=path, resume=True, **options)
     assert_same(resumed, snapshot(whole))
@@ -196,38 +196,52 @@ def test_resuming_equals_never_stopping(images, held_out, tmp_path, noise):
 
 def test_a_state_is_of_one_noise(images, held_out, tmp_path):
     path = tmp_path / "run.state"
-    train(network(), images, RESIDUAL, state_path=path, noise_batches=held_out)
+    train(network(), images, state_path=path, noise_batches=held_out)
     given = {"state_path": path, "resume": True, "noise_batches": held_out}
     with pytest.raises(ValueError, match=r"noise \(residual there, adaptor now\)"):
-        train(network(), images, replace(CONFIG, noise="adaptor"), **given)
+        train(network("adaptor"), images, **given)
     with pytest.raises(ValueError, match=r"noise \(residual there, none now\)"):
-        train(network(), images, CONFIG, **given)
+        train(network(None), images, **given)
     with pytest.raises(ValueError, match="noise images"):
         other = images.split(10)[1].batches(10)
-        train(network(), images, RESIDUAL, **{**given, "noise_batches": other})
+        train(network(), images, **{**given, "noise_batches": other})
+
+
+def test_images_that_cannot_be_compared(images, held_out, tmp_path):
+    path = tmp_path / "run.state"
+    train(network(), images, replace(CONFIG, epochs=1), state_path=path, noise_batches=held_out)
+
+    class Stream:
+        def __iter__(self):
+            return iter(held_out)
+
+    with pytest.warns(UserWarning, match="its noise images could not be compared"):
+        config = replace(CONFIG, epochs=1)
+        given = {"state_path": path, "resume": True, "noise_batches": Stream()}
+        train(network(), images, config, **given)
 
 
 def test_a_state_from_before_there_was_noise(images, held_out, tmp_path):
     path = tmp_path / "run.state"
-    train(network(), images, replace(CONFIG, epochs=1), state_path=path)
+    train(network(None), images, replace(CONFIG, epochs=1), state_path=path)
     state = torch.load(path, weights_only=True)
     del state["noise_std"], state["run"]["noise"], state["run"]["noise images"]
     state["run"]["epochs"], state["run"]["batches in all"] = 2, 8
     torch.save(state, path)
     options = {"state_path": path, "resume": True}
-    assert len(train(network(), images, CONFIG, **options)) == 2
+    assert len(train(network(None), images, CONFIG, **options)) == 2
     torch.save(state, path)
     # What QCFS has beside its threshold is a part of the architecture.
-    with pytest.raises(ValueError, match=r"noise_std"):
-        train(network(), images, RESIDUAL, noise_batches=held_out, **options)
+    with pytest.raises(ValueError, match="noise_std"):
+        train(network(), images, noise_batches=held_out, **options)
 
 
 def test_a_checkpoint_is_that_of_any_other_run(images, held_out, tmp_path):
     from cos_ext.models import load_weights
 
     model = network()
-    train(model, images, RESIDUAL, noise_batches=held_out)
+    train(model, images, noise_batches=held_out)
     save_checkpoint(model, tmp_path / "net.safetensors", {})
-    other = network(seed=9)
+    other = network(None, seed=9)
     load_weights(other, tmp_path / "net.safetensors")
     assert_same(other, snapshot(model))

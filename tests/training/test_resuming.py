@@ -152,7 +152,7 @@ def assert_refused(images, path, match, model=None, config=CONFIG, batches=None)
         ("schedule", "onecycle"),
         ("precision", "bfloat16"),
         ("seed", 8),
-        ("noise", "adaptor"),
+        ("clip_norm", 1.0),
     ],
 )
 def test_resuming_with_other_settings(images, half_way, setting, value):
@@ -165,7 +165,7 @@ def test_resuming_with_other_settings(images, half_way, setting, value):
         "schedule",
         "precision",
         "seed",
-        "noise",
+        "clip_norm",
     }
     assert_refused(
         images,

@@ -1,0 +1,254 @@
+"""Fine-tuning of spiking networks: what is minimised, and what bounds its parameters.
+
+The loop is in loop.py. How neurons get gradients is in the room of the neurons, what of a network
+trains is in the room conversion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as TF
+
+from .._batches import device_of
+from .._tables import table
+from ..network.network import SpikingNetwork
+from ..surrogate import Triangle, check_surrogate
+from .config import TrainConfig
+from .identity import Identity, digest
+from .loop import SizedBatches, accuracy_of, run
+from .state import History
+from .train import parameter_groups
+
+SMALLEST = 0.01  # of what a θ was at first: an optimizer may take it to 0 and below
+DEFAULT_SURROGATE = Triangle()
+
+
+@dataclass(frozen=True)
+class FineTuneConfig(TrainConfig):
+    """Settings of :func:`cos_ext.fine_tune`: those of training, with defaults of their own, and
+
+    Attributes:
+        threshold_lr: the peak learning rate of θ, in units of each layer's own: it is the rate of
+            log θ. 0: θ stays.
+        v_init_lr: likewise, of v(0)/θ.
+        distillation: in [0, 1], the weight of the teacher's answers in the loss: 1 - distillation
+            of the cross-entropy with the labels, and the Kullback-Leibler divergence from the
+            teacher, at `temperature` and times its square (Hinton et al., "Distilling the knowledge
+            in a neural network", 2015). Without a teacher it plays no part.
+        temperature: > 0.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    epochs: int = 10
+    learning_rate: float = 0.03
+    schedule: str = "onecycle"
+    clip_norm: float = 2.0
+    threshold_lr: float = 0.01
+    v_init_lr: float = 0.01
+    distillation: float = 0.5
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("threshold_lr", "v_init_lr"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be >= 0 and finite, got {getattr(self, name)}")
+        if not 0 <= self.distillation <= 1:
+            raise ValueError(f"distillation must lie in [0, 1], got {self.distillation}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """What :func:`cos_ext.fine_tune` did. Prints as a table.
+
+    Attributes:
+        timesteps: T, of the network while it learned: also its latency.
+        before: accuracy on the test batches before the first step, a fraction; None without them.
+        history: a record per epoch: loss, train_accuracy, test_accuracy (with test batches) and
+            seconds.
+    """
+
+    timesteps: int
+    before: float | None
+    history: History = field(repr=False)
+
+    @property
+    def accuracy(self) -> float | None:
+        """On the test batches, after the last epoch."""
+        return self.history[-1].get("test_accuracy")
+
+    @property
+    def seconds(self) -> float:
+        """Of all epochs, tests included."""
+        return sum(record["seconds"] for record in self.history)
+
+    def __str__(self) -> str:
+        def percent(value: float | None) -> str:
+            return "" if value is None else f"{value:.2%}"
+
+        rows = [["epoch", "loss", "train", "test", "seconds"]]
+        if self.before is not None:
+            rows.append(["0", "", "", percent(self.before), ""])
+        for epoch, record in enumerate(self.history, 1):
+            train, test = percent(record["train_accuracy"]), percent(record.get("test_accuracy"))
+            loss, seconds = f"{record['loss']:.4f}", f"{record['seconds']:.0f}"
+            rows.append([str(epoch), loss, train, test, seconds])
+        return table(rows, left=())
+
+
+class RateTask:
+    """Cross-entropy of the mean output over time, and what a teacher says."""
+
+    model: SpikingNetwork
+
+    def __init__(
+        self, network: SpikingNetwork, config: FineTuneConfig, teacher: nn.Module | None
+    ) -> None:
+        self.model, self.config, self.teacher = network, config, teacher
+        self.smallest = [
+            (node.v_threshold, SMALLEST * node.v_threshold.detach().clone())
+            for node in network.nodes().values()
+        ]
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Weights and biases as in training; θ and v(0) layer by layer."""
+        config, own, groups = self.config, set(), []
+        for node in self.model.nodes().values():
+            # A step of log θ is θ² times one of θ; of v(0)/θ likewise.
+            square = node.v_threshold.detach().double().square().mean().item()
+            rates = ((node.v_threshold, config.threshold_lr), (node.v_init, config.v_init_lr))
+            for parameter, rate in rates:
+                own.add(id(parameter))
+                if parameter.requires_grad and rate:
+                    groups.append({"params": [parameter], "lr": rate * square, "weight_decay": 0.0})
+        for group in parameter_groups(self.model, config.weight_decay):
+            group["params"] = [p for p in group["params"] if id(p) not in own and p.requires_grad]
+            if group["params"]:
+                groups.append({**group, "lr": config.learning_rate})
+        return groups
+
+    def answers(self, images: Tensor) -> Tensor:
+        return self.model.rate(images)
+
+    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        config, rate = self.config, self.model(images).mean(0).float()
+        loss = TF.cross_entropy(rate, labels, label_smoothing=config.label_smoothing)
+        if self.teacher is None:
+            return loss, rate
+        with torch.no_grad():
+            wanted = self.teacher(images).float()
+        divergence = TF.kl_div(
+            (rate / config.temperature).log_softmax(1),
+            (wanted / config.temperature).log_softmax(1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        weight = config.distillation
+        return (1 - weight) * loss + weight * config.temperature**2 * divergence, rate
+
+    @torch.no_grad()
+    def stepped(self) -> None:
+        for theta, smallest in self.smallest:
+            torch.maximum(theta, smallest.to(theta.device), out=theta)
+
+    def ended(self, progress: bool) -> dict[str, float]:
+        return {}
+
+    def identity(self) -> Identity:
+        nodes = self.model.nodes().values()
+        teacher = self.teacher
+        return {
+            "surrogates": str([(repr(node.surrogate), node.detach_reset) for node in nodes]),
+            "teacher": "none" if teacher is None else digest(*teacher.state_dict().values()),
+        }
+
+
+def fine_tune(
+    network: SpikingNetwork,
+    batches: SizedBatches,
+    *,
+    epochs: int = FineTuneConfig.epochs,
+    lr: float = FineTuneConfig.learning_rate,
+    teacher: nn.Module | None = None,
+    surrogate: Callable[[Tensor], Tensor] = DEFAULT_SURROGATE,
+    detach_reset: bool = False,
+    test_batches: Iterable[tuple[Tensor, Tensor]] | None = None,
+    device: str | torch.device | None = None,
+    state_path: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    **settings: Any,
+) -> FineTuning:
+    """Train a converted classifier in place, through time, without calibration.
+
+    The network answers after its T steps: its latency is T, where calibrated ones have rho + T. It
+    is left in eval mode.
+
+    Args:
+        network: made by ``convert(..., trainable=True)``, one input. Weights, θ and v(0) that
+            require a gradient are trained; θ stays above 1% of what it was.
+        batches: a re-iterable of (images [B, ...], labels int64 [B]) with a length.
+        epochs: passes over the batches.
+        lr: the peak learning rate of weights and biases. With BatchNorm folded they are sensitive:
+            0.05 made the shipped network diverge.
+        teacher: the ANN, whose answers are part of the loss; moved to `device` and put into eval
+            mode.
+        surrogate, detach_reset: of all neurons, as for :func:`cos_ext.functional.if_forward`.
+        test_batches: a re-iterable like batches; read before the first epoch and after each.
+        device: where to train; None: where the network is.
+        state_path, resume, progress: as for :func:`cos_ext.training.train.fit`.
+        settings: further ones of :class:`cos_ext.training.fine_tuning.FineTuneConfig`.
+
+    Raises:
+        TypeError: a setting has another name; the network is none.
+        ValueError: the network is not trainable, or calibrates (rho > 0); a setting is out of
+            range; and as for ``fit``.
+        OSError, FloatingPointError: as for ``fit``.
+    """
+    config = FineTuneConfig(epochs=epochs, learning_rate=lr, **settings)
+    _check(network)
+    surrogate = check_surrogate(surrogate)
+    for node in network.nodes().values():
+        node.surrogate, node.detach_reset = surrogate, bool(detach_reset)
+    place = device_of(network) if device is None else torch.device(device)
+    network.to(place)
+    if teacher is not None:
+        teacher.to(place).eval()
+    task = RateTask(network, config, teacher)
+    tests = () if test_batches is None else test_batches
+    before = None if test_batches is None else accuracy_of(task, tests, place)
+    history = run(
+        task,
+        batches,
+        tests,
+        device=place,
+        state_path=state_path,
+        resume=resume,
+        progress=progress,
+    )
+    return FineTuning(network.timesteps, before, history)
+
+
+def _check(network: SpikingNetwork) -> None:
+    if not isinstance(network, SpikingNetwork):
+        raise TypeError(
+            f"network must be one that cos_ext.convert made, got {type(network).__name__}"
+        )
+    if not network.trainable:
+        raise ValueError("network must be trainable: make it by convert(..., trainable=True)")
+    if network.watch_steps:
+        raise ValueError(
+            f"network.rho must be 0, got {network.watch_steps}: calibration has no gradient; "
+            "calibrate after fine-tuning"
+        )
