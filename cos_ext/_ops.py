@@ -369,6 +369,16 @@ def _(x_seq, *_, **__):
     return x_seq.new_empty([steps, batch, height, width, -(-channels // 64)], dtype=torch.int64)
 
 
+@torch.library.register_fake("cos_ext::qcfs")
+def _(z, threshold, levels, noise=None):
+    return torch.empty_like(z)
+
+
+@torch.library.register_fake("cos_ext::qcfs_backward")
+def _(grad, z, threshold, levels, noise=None):
+    return torch.empty_like(z), torch.empty_like(threshold)
+
+
 @register_flop_formula(torch.ops.cos_ext.spike_conv2d)
 def _(
     x_shape: Any, level: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any

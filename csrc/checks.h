@@ -156,6 +156,27 @@ inline void check_spike_conv(ScalarType type, const Tensor& weight, const std::o
                   "bias must be [outputs], contiguous, and in x's state dtype");
 }
 
+// An operand of qcfs beside z.
+inline void check_alike(const char* name, const Tensor& t, const Tensor& z) {
+  STD_TORCH_CHECK(t.is_cuda() == z.is_cuda() && (z.is_cpu() || t.get_device_index() == z.get_device_index()), name,
+                  " must be on z's device");
+  STD_TORCH_CHECK(t.scalar_type() == z.scalar_type(), name, " must have z's dtype");
+  bool same = t.dim() == z.dim();
+  for (int64_t d = 0; same && d < z.dim(); ++d) same = t.size(d) == z.size(d);
+  STD_TORCH_CHECK(same, name, " must have z's shape");
+}
+inline void check_qcfs(const Tensor& z, const Tensor& threshold, int64_t levels, int64_t most) {
+  const auto type = z.scalar_type();
+  STD_TORCH_CHECK(
+      type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half || type == ScalarType::BFloat16,
+      "z must be float32, float64, float16 or bfloat16");
+  STD_TORCH_CHECK(threshold.is_cuda() == z.is_cuda() && (z.is_cpu() || threshold.get_device_index() == z.get_device_index()),
+                  "threshold must be on z's device");
+  STD_TORCH_CHECK(threshold.dim() == 0 && threshold.scalar_type() == state_type(type),
+                  "threshold must be one value, without dimensions, in z's state dtype");
+  STD_TORCH_CHECK(levels >= 1 && levels <= most, "levels must lie in 1..", most, ", got ", levels);
+}
+
 // How many windows fit into a dimension.
 inline int64_t windows(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
   return (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;

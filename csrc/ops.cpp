@@ -34,6 +34,10 @@ STABLE_TORCH_LIBRARY(COS_EXT_LIBRARY, m) {
   m.def("if_backward(Tensor grad, Tensor x_seq, " COS_PARAMETERS
         "float? v_reset, int surrogate, float alpha, bool detach_reset, bool of_v_init, bool of_v_threshold) -> (Tensor x_seq, "
         "Tensor v_init, Tensor v_threshold)");
+  // a = θ clip(floor(z L/θ + noise + 1/2)/L, 0, 1), and its straight-through gradients from that of a (core/quantise.h). The
+  // threshold is one value in z's state dtype.
+  m.def("qcfs(Tensor z, Tensor threshold, int levels, Tensor? noise=None) -> Tensor");
+  m.def("qcfs_backward(Tensor grad, Tensor z, Tensor threshold, int levels, Tensor? noise=None) -> (Tensor z, Tensor threshold)");
   // weight: [blocks, kernel_w, kernel_h, C, block] (cpu/spike_conv.h); it and bias in x's state dtype. On a CPU alone.
   m.def("spike_conv2d(Tensor x, Tensor? level, Tensor weight, Tensor? bias, int outputs, " COS_WINDOW ") -> Tensor");
   // spike_conv2d and the neurons that read it, in one pass: x is [steps*B, ...], the spikes are [steps, B, ...]. rho 0: no

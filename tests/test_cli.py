@@ -214,6 +214,22 @@ def test_train_then_eval(capsys, tiny_fashion):
     assert code == 2 and "learning_rate" in err
 
 
+@pytest.mark.parametrize("noise", ["residual", "adaptor"])
+def test_train_with_noise(capsys, tiny_fashion, noise):
+    output = tiny_fashion / "net.safetensors"
+    arguments = ["train", "--data", tiny_fashion, "--epochs", 1, "--batch-size", 16, "--lr", 0.01]
+    arguments += ["--noise", noise, "--output", output, "--quiet"]
+    code, _, err = run(capsys, *arguments)
+    if noise == "residual":  # 1000 of 40 images
+        assert code == 2 and "--noise-samples must lie in 1..39" in err and "got 1000" in err
+        code, _, _ = run(capsys, *arguments, "--noise-samples", 8)
+    assert code == 0
+    record = json.loads(output.with_suffix(".json").read_text())
+    assert record["noise"] == noise
+    assert ("noise_std" in record["history"][0]) == (noise == "residual")
+    assert run(capsys, "eval", "--checkpoint", output, "--data", tiny_fashion, "--quiet")[0] == 0
+
+
 def test_train_needs_the_training_set(capsys, tmp_path):
     code, _, err = run(capsys, "train", "--output", tmp_path / "x.safetensors", "--quiet")
     assert code == 2 and "root must name the folder" in err

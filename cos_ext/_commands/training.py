@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 
 from .. import data, models
+from ..qcfs import NOISES
 from ..training import train
+from ..training.noise import set_noise
 from ..training.state import beside, check_output
 from .options import add_data_set, add_device, chosen_device, training_batches
 
@@ -33,6 +35,20 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     training.add_argument("--schedule", choices=train.SCHEDULES, default="cosine")
     training.add_argument("--precision", choices=sorted(train.PRECISIONS), default="float32")
     training.add_argument("--seed", type=int, default=0)
+    training.add_argument(
+        "--noise",
+        choices=("none", *NOISES),
+        default="none",
+        help="of the QCFS activations while they train (default none)",
+    )
+    training.add_argument(
+        "--noise-samples",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="with --noise residual, the last N training images are held out to measure it "
+        "(default 1000)",
+    )
     training.add_argument("--batch-size", type=int, default=128)
     training.add_argument(
         "--output",
@@ -65,6 +81,9 @@ def run(args: argparse.Namespace) -> int:
     )
     train_set = data.load(args.dataset, args.data, train=True, size=args.size)
     test_set = data.load(args.dataset, args.data, size=args.size)
+    held_out = None
+    if args.noise == "residual":
+        train_set, held_out = _split(train_set, args.noise_samples)
     batches = training_batches(train_set, args.batch_size, args.seed)
     record = {
         "architecture": args.arch,
@@ -72,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
         "num_classes": train_set.num_classes,
         "in_channels": 1 if args.dataset == "fashion-mnist" else 3,
         "stem": args.stem,
+        "noise": args.noise,
     }
     torch.manual_seed(args.seed)
     stem = {"stem": args.stem} if args.stem else {}
@@ -83,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         threshold=args.threshold,
         **stem,
     )
+    set_noise(model, None if args.noise == "none" else args.noise)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stub
     history = train.fit(
         model,
@@ -93,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
         state_path=beside(args.output, ".state"),
         resume=args.resume,
         progress=not args.quiet,
+        noise_batches=None if held_out is None else held_out.batches(args.batch_size),
     )
     record |= {
         "dataset": args.dataset,
@@ -107,3 +129,22 @@ def run(args: argparse.Namespace) -> int:
         f"{beside(args.output, '.json')}"
     )
     return 0
+
+
+def _split(images: object, held_out: int) -> tuple[data.ImageSet, data.ImageSet]:
+    """The images to train on, and those that residual noise is measured on.
+
+    Raises:
+        ValueError: it is a folder, or too many are held out.
+    """
+    if not isinstance(images, data.ImageSet):
+        raise ValueError(
+            "--noise residual needs images in memory, got --dataset folder; call "
+            "cos_ext.training.train.fit with noise_batches of your own"
+        )
+    if not 1 <= held_out < len(images):
+        raise ValueError(
+            f"--noise-samples must lie in 1..{len(images) - 1}, fewer than there are training "
+            f"images, got {held_out}"
+        )
+    return images.split(held_out)

@@ -88,6 +88,17 @@ class ImageSet:
             raise ValueError(f"samples must lie in 1..{len(self)}, got {count}")
         return replace(self, images=self.images[:count], labels=self.labels[:count])
 
+    def split(self, count: int) -> tuple[ImageSet, ImageSet]:
+        """All but the last ``count`` images, and those, sharing memory.
+
+        Raises:
+            ValueError: count is below 1, or nothing would be left.
+        """
+        if not 1 <= count < len(self):
+            raise ValueError(f"count must lie in 1..{len(self) - 1}, got {count}")
+        last = replace(self, images=self.images[-count:], labels=self.labels[-count:])
+        return self.first(len(self) - count), last
+
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] to float32, scaled to [0, 1], then (pixel - mean) / std per
         channel.

@@ -162,6 +162,9 @@ class RateTask:
         for theta, smallest in self.smallest:
             torch.maximum(theta, smallest.to(theta.device), out=theta)
 
+    def ended(self, progress: bool) -> dict[str, float]:
+        return {}
+
     def identity(self) -> Identity:
         nodes = self.model.nodes().values()
         teacher = self.teacher

@@ -19,7 +19,7 @@ from ..data import ImageSet
 from ..qcfs import QCFS
 from .config import TrainConfig
 
-DATA = ("training images", "training labels", "test images", "test labels")
+DATA = ("training images", "training labels", "test images", "test labels", "noise images")
 
 Identity = dict[str, Any]  # by a name that a message can use; None: it cannot be known
 
@@ -50,9 +50,14 @@ def identity(
     }
 
 
+def images_of(batches: Any) -> str | None:
+    """A digest of the images that batches hold; None where it would take a pass over them."""
+    return _of_data(_source(batches))["images"]
+
+
 def unknown(run: Identity) -> str:
     """What of the data cannot be compared, for a message; "" if all can be."""
-    return ", ".join(key for key in DATA if run.get(key) is None)
+    return ", ".join(key for key in DATA if key in run and run[key] is None)
 
 
 def differences(theirs: Identity, ours: Identity) -> str:
@@ -85,6 +90,7 @@ def _of_model(model: nn.Module) -> Identity:
     return {
         "architecture": "\n".join(lines),
         "levels": _short([module.levels for module in neurons]),
+        "noise": _short([module.noise or "none" for module in neurons]),
         "initial thresholds": _short(
             [value for module in neurons for value in module.threshold.detach().flatten().tolist()]
         ),

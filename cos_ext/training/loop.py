@@ -54,6 +54,9 @@ class Task(Protocol):
     def stepped(self) -> None:
         """Called after every step of the optimizer."""
 
+    def ended(self, progress: bool) -> dict[str, float]:
+        """Called after every epoch; what it returns is added to the record."""
+
     def identity(self) -> Identity:
         """What the task depends on, beside its model, data and settings."""
 
@@ -94,6 +97,7 @@ def run(
         record = _epoch(task, state, batches, f"epoch {epoch + 1}", progress)
         if not _is_empty(test_batches):
             record["test_accuracy"] = accuracy_of(task, test_batches, device)
+        record |= task.ended(progress)
         record["seconds"] = time.perf_counter() - start
         history.append(record)
         if progress:

@@ -19,6 +19,7 @@ from torch import nn
 
 from .._files import check_target, replacing
 from .identity import Identity, differences, unknown
+from .noise import noisy
 
 History = list[dict[str, float]]  # a record per epoch
 
@@ -50,6 +51,8 @@ class TrainingState:
         on_gpu = self.device.type == "cuda"
         content = {
             "model": self.model.state_dict(),
+            # No part of state_dict, so that checkpoints need not know how they were trained.
+            "noise_std": {name: act.noise_std for name, act in noisy(self.model).items()},
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -101,6 +104,8 @@ class TrainingState:
 
     def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
+        for name, act in noisy(self.model).items():
+            act.noise_std.copy_(state["noise_std"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])

@@ -16,8 +16,9 @@ from torch.nn import functional as TF
 
 from ..qcfs import QCFS
 from .config import PRECISIONS, SCHEDULES, TrainConfig
-from .identity import Identity
+from .identity import Identity, images_of
 from .loop import SizedBatches, count_correct, run
+from .noise import check_noise, fit_noise
 from .state import History, save_checkpoint
 
 __all__ = [
@@ -46,10 +47,15 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 class Classification:
-    """Cross-entropy of a model's outputs [B, classes]."""
+    """Cross-entropy of a model's outputs [B, classes]; its residual noise is measured on images
+    that are held out.
+    """
 
-    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, noise_batches: Iterable[Any] | None = None
+    ) -> None:
         self.model, self.config = model, config
+        self.noise_batches = noise_batches if check_noise(model, noise_batches) else None
 
     def groups(self) -> list[dict[str, Any]]:
         rate = self.config.learning_rate
@@ -65,8 +71,15 @@ class Classification:
     def stepped(self) -> None:
         """Nothing has bounds."""
 
+    def ended(self, progress: bool) -> dict[str, float]:
+        if self.noise_batches is None:
+            return {}
+        deviations = fit_noise(self.model, self.noise_batches, progress=progress)
+        return {"noise_std": sum(deviations.values()) / len(deviations)}
+
     def identity(self) -> Identity:
-        return {}
+        own = self.noise_batches
+        return {"noise images": "none" if own is None else images_of(own)}
 
 
 def fit(
@@ -79,6 +92,7 @@ def fit(
     state_path: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    noise_batches: Iterable[Any] | None = None,
 ) -> History:
     """Train a classifier in place.
 
@@ -95,18 +109,24 @@ def fit(
             batches and settings must then be those that it was written with; data that only a pass
             over ``batches`` could tell are taken for the same.
         progress: a progress bar on stderr.
+        noise_batches: where QCFS activations have residual noise, the images that its σ is measured
+            on after every epoch, re-iterable; see :func:`cos_ext.training.noise.fit_noise`. Hold
+            them out of the training images; test images would then be trained with.
 
     Returns:
-        One record per epoch: loss, train_accuracy, test_accuracy, seconds.
+        One record per epoch: loss, train_accuracy, test_accuracy, seconds; with residual noise also
+        noise_std, the mean σ of the layers for the next epoch.
 
     Raises:
-        ValueError: there is no batch; or state_path holds the state of another run (what differs is
-            named), one of an older version, or a broken file. The model is then unchanged.
+        ValueError: there is no batch, or none for residual noise; or state_path holds the state of
+            another run (what differs is named), one of an older version, or a broken file. The
+            model is then unchanged.
         OSError: state_path cannot be written; before the first epoch.
         FloatingPointError: the loss is no longer finite.
+        ConversionError: with residual noise, the model does not convert; before the first epoch.
     """
     return run(
-        Classification(model, config),
+        Classification(model, config, noise_batches),
         batches,
         test_batches,
         device=device,

@@ -13,6 +13,7 @@ struct Choice {
   SpikeConvKernel spike_conv;
   SpikeLayerKernel spike_layer;
   BackwardKernel backward;
+  QcfsKernel qcfs;
 };
 
 Choice choose() {
@@ -25,11 +26,12 @@ Choice choose() {
                     __builtin_cpu_supports("bmi2");
   const char* wanted = std::getenv("COS_EXT_CPU_CAPABILITY");
   const auto allows = [&](const char* name) { return !wanted || !std::strcmp(wanted, name); };
-  if (has512 && allows("avx512")) return {"avx512", avx512::run, avx512::spike_conv, avx512::spike_layer, avx512::backward};
+  if (has512 && allows("avx512"))
+    return {"avx512", avx512::run, avx512::spike_conv, avx512::spike_layer, avx512::backward, avx512::qcfs};
   if (has2 && (allows("avx2") || allows("avx512")))
-    return {"avx2", avx2::run, avx2::spike_conv, avx2::spike_layer, avx2::backward};
+    return {"avx2", avx2::run, avx2::spike_conv, avx2::spike_layer, avx2::backward, avx2::qcfs};
 #endif
-  return {"baseline", baseline::run, baseline::spike_conv, baseline::spike_layer, baseline::backward};
+  return {"baseline", baseline::run, baseline::spike_conv, baseline::spike_layer, baseline::backward, baseline::qcfs};
 }
 
 const Choice& chosen() {
@@ -44,5 +46,6 @@ Kernel kernel() { return chosen().kernel; }
 SpikeConvKernel spike_conv() { return chosen().spike_conv; }
 SpikeLayerKernel spike_layer() { return chosen().spike_layer; }
 BackwardKernel backward() { return chosen().backward; }
+QcfsKernel qcfs() { return chosen().qcfs; }
 
 }  // namespace cos_ext::cpu

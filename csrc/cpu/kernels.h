@@ -8,6 +8,7 @@
 
 #include "../job.h"
 #include "learning.h"
+#include "qcfs.h"
 #include "spike_conv.h"
 
 namespace cos_ext::cpu {
@@ -22,6 +23,7 @@ void run(const Job& job, int64_t begin, int64_t end);
 void spike_conv(const SpikeConv& job, Shares& rows);
 void spike_layer(const SpikeLayer& layer, Shares& units);
 void backward(const Backward& job, int64_t begin, int64_t end);
+void qcfs(const Qcfs& job, int64_t begin, int64_t end);
 }  // namespace baseline
 // clang has no pragma that sets the target of what follows; there the baseline is what -march says.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -31,12 +33,14 @@ void run(const Job& job, int64_t begin, int64_t end);
 void spike_conv(const SpikeConv& job, Shares& rows);
 void spike_layer(const SpikeLayer& layer, Shares& units);
 void backward(const Backward& job, int64_t begin, int64_t end);
+void qcfs(const Qcfs& job, int64_t begin, int64_t end);
 }  // namespace avx2
 namespace avx512 {
 void run(const Job& job, int64_t begin, int64_t end);
 void spike_conv(const SpikeConv& job, Shares& rows);
 void spike_layer(const SpikeLayer& layer, Shares& units);
 void backward(const Backward& job, int64_t begin, int64_t end);
+void qcfs(const Qcfs& job, int64_t begin, int64_t end);
 }  // namespace avx512
 #endif
 

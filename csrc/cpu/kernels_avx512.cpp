@@ -14,5 +14,6 @@
 #define COS_VECTORS 4
 #include "kernels.inc"
 #include "learning.inc"
+#include "qcfs.inc"
 #include "spike_conv.inc"
 #endif

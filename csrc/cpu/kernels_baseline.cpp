@@ -4,4 +4,5 @@
 #define COS_VECTORS 2
 #include "kernels.inc"
 #include "learning.inc"
+#include "qcfs.inc"
 #include "spike_conv.inc"

@@ -1,5 +1,6 @@
 // The operators on the CPU: work split over torch's threads, each part by the kernel of this processor.
 #include "../operators.h"
+#include "../qcfs.h"
 #include "kernels.h"
 
 namespace {
@@ -15,6 +16,21 @@ struct CpuLaunch {
     torch::stable::parallel_for(0, pieces, grain(job), [&](int64_t begin, int64_t end) {
       kernel(job, begin * size, end * size < job.neurons ? end * size : job.neurons);
     });
+  }
+};
+
+struct CpuQcfs {
+  static constexpr uintptr_t kAlignment = 1;
+  static int64_t parts(int64_t elements, int64_t) { return (elements + cos_ext::cpu::kQcfsBlock - 1) / cos_ext::cpu::kQcfsBlock; }
+  static Tensor total(const Tensor& parts) {
+    const double* const each = parts.const_data_ptr<double>();
+    const Tensor sum = torch::stable::new_empty(parts, {});
+    *sum.mutable_data_ptr<double>() = std::accumulate(each, each + parts.numel(), 0.0);
+    return sum;
+  }
+  static void run(const cos_ext::Qcfs& job, const Tensor&) {
+    const auto kernel = cos_ext::cpu::qcfs();
+    torch::stable::parallel_for(0, parts(job.elements, 0), 8, [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
   }
 };
 
@@ -190,6 +206,7 @@ std::tuple<Tensor, Tensor, Tensor> if_backward(Tensor grad, Tensor x, MaybeTenso
 
 STABLE_TORCH_LIBRARY_IMPL(cos_ext, CPU, m) {
   COS_EXT_REGISTER(m, CpuLaunch);
+  COS_EXT_REGISTER_QCFS(m, CpuQcfs);
   m.impl("spike_conv2d", TORCH_BOX(&spike_conv2d));
   m.impl("if_backward", TORCH_BOX(&if_backward));
   m.impl("spike_bits", TORCH_BOX(&spike_bits));

@@ -4,7 +4,9 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "../operators.h"
+#include "../qcfs.h"
 #include "kernels.cuh"
+#include "qcfs.cuh"
 
 namespace {
 
@@ -27,6 +29,25 @@ struct CudaLaunch {
   }
 };
 
+struct CudaQcfs {
+  static constexpr uintptr_t kAlignment = 16;
+  static int64_t parts(int64_t elements, int64_t bytes) { return cos_ext::cuda::qcfs_threads(elements, bytes); }
+  static cos_ext::Tensor total(const cos_ext::Tensor& parts) { return torch::stable::sum(parts); }
+
+  static void run(const cos_ext::Qcfs& job, const cos_ext::Tensor& z) {
+    const auto device = z.get_device_index();
+    torch::stable::accelerator::DeviceGuard guard(device);
+    void* stream = nullptr;
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == 0, "no current CUDA stream");
+    cos_ext::cuda::launch(job, static_cast<cudaStream_t>(stream));
+    const cudaError_t error = cudaGetLastError();
+    STD_TORCH_CHECK(error == cudaSuccess, "cos_ext kernel launch failed: ", cudaGetErrorString(error));
+  }
+};
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(cos_ext, CUDA, m) { COS_EXT_REGISTER(m, CudaLaunch); }
+STABLE_TORCH_LIBRARY_IMPL(cos_ext, CUDA, m) {
+  COS_EXT_REGISTER(m, CudaLaunch);
+  COS_EXT_REGISTER_QCFS(m, CudaQcfs);
+}

@@ -2,5 +2,8 @@
 #include <cuda_runtime.h>
 
 #include "cuda/kernels.cuh"
+#include "cuda/qcfs.cuh"
 
 void compile_kernels(const cos_ext::Job& job, cudaStream_t stream) { cos_ext::cuda::launch(job, stream, 0); }
+
+void compile_kernels(const cos_ext::Qcfs& job, cudaStream_t stream) { cos_ext::cuda::launch(job, stream); }

@@ -6,7 +6,9 @@
 #include "ops.cpp"
 
 #include "cuda/kernels.cuh"
+#include "cuda/qcfs.cuh"
 #include "operators.h"
+#include "qcfs.h"
 
 namespace {
 
@@ -18,6 +20,16 @@ struct ShimLaunch {
   }
 };
 
+struct ShimQcfs {
+  static constexpr uintptr_t kAlignment = 16;
+  static int64_t parts(int64_t elements, int64_t bytes) { return cos_ext::cuda::qcfs_threads(elements, bytes); }
+  static cos_ext::Tensor total(const cos_ext::Tensor& parts) { return torch::stable::sum(parts); }
+  static void run(const cos_ext::Qcfs& job, const cos_ext::Tensor&) { cos_ext::cuda::launch(job, 0); }
+};
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(cos_ext_cuda_on_host, CPU, m) { COS_EXT_REGISTER(m, ShimLaunch); }
+STABLE_TORCH_LIBRARY_IMPL(cos_ext_cuda_on_host, CPU, m) {
+  COS_EXT_REGISTER(m, ShimLaunch);
+  COS_EXT_REGISTER_QCFS(m, ShimQcfs);
+}

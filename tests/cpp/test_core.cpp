@@ -19,6 +19,7 @@ int main(int argc, char** argv) {
   kernels();
   spike_convolutions();
   gradients();
+  activations();
   std::printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;
 }

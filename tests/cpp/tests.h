@@ -15,6 +15,7 @@ void golden_vectors(const char* npz);
 void kernels();
 void spike_convolutions();
 void gradients();
+void activations();
 
 inline int failures = 0;
 inline void check(bool ok, const char* what, long long a = 0, long long b = 0) {

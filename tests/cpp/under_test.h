@@ -3,6 +3,7 @@
 #pragma once
 
 #include "job.h"
+#include "qcfs_job.h"
 
 namespace cos_ext::test {
 
@@ -10,5 +11,8 @@ const char* tested();
 void run_kernel(const Job& job);
 bool packed(const Job& job);  // whether memory is regular enough for the kernels' fast path
 bool pools_any_window();      // else 2 x 2 alone
+
+void run_qcfs(const Qcfs& job);
+int64_t qcfs_parts(int64_t elements, int64_t bytes);
 
 }  // namespace cos_ext::test

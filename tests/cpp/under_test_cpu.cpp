@@ -17,4 +17,11 @@ bool packed(const Job& job) { return job.x_layout.dense() && job.spikes_layout.d
 
 bool pools_any_window() { return true; }
 
+int64_t qcfs_parts(int64_t elements, int64_t) { return (elements + cpu::kQcfsBlock - 1) / cpu::kQcfsBlock; }
+void run_qcfs(const Qcfs& job) {
+  const int64_t blocks = qcfs_parts(job.elements, 0);
+  cpu::qcfs()(job, 0, blocks / 2);
+  cpu::qcfs()(job, blocks / 2, blocks);
+}
+
 }  // namespace cos_ext::test

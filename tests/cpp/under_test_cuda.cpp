@@ -2,6 +2,7 @@
 #include "cuda_shim.h"
 
 #include "cuda/kernels.cuh"
+#include "cuda/qcfs.cuh"
 #include "under_test.h"
 
 namespace cos_ext::test {
@@ -20,5 +21,8 @@ bool packed(const Job& job) {
 }
 
 bool pools_any_window() { return false; }
+
+void run_qcfs(const Qcfs& job) { cuda::launch(job, 0); }
+int64_t qcfs_parts(int64_t elements, int64_t bytes) { return cuda::qcfs_threads(elements, bytes); }
 
 }  // namespace cos_ext::test

@@ -136,6 +136,17 @@ def test_indexing():
     assert [labels.tolist() for _, labels in loader] == [[0, 1], [2, 3], [4]]
 
 
+def test_split():
+    source = numbered(5)
+    rest, last = source.split(2)
+    assert torch.equal(rest.images, source.images[:3]) and len(last) == 2
+    assert torch.equal(last.labels, source.labels[3:]) and last.mean == source.mean
+    assert last.images.data_ptr() == source.images[3].data_ptr()
+    for count in (0, 5, 6, -1):
+        with pytest.raises(ValueError, match=f"count must lie in 1..4, got {count}"):
+            source.split(count)
+
+
 def test_first():
     source = numbered(5)
     assert source.first(None) is source

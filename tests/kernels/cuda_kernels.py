@@ -38,8 +38,13 @@ TYPES = {
 }
 MODES = ("fire", "held", "reread")
 EXTRAS = ("", "fused", "window")
+QCFS = ("QCFS", "QCFS backwards")
 SYMBOL = re.compile(
     r"_ZN7cos_ext4cuda3runI(f|d|NS_4HalfE|NS_8BFloat16E)Li(\d+)ELi(\d+)ELNS0_4ModeE(\d)ELb([01])ELNS0_5ExtraE(\d)EEEvNS0_4TaskE"
+)
+
+QCFS_SYMBOL = re.compile(
+    r"_ZN7cos_ext4cuda8quantiseI(f|d|NS_4HalfE|NS_8BFloat16E)Lb([01])EEEvNS_4QcfsE"
 )
 
 
@@ -55,12 +60,17 @@ class Kernel(NamedTuple):
     extra: str
 
     def __str__(self) -> str:
+        if self.mode in QCFS:
+            return f"{self.dtype} x {self.lanes}, {self.mode}"
         theta = "" if self.lanes == 1 else ", one θ" if self.one_theta else ", θ by lane"
         extra = f", {self.extra}" if self.extra else ""
         return f"{self.dtype} x {self.lanes}, {self.mode} {self.rows}{theta}{extra}"
 
 
 def kernel_of(symbol: str) -> Kernel:
+    if match := QCFS_SYMBOL.fullmatch(symbol):
+        dtype, item = TYPES[match.group(1)]
+        return Kernel(dtype, item, 16 // item, 1, QCFS[int(match.group(2))], True, "")
     match = SYMBOL.fullmatch(symbol)
     if not match:
         sys.exit(f"cuda_kernels: {symbol} is not a kernel that this script knows")
@@ -154,6 +164,9 @@ def wide_rows(kernel: Kernel, counts: Counter[str]) -> str:
     narrow = [name for name in counts if ".EF" in name and not name.endswith(".128")]
     if narrow:
         return f"moves rows in {', '.join(narrow)}"
+    if kernel.mode in QCFS:
+        few = loads < (3 if kernel.mode == QCFS[1] else 2) or wide["STG.E"] < 1
+        return f"has too few transactions of 128 bits: {dict(counts)}" if few else ""
     if (
         loads < kernel.rows
         or wide["STG.E.EF"] < kernel.rows
@@ -227,7 +240,7 @@ def main() -> int:
                 faults.append(f"{arch}, {kernel}: {wrong}")
         print(f"{kernel!s:44}{cells}")
     count = sum(len(resources) for _, resources in compiled.values())
-    if len(compiled[ARCHS[0]][1]) < 4 * (15 + 9 + 3):
+    if len(compiled[ARCHS[0]][1]) < 4 * (15 + 9 + 3 + 2):
         faults.append(f"only {len(compiled[ARCHS[0]][1])} kernels were found")
     if len({frozenset(resources) for _, resources in compiled.values()}) != 1:
         faults.append("the architectures have different kernels")

@@ -287,6 +287,31 @@ def test_nan_and_infinity(value, dtype, on_host):
         )
 
 
+@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("size", [0, *SIZES, 20_011])
+def test_qcfs(size, noisy, dtype, shim):
+    z, grad = (currents(size + 1, dtype=dtype) for _ in range(2))
+    noise = (torch.rand(size) - 0.5).to(dtype) if noisy else None
+    theta = torch.tensor(1.1, dtype=F.state_dtype(dtype))
+    for x in (z[:size], z[1:], z.repeat_interleave(2)[: 2 * size : 2]):  # aligned, and not
+        cpu, ours = torch.ops.cos_ext, shim
+        assert torch.equal(ours.qcfs(x, theta, 5, noise), cpu.qcfs(x, theta, 5, noise))
+        results = [library.qcfs_backward(grad[1:], x, theta, 5, noise) for library in (ours, cpu)]
+        assert torch.equal(results[0][0], results[1][0])
+        # The sum is in float64, in another order.
+        slack = 2e-7 if dtype != torch.float64 else 1e-14
+        assert abs(results[0][1] - results[1][1]) <= slack * (1 + grad.double().abs().sum())
+
+
+@pytest.mark.parametrize("elements", [2**19, 2**19 + 1, 2**20 + 77])
+def test_qcfs_of_more_than_the_threads_of_a_launch(elements, shim):
+    z, grad, theta = currents(elements), torch.randn(elements), torch.tensor(1.1)
+    assert torch.equal(shim.qcfs(z, theta, 5), torch.ops.cos_ext.qcfs(z, theta, 5))
+    ours = shim.qcfs_backward(grad, z, theta, 5)
+    theirs = torch.ops.cos_ext.qcfs_backward(grad, z, theta, 5)
+    assert torch.equal(ours[0], theirs[0]) and torch.allclose(ours[1], theirs[1], rtol=1e-6)
+
+
 def test_more_dimensions_than_a_walk_can_hold_are_refused(on_host):
     with pytest.raises(ValueError, match="16 neuron dimensions"):
         on_host(F.if_forward, torch.ones((2,) * 18), torch.rand((2, 1) * 8 + (2,)) + 0.5)

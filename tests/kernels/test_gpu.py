@@ -314,3 +314,36 @@ def test_repeated_runs_are_equal(dtype):
     for _ in range(20):
         again = F.cos_forward(on_gpu, 1.0, rho=4, iterations=None, **ALL_COS)
         assert_same_bits(again, expected)
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_qcfs(noisy, dtype):
+    theta = torch.tensor(1.1, dtype=F.state_dtype(dtype))
+    for x in (*(currents(size, dtype=dtype) for size in (*SIZES, 1_000_003)), currents(0)):
+        grad = torch.randn(x.shape).to(x.dtype)
+        noise = (torch.rand(x.shape) - 0.5).to(x.dtype) if noisy else None
+        own = theta.to(F.state_dtype(x.dtype))
+        results = []
+        for to in (move, lambda value: value):
+            given = to(x), to(own), 5, to(noise)
+            a = torch.ops.cos_ext.qcfs(*given)
+            results.append((a, *torch.ops.cos_ext.qcfs_backward(to(grad), *given)))
+        ours, theirs = results
+        assert torch.equal(bits(ours[0]), bits(theirs[0]))
+        assert torch.equal(bits(ours[1]), bits(theirs[1]))
+        # The sum is in float64, in another order, and the same every time.
+        slack = 2e-7 if dtype != torch.float64 else 1e-14
+        assert abs(ours[2].cpu() - theirs[2]) <= slack * (1 + grad.double().abs().sum())
+        again = torch.ops.cos_ext.qcfs_backward(move(grad), move(x), move(own), 5, move(noise))
+        assert torch.equal(again[1], ours[2])
+
+
+@pytest.mark.parametrize("noise", [None, "residual", "adaptor"])
+def test_qcfs_module(noise):
+    act = cos_ext.QCFS(8, 2.0, noise).to(GPU)
+    for x in layouts(currents(2, 3, 8, 5, 7)).values():
+        z = twin(x).requires_grad_()
+        act(z).sum().backward()
+        assert z.grad.stride() == torch.empty_like(x).stride() and z.grad.isfinite().all()
+    assert act.threshold.grad.isfinite()
+    assert torch.equal(act.eval()(z).cpu(), copy.deepcopy(act).cpu()(z.detach().cpu()))
