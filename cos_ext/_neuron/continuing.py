@@ -7,6 +7,7 @@ neurons go on, and where their potential is kept, is the callers' business.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,7 @@ def run_on(
     v_reset: float | None,
     surrogate: Callable[[Tensor], Tensor],
     detach_reset: bool,
+    inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The spikes ``[T, *neurons]``, 0 or θ, and v(T) ``[*neurons]`` in the state dtype.
 
@@ -35,12 +37,14 @@ def run_on(
         x_seq: ``[T, *neurons]``.
         theta, start: θ and v(0); tensors broadcast to ``[*neurons]``.
         v_reset, surrogate, detach_reset: as for :func:`cos_ext.functional.if_forward`.
+        inplace: write the spikes over x_seq, where no gradient is needed.
 
     Raises:
         TypeError, ValueError, RuntimeError: as for :func:`cos_ext.functional.if_forward`.
     """
     tensors = [x_seq, theta] + ([start] if isinstance(start, Tensor) else [])
-    if differentiates(tensors) and _has_kernel(tensors, surrogate):
+    learns = differentiates(tensors)
+    if learns and _has_kernel(tensors, surrogate) and math.isfinite(v_reset or 0.0):
         with torch.no_grad():
             given = prepared(x_seq, theta, start, False, check_values)
         return _RunOn.apply(*_tensors(given), v_reset, surrogate, detach_reset)
@@ -49,6 +53,7 @@ def run_on(
         theta,
         start,
         v_reset=v_reset,
+        inplace=inplace and not learns,
         return_v=True,
         surrogate=surrogate,
         detach_reset=detach_reset,
@@ -62,7 +67,8 @@ def _has_kernel(tensors: list[Tensor], surrogate: Callable[[Tensor], Tensor]) ->
     known = isinstance(surrogate, Surrogate) and type(surrogate) in KERNELS
     if not known or torch.compiler.is_compiling() or any(map(_wrapped, tensors)):
         return False
-    return tensors[0].device.type == "cpu" and tensors[0].shape[0] <= F.MAX_FUSED_STEPS
+    # A single step's potential is what the next one starts from: it has a gradient.
+    return tensors[0].device.type == "cpu" and 1 < tensors[0].shape[0] <= F.MAX_FUSED_STEPS
 
 
 class _RunOn(torch.autograd.Function):

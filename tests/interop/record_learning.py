@@ -6,7 +6,7 @@ Run by hand where spikingjelly is installed (the tests do not need it):
 2.0.0 with torch 2.13.0 on a CPU; versions are kept in it.
 
 A node in step mode "m" is called twice without a reset between the calls, and the loss is a
-weighted sum of all spikes and of the last potential. Arrays in the file; n counts cases, and none is
+weighted sum of all spikes and of the last potential. Arrays in the file; n counts cases, none is
 pickled:
     spikingjelly, torch       versions, strings
     x                         float32 [5 + 3, *neurons], the currents of both calls
