@@ -19,7 +19,7 @@ from ._neuron.layer import spikes_or_currents
 from ._neuron.parameters import learn as make_parameters
 from ._neuron.parameters import light_bias, load_into, parameter
 from ._neuron.runs import active, hooked, note_call, recorders, tell
-from ._neuron.settings import Settings, check_settings, warn_left, watch_steps
+from ._neuron.settings import LATER, Settings, check_settings, shown, warn_left, watch_steps
 from ._neuron.simulation import UNFUSED, Fused, fits_window, simulate, simulate_on, single_step
 from .surrogate import ATan, check_surrogate
 
@@ -42,6 +42,8 @@ class IFNode(nn.Module):
         timesteps: None: the input is ``[T, *neurons]``. An int T: time is folded into the batch,
             time-major, ``[T*B, ...]``, so that convolutions, BatchNorm, pooling and Flatten work
             unmodified between nodes.
+        time: where T steps of an input are, given timesteps=T: "batch" as above, or "first": the
+            input is ``[T, *neurons]``, and one of another length is refused.
         rho: steps to watch for calibration (:func:`cos_ext.functional.cos_forward`); 0 is none.
         iterations: of the calibration; None is until exact. For "cos" only.
         emission: the order in time of a calibrated neuron's spikes, as for
@@ -112,6 +114,7 @@ class IFNode(nn.Module):
         static_input: bool = False,
         keep_state: bool = False,
         store_v_seq: bool = False,
+        time: str = "batch",
         surrogate: Callable[[Tensor], Tensor] | None = None,
         detach_reset: bool = False,
         learn: Sequence[str] = (),
@@ -147,6 +150,7 @@ class IFNode(nn.Module):
                 "static_input": bool(static_input),
                 "keep_state": bool(keep_state),
                 "store_v_seq": bool(store_v_seq),
+                "time": time,
             }
         )
         make_parameters(self, learn)
@@ -156,7 +160,7 @@ class IFNode(nn.Module):
 
         Args:
             changes: any of v_reset, timesteps, rho, iterations, emission, calibration, step_mode,
-                static_input, keep_state and store_v_seq, as for the constructor.
+                static_input, keep_state, store_v_seq and time, as for the constructor.
 
         Raises:
             TypeError, ValueError: as for the constructor; a setting of another name.
@@ -176,6 +180,7 @@ class IFNode(nn.Module):
     static_input = _setting("static_input")
     keep_state = _setting("keep_state")
     store_v_seq = _setting("store_v_seq")
+    time = _setting("time")
 
     @property
     def watch_steps(self) -> int:
@@ -229,7 +234,11 @@ class IFNode(nn.Module):
         if self.step_mode == "s":
             return self._single_step(x)
         timesteps = self.timesteps
-        if timesteps is None:
+        if timesteps is not None and self.time == "first" and x.shape[:1] != (timesteps,):
+            raise ValueError(
+                f"the first dimension must be timesteps = {timesteps}, got shape {tuple(x.shape)}"
+            )
+        if timesteps is None or self.time == "first":
             return self._emit(x, owned, residual, operands)
         if x.dim() == 0:
             raise ValueError("x must have a batch dimension, got a tensor without dimensions")
@@ -361,9 +370,8 @@ class IFNode(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Pickles of version 0.1 lack these.
         own = {} if "surrogate" in state["_modules"] else {"surrogate": ATan()}
-        later = {"keep_state": False, "store_v_seq": False}
         super().__setstate__({**own, "detach_reset": False, "v_seq": None, **state})
-        self._settings = cast(Settings, {**later, **state["_settings"]})
+        self._settings = cast(Settings, {**LATER, **state["_settings"]})
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *rest: Any
@@ -385,6 +393,4 @@ class IFNode(nn.Module):
     def extra_repr(self) -> str:
         """The settings, with θ where it is one number and its shape where it is a tensor."""
         theta, size = self.v_threshold, tuple(self.v_threshold.shape)
-        rare = ("static_input", "keep_state", "store_v_seq")
-        shown = [f"{k}={value!r}" for k, value in self._settings.items() if k not in rare or value]
-        return ", ".join((f"v_threshold={size or f'{theta.item():.4g}'}", *shown))
+        return ", ".join((f"v_threshold={size or f'{theta.item():.4g}'}", *shown(self._settings)))

@@ -11,6 +11,7 @@ from .. import functional as F
 from .._numbers import whole
 
 STEP_MODES = ("m", "s")
+TIMES = ("batch", "first")
 
 
 class Settings(TypedDict):
@@ -26,6 +27,24 @@ class Settings(TypedDict):
     static_input: bool
     keep_state: bool
     store_v_seq: bool
+    time: str
+
+
+# What pickles of version 0.1 lack, and mean.
+LATER: dict[str, object] = {"keep_state": False, "store_v_seq": False, "time": "batch"}
+
+
+def shown(settings: Settings) -> list[str]:
+    """The settings as a node shows them: those that are seldom changed, only where they are."""
+    usual: dict[str, object] = {"static_input": False, **LATER}
+    return [
+        f"{k}={value!r}" for k, value in settings.items() if k not in usual or value != usual[k]
+    ]
+
+
+def folded_steps(settings: Settings) -> int | None:
+    """The steps that are folded into the batch; None where time is the first dimension."""
+    return settings["timesteps"] if settings["time"] == "batch" else None
 
 
 def watch_steps(settings: Settings) -> int:
@@ -84,6 +103,10 @@ def check_settings(settings: Settings) -> Settings:
             "keep_state and store_v_seq need rho = 0 (calibration moves the potential that a call "
             f"starts from), got {watched}"
         )
+    if settings["time"] not in TIMES:
+        raise ValueError(f"time must be one of {TIMES}, got {settings['time']!r}")
+    if settings["static_input"] and settings["time"] == "first":
+        raise ValueError("static_input has no dimension for time; time must be 'batch'")
     if settings["store_v_seq"] and step_mode == "s":
         raise ValueError("store_v_seq needs step_mode 'm'; in 's' v is there after every step")
     iterations = None if rounds < 0 else rounds

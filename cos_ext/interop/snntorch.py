@@ -40,15 +40,17 @@ def run(model: nn.Module, spikes: Tensor) -> Tensor:
         raise ValueError(f"spikes must be [T, B, ...], got shape {tuple(spikes.shape)}")
     steps, batch = spikes.shape[:2]
     nodes = {name: node for name, node in model.named_modules() if isinstance(node, IFNode)}
-    folded = any(node.timesteps is not None for node in nodes.values())
+    folded = any(node.timesteps and node.time == "batch" for node in nodes.values())
+    wanted = {"timesteps": steps, "time": "batch", "static_input": False, "step_mode": "m"}
     for name, node in nodes.items():
         wrong = {
-            "timesteps": node.timesteps not in ((steps,) if folded else (None,)),
+            "timesteps": node.timesteps not in ((steps,) if folded else (steps, None)),
+            "time": folded and node.time != "batch",
             "static_input": node.static_input,
             "step_mode": node.step_mode != "m",
         }
         for setting in (setting for setting, is_wrong in wrong.items() if is_wrong):
-            want = {"timesteps": steps, "static_input": False, "step_mode": "m"}[setting]
+            want = wanted[setting]
             raise ValueError(
                 f"{name or 'the node'}.{setting} must be {want!r} for spikes of {steps} steps, got "
                 f"{getattr(node, setting)!r}"

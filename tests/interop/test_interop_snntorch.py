@@ -52,6 +52,8 @@ def test_time_first_without_folding():
     out = snntorch.run(model, spikes)
     assert out.shape == (7, 3, 2)
     assert torch.allclose(out, snntorch.run(folded, spikes), atol=1e-6)
+    model[1].configure(timesteps=7, time="first")
+    assert torch.equal(out, snntorch.run(model, spikes))
     out.mean(0).sum().backward()
     assert model[0].weight.grad.any()
 
@@ -73,6 +75,12 @@ def test_a_rate_is_a_rate():
             torch.zeros(5, 2),
             ValueError,
             "0.static_input must be False",
+        ),
+        (
+            [{"timesteps": 5}, {"timesteps": 5, "time": "first"}],
+            torch.zeros(5, 2),
+            ValueError,
+            "1.time must be 'batch'",
         ),
         ([{"step_mode": "s"}], torch.zeros(5, 2), ValueError, "0.step_mode must be 'm'.*got 's'"),
         ([{}], torch.zeros(5), ValueError, r"must be \[T, B, ...\], got shape \(5,\)"),

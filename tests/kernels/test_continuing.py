@@ -268,7 +268,7 @@ def test_settings_are_seen_and_copied():
     x = torch.rand(2, 3)
     assert other.keep_state and torch.equal(other(x), node(x))
     state = IFNode().__dict__
-    new = ("keep_state", "store_v_seq")
+    new = ("keep_state", "store_v_seq", "time")
     settings = {k: v for k, v in state["_settings"].items() if k not in new}
     old = IFNode.__new__(IFNode)
     old.__setstate__({**{k: v for k, v in state.items() if k != "v_seq"}, "_settings": settings})
@@ -276,7 +276,26 @@ def test_settings_are_seen_and_copied():
     assert torch.equal(old(x), IFNode()(x))
 
 
+def test_time_comes_first_where_it_is_said():
+    x = torch.rand(4, 4, 3)
+    node = IFNode(timesteps=4, time="first", rho=2)
+    assert torch.equal(node(x), IFNode(rho=2)(x))
+    for wrong in (torch.rand(8, 3), torch.rand(3, 4, 3), torch.tensor(1.0)):
+        with pytest.raises(ValueError, match="first dimension must be timesteps = 4, got shape"):
+            node(wrong)
+    assert "time='first'" in repr(node) and "time=" not in repr(IFNode())
+    node.time = "batch"
+    assert torch.equal(node(x.flatten(0, 1)).unflatten(0, (4, 4)), IFNode(rho=2)(x))
+    with pytest.raises(ValueError, match=r"time must be one of \('batch', 'first'\), got 'last'"):
+        node.time = "last"
+    with pytest.raises(ValueError, match="static_input has no dimension for time"):
+        IFNode(timesteps=4, time="first", static_input=True)
+    kept = IFNode(timesteps=2, time="first", keep_state=True, store_v_seq=True)
+    assert torch.equal(torch.cat([kept(part) for part in x.split(2)]), IFNode()(x))
+
+
 EVERY = {
+    "time": ["batch", "first"],
     "step_mode": ["m", "s"],
     "v_reset": [None, 0.1],
     "inplace": [False, True],
@@ -299,6 +318,7 @@ def test_no_gradient_wanted_no_error():
         except ValueError:  # they do not fit together
             continue
         x = torch.rand(4, 3, 2)
+        x = x[:2] if node.timesteps and node.time == "first" and node.step_mode == "m" else x
         spikes = node(x.clone())
         with torch.no_grad():
             assert torch.equal(spikes, other(x.clone()))
