@@ -172,8 +172,8 @@ class IFNode(Base):
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **_: Any
     ) -> tuple[tuple[Tensor], tuple[Tensor]]:
         """T steps that touch no memory: ``(x_seq,), (v,)`` to ``(spikes,), (v,)``."""
-        x_seq, (start,) = inputs[0], self.materialize_states(inputs, states, "m")
-        known = self._kernel()
+        x_seq, known = inputs[0], self._kernel()
+        start = self._start(x_seq[0], states[0])
         if known is None:
             return self._plain(x_seq, start)
         theta = x_seq.new_full((), self.v_threshold)
@@ -184,11 +184,15 @@ class IFNode(Base):
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str
     ) -> tuple[Tensor]:
         """The potential to start from, in the shape and dtype of one step."""
-        x, v = inputs[0][0] if step_mode == "m" else inputs[0], states[0]
-        if isinstance(v, Tensor) and v.shape == x.shape:
-            return (v.to(x),)
-        anew = v if not isinstance(v, Tensor) else (self.v_reset or 0.0)
-        return (torch.full_like(x, anew, requires_grad=False),)
+        x = inputs[0][0] if step_mode == "m" else inputs[0]
+        start = self._start(x, states[0])
+        return (start if isinstance(start, Tensor) else torch.full_like(x, start),)
+
+    def _start(self, x: Tensor, v: float | Tensor) -> float | Tensor:
+        """What a step x starts from: v, or where it has another shape the potential of a reset."""
+        if isinstance(v, Tensor):
+            return v.to(x) if v.shape == x.shape else self.v_reset or 0.0
+        return v
 
     def _kernel(self) -> Surrogate | None:
         """The kernels' surrogate that is ``surrogate_function``; None where there is none.
@@ -206,7 +210,7 @@ class IFNode(Base):
         theirs = kind.__module__.startswith("spikingjelly.") and getattr(function, "spiking", False)
         return FUSED[kind.__name__](alpha * theta) if theirs and kind.__name__ in FUSED else None
 
-    def _plain(self, x_seq: Tensor, v: Tensor) -> tuple[tuple[Tensor], tuple[Tensor]]:
+    def _plain(self, x_seq: Tensor, v: Any) -> tuple[tuple[Tensor], tuple[Tensor]]:
         """The steps in plain torch, for any surrogate and threshold."""
         theta, sent = self.v_threshold, []
         for x in x_seq:
