@@ -5,11 +5,13 @@
     python bench/gradients.py --plot  draws the surrogates as the picture of the docs
 
 A layer of --mib MiB float32 currents, T steps, ATan, soft reset that is detached; and a training
-step of a network of three convolutions. Rows: cos_ext; the same in plain torch, step by step;
-SpikingJelly's multi-step IFNode, with its wheels in DIR or installed. "copies" is what must be
-moved at least, 3 reads and 2 writes of the layer into fresh memory, as autograd's results are. Rows
-are interleaved; a ratio is the median over the repeats. Measures time only; the gradients are
-compared once. Last the kernels alone, on a layer that stays in the caches and on this one.
+step of a network of three convolutions. Rows: cos_ext; its neuron with SpikingJelly's contract; the
+same in plain torch, step by step; and the peers that are installed, or whose wheels are in DIR:
+SpikingJelly's multi-step IFNode, snntorch's Leaky with beta 1, which resets a step later, and
+Norse's IAF, which has a hard reset and a surrogate of its own. "copies" is what must be moved at
+least, 3 reads and 2 writes of the layer into fresh memory, as autograd's results are. Rows are
+interleaved; a ratio is the median over the repeats. Measures time only; the gradients are compared
+once. Last the kernels alone, on a layer that stays in the caches and on this one.
 """
 
 from __future__ import annotations
@@ -31,9 +33,10 @@ from torch import Tensor, nn
 
 import cos_ext
 from cos_ext import surrogate
+from cos_ext.interop import spikingjelly as interop
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "_static" / "surrogates.svg"
-PLAIN, PEER, FLOOR = "plain", "SpikingJelly", "copies"
+OWN, PLAIN, FLOOR = "cos_ext", "plain", "copies"
 
 
 class Plain(nn.Module):
@@ -49,20 +52,66 @@ class Plain(nn.Module):
         return torch.stack(spikes)
 
 
-def peer() -> nn.Module | None:
-    """SpikingJelly's neurons, where it is there. They start from 0."""
-    try:
-        with quietly():
-            from spikingjelly.activation_based import neuron
-    except ImportError:
-        return None
-    return neuron.IFNode(v_reset=None, detach_reset=True, step_mode="m")
+def spikingjelly() -> nn.Module:
+    with quietly():
+        from spikingjelly.activation_based import neuron, surrogate
+    arguments = {"surrogate_function": surrogate.ATan(), "detach_reset": True}
+    return neuron.IFNode(v_reset=None, step_mode="m", **arguments)
 
 
-def contestants() -> dict[str, nn.Module]:
-    rows: dict[str, nn.Module] = {"cos_ext": cos_ext.IFNode(detach_reset=True), PLAIN: Plain()}
-    theirs = peer()
-    return rows if theirs is None else {**rows, PEER: theirs}
+class Snntorch(nn.Module):
+    """snntorch's neurons, which take a step a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import snntorch
+        from snntorch import surrogate
+
+        self.node = snntorch.Leaky(1.0, spike_grad=surrogate.atan(), reset_mechanism="subtract")
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, spikes = torch.zeros_like(x[0]), []
+        for current in x:
+            spike, v = self.node(current, v)
+            spikes.append(spike)
+        return torch.stack(spikes)
+
+
+class Norse(nn.Module):
+    """Norse's neurons, which return their state as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from norse.torch.module.iaf import IAF
+
+        self.node = IAF()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.node(x)[0]
+
+
+def own() -> nn.Module:
+    return cos_ext.IFNode(detach_reset=True)
+
+
+def adapter() -> nn.Module:
+    return interop.IFNode(1.0, None, surrogate.ATan(), True, "m")
+
+
+PEERS = {"SpikingJelly": spikingjelly, "snntorch": Snntorch, "Norse": Norse}
+
+
+def contestants() -> dict[str, Callable[[], nn.Module]]:
+    """What makes the neurons of each row; the peers that are there. Those start from 0."""
+    rows: dict[str, Callable[[], nn.Module]] = {OWN: own, "its adapter": adapter, PLAIN: Plain}
+    for name, make in PEERS.items():
+        try:
+            make()
+        except ImportError:
+            print(f"{name} is not there")
+        else:
+            rows[name] = make
+    return rows
 
 
 def learn(node: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
@@ -80,8 +129,8 @@ def layer(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     neurons = options.mib * 2**18 // options.timesteps
     x = torch.rand(options.timesteps, neurons) - 0.2
     grad = torch.randn_like(x)
-    rows = contestants()
-    a, b = (learn(rows[name], x, grad) for name in ("cos_ext", PLAIN))
+    rows = {name: make() for name, make in contestants().items()}
+    a, b = (learn(rows[name], x, grad) for name in (OWN, PLAIN))
     assert torch.allclose(a, b, atol=1e-5), "the gradients differ"
 
     def copies() -> None:
@@ -119,13 +168,7 @@ def network(node: Callable[[], nn.Module], steps: int) -> nn.Module:
 def steps_of_training(batch: int = 32, steps: int = 4) -> dict[str, Callable[[], object]]:
     """A training step each; "without" has Identity for neurons."""
     x, y = torch.rand(steps * batch, 1, 28, 28), torch.randint(0, 10, (batch,))
-    kinds: dict[str, Callable[[], nn.Module]] = {
-        "without": nn.Identity,
-        "cos_ext": partial(cos_ext.IFNode, detach_reset=True),
-        PLAIN: Plain,
-    }
-    if peer() is not None:
-        kinds[PEER] = peer  # type: ignore[assignment]  # it is there
+    kinds: dict[str, Callable[[], nn.Module]] = {"without": nn.Identity, **contestants()}
 
     def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         loss = nn.functional.cross_entropy(model(x).unflatten(0, (steps, -1)).mean(0), y)
@@ -152,8 +195,8 @@ def measure(
         middle, ratio = 1e3 * statistics.median(own), median_ratio(own, times[base])
         found[name] = {"ms": middle, "ratio": ratio}
         print(tables.row((name, f"{middle:.2f}", f"{ratio:.2f}")))
-    for name in sorted(set(times) & {PLAIN, PEER}):
-        print(f"{name} takes {median_ratio(times[name], times['cos_ext']):.2f} x cos_ext")
+    for name in (name for name in (PLAIN, *PEERS) if name in times):
+        print(f"{name} takes {median_ratio(times[name], times[OWN]):.2f} x {OWN}")
     return {"what": what, "base": base, "rows": found}
 
 
@@ -172,7 +215,7 @@ def kernels(mib: float, steps: int) -> dict[str, Callable[[], object]]:
 def kept(options: argparse.Namespace) -> dict[str, int]:
     """Bytes that are kept for the backward pass, for every byte of x."""
     x, found = torch.rand(options.timesteps, 1000, requires_grad=True), {}
-    for name, node in contestants().items():
+    for name, make in contestants().items():
         storages: dict[int, int] = {}
 
         def keep(t: Tensor, storages: dict[int, int] = storages) -> Tensor:
@@ -180,7 +223,7 @@ def kept(options: argparse.Namespace) -> dict[str, int]:
             return t
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            node(x)
+            make()(x)
         found[name] = sum(storages.values()) / (x.numel() * x.element_size())
         print(f"{name} keeps {found[name]:.2f} times x")
     return found
@@ -219,7 +262,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.peers is not None:
             sys.path += [str(path) for *_, path in unpack(options.peers, Path(folder))]
-        print(facts := machine.facts(["torch", "spikingjelly"]))
+        print(facts := machine.facts(["torch", "spikingjelly", "snntorch", "norse"]))
         torch.manual_seed(0)
         rows = [
             measure(

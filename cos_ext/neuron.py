@@ -16,11 +16,11 @@ from . import functional as F
 from ._functional.checks import check_not_nan
 from ._functional.currents import composed
 from ._neuron.layer import spikes_or_currents
-from ._neuron.parameters import check_loaded, fit_together, parameter
 from ._neuron.parameters import learn as make_parameters
-from ._neuron.runs import active, hooked, note_call
-from ._neuron.settings import Settings, check_settings, watch_steps
-from ._neuron.simulation import UNFUSED, Fused, fits_window, simulate, single_step
+from ._neuron.parameters import light_bias, load_into, parameter
+from ._neuron.runs import active, hooked, note_call, recorders, tell
+from ._neuron.settings import LATER, Settings, check_settings, shown, warn_left, watch_steps
+from ._neuron.simulation import UNFUSED, Fused, fits_window, simulate, simulate_on, single_step
 from .surrogate import ATan, check_surrogate
 
 
@@ -42,6 +42,8 @@ class IFNode(nn.Module):
         timesteps: None: the input is ``[T, *neurons]``. An int T: time is folded into the batch,
             time-major, ``[T*B, ...]``, so that convolutions, BatchNorm, pooling and Flatten work
             unmodified between nodes.
+        time: where T steps of an input are, given timesteps=T: "batch" as above, or "first": the
+            input is ``[T, *neurons]``, and one of another length is refused.
         rho: steps to watch for calibration (:func:`cos_ext.functional.cos_forward`); 0 is none.
         iterations: of the calibration; None is until exact. For "cos" only.
         emission: the order in time of a calibrated neuron's spikes, as for
@@ -52,6 +54,10 @@ class IFNode(nn.Module):
         inplace: write the spikes over the input, unless a gradient needs it.
         static_input: the input is ``[B, ...]`` and the same at every step. It is read once, and the
             output is ``[T*B, ...]``.
+        keep_state: in step mode "m", too, the potential is kept in ``v`` until :meth:`reset`: calls
+            are chunks of one simulation.
+        store_v_seq: keep the potentials after every step of a call in ``v_seq``,
+            ``[T, *neurons]``. The steps are then taken one by one, which is slower.
         surrogate, detach_reset: for gradients, as for :func:`cos_ext.functional.if_forward`.
         learn: "v_threshold" and "v_init", or one of them, are parameters instead of buffers.
 
@@ -106,6 +112,9 @@ class IFNode(nn.Module):
         step_mode: str = "m",
         inplace: bool = False,
         static_input: bool = False,
+        keep_state: bool = False,
+        store_v_seq: bool = False,
+        time: str = "batch",
         surrogate: Callable[[Tensor], Tensor] | None = None,
         detach_reset: bool = False,
         learn: Sequence[str] = (),
@@ -128,6 +137,7 @@ class IFNode(nn.Module):
         self.inplace = bool(inplace)
         self.surrogate, self.detach_reset = check_surrogate(surrogate), bool(detach_reset)
         self.v: Tensor | None = None
+        self.v_seq: Tensor | None = None
         self._settings = check_settings(
             {
                 "v_reset": v_reset,
@@ -138,6 +148,9 @@ class IFNode(nn.Module):
                 "calibration": calibration,
                 "step_mode": step_mode,
                 "static_input": bool(static_input),
+                "keep_state": bool(keep_state),
+                "store_v_seq": bool(store_v_seq),
+                "time": time,
             }
         )
         make_parameters(self, learn)
@@ -146,8 +159,8 @@ class IFNode(nn.Module):
         """Change settings together; the node is unchanged if they do not fit.
 
         Args:
-            changes: any of v_reset, timesteps, rho, iterations, emission, calibration, step_mode
-                and static_input, as for the constructor.
+            changes: any of v_reset, timesteps, rho, iterations, emission, calibration, step_mode,
+                static_input, keep_state, store_v_seq and time, as for the constructor.
 
         Raises:
             TypeError, ValueError: as for the constructor; a setting of another name.
@@ -165,6 +178,9 @@ class IFNode(nn.Module):
     calibration = _setting("calibration")
     step_mode = _setting("step_mode")
     static_input = _setting("static_input")
+    keep_state = _setting("keep_state")
+    store_v_seq = _setting("store_v_seq")
+    time = _setting("time")
 
     @property
     def watch_steps(self) -> int:
@@ -176,13 +192,17 @@ class IFNode(nn.Module):
         """Whether what is fused runs in passes of its own now, so that the spikes come out as they
         are: somebody looks at them.
         """
-        return hooked(self) or any(
-            run.apart or (run.recorder is not None and run.recorder.wants(self)) for run in active()
-        )
+        return hooked(self) or any(run.apart for run in active()) or bool(recorders(self))
 
     def reset(self) -> None:
-        """Forget the potential kept by step_mode "s"; the next step starts from v_init."""
-        self.v = None
+        """Forget the potentials that were kept; the next call starts from v_init."""
+        self.v = self.v_seq = None
+
+    def detach(self) -> None:
+        """Keep the potential and cut it from the steps that led to it: no gradient goes further
+        back.
+        """
+        self.v = None if self.v is None else self.v.detach()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Simulate the neurons on an input current.
@@ -203,6 +223,8 @@ class IFNode(nn.Module):
         if x.dtype not in F.FLOAT_DTYPES:
             raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
         note_call(self, x)
+        if self.v is not None and self.step_mode == "m" and not self.keep_state:
+            warn_left()
         operands: dict[str, Tensor] = {}
         if self._fuses(x, residual):
             operands, owned = self._operands(x), self._may_overwrite
@@ -212,7 +234,11 @@ class IFNode(nn.Module):
         if self.step_mode == "s":
             return self._single_step(x)
         timesteps = self.timesteps
-        if timesteps is None:
+        if timesteps is not None and self.time == "first" and x.shape[:1] != (timesteps,):
+            raise ValueError(
+                f"the first dimension must be timesteps = {timesteps}, got shape {tuple(x.shape)}"
+            )
+        if timesteps is None or self.time == "first":
             return self._emit(x, owned, residual, operands)
         if x.dim() == 0:
             raise ValueError("x must have a batch dimension, got a tensor without dimensions")
@@ -264,56 +290,45 @@ class IFNode(nn.Module):
     ) -> Tensor:
         """The spikes as the operator gives them; what the active runs ask for is added up."""
         theta, v_init = self._parameters_for(x_seq)
-        runs = active()
-        recorders = [run.recorder for run in runs if run.recorder is not None]
-        recorders = [recorder for recorder in recorders if recorder.wants(self)]
-        spikes, total, sums = simulate(
-            x_seq,
-            theta,
-            v_init,
-            self._settings,
-            Fused(scale, bias, residual, pool),
-            surrogate=self.surrogate,
-            detach_reset=self.detach_reset,
-            inplace=inplace and not recorders,
-            count=any(run.counts for run in runs),
-            keep_statistics=any(run.statistics for run in runs),
-        )
-        for run in runs:
-            if run.counts and total is not None:
-                run.add_spikes(self, total, x_seq.numel())
-            if run.statistics and sums is not None:
-                run.add_sums(self, sums)
-        for recorder in recorders:
-            recorder.note(self, x_seq, spikes)
-        return spikes
+        how: dict[str, Any] = {
+            "surrogate": self.surrogate,
+            "detach_reset": self.detach_reset,
+            "inplace": inplace and not recorders(self),
+            "count": any(run.counts for run in active()),
+            "keep_statistics": any(run.statistics for run in active()),
+        }
+        if self._goes_on:
+            kept = self.v if self.keep_state else None
+            gone = simulate_on(x_seq, kept, theta, v_init, self._settings, **how)
+            emitted, self.v_seq = gone.emitted, gone.v_seq
+            self.v = gone.v if self.keep_state else self.v
+        else:
+            fused = Fused(scale, bias, residual, pool)
+            emitted = simulate(x_seq, theta, v_init, self._settings, fused, **how)
+        tell(self, x_seq, *emitted)
+        return emitted.spikes
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether the kernel's pass is not all of a call: potentials come in or go out."""
+        return self.keep_state or self.store_v_seq
 
     def _fuses(self, x: Tensor, residual: Tensor | None) -> bool:
         """Whether the kernels take in what stands around these neurons."""
-        if self.apart or self.calibration in UNFUSED or self.step_mode == "s":
+        if self.apart or self._goes_on or self.calibration in UNFUSED or self.step_mode == "s":
             return False
         fits = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
         return fits and (self.timesteps or x.shape[0]) <= F.MAX_FUSED_STEPS
 
     def _operands(self, x: Tensor) -> dict[str, Tensor]:
         """scale and bias as the kernels take them, each where there is one."""
-        bias = self._light_bias()
+        bias = light_bias(self.calibration, self.bias)
         if self.in_bias is not None:
             bias = self.in_bias if bias is None else self.in_bias + bias
         allowed = (x.dtype, F.state_dtype(x.dtype))
         given = {"scale": self.in_scale, "bias": bias}
         kept = {k: t for k, t in given.items() if t is not None}
         return {k: t if t.dtype in allowed else t.to(allowed[1]) for k, t in kept.items()}
-
-    def _light_bias(self) -> Tensor | None:
-        if self.calibration != "light":
-            return None
-        if self.bias is None:
-            raise RuntimeError(
-                'calibration is "light" and this layer has no fitted bias; call cos_ext.fit_light '
-                "first"
-            )
-        return self.bias
 
     def _currents(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, bool]:
         """What the neurons see, in passes of their own; whether spikes may be written over it."""
@@ -328,7 +343,8 @@ class IFNode(nn.Module):
 
     def _window(self, x_seq: Tensor) -> tuple[int, int] | None:
         """The windows that the kernel pools over; None where there are none, or it cannot."""
-        if self.pool is None or self.apart or self.calibration in UNFUSED or x_seq.dim() < 4:
+        unfused = self.apart or self._goes_on or self.calibration in UNFUSED
+        if self.pool is None or unfused or x_seq.dim() < 4:
             return None
         window = self._sizes(x_seq, self.pool)
         counts = any(run.counts for run in active())
@@ -348,41 +364,25 @@ class IFNode(nn.Module):
         return spikes
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "v": None if self.v is None else self.v.detach()}  # no graph
+        v, v_seq = (None if t is None else t.detach() for t in (self.v, self.v_seq))
+        return {**self.__dict__, "v": v, "v_seq": v_seq}  # no graph
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Pickles of version 0.1 lack these.
         own = {} if "surrogate" in state["_modules"] else {"surrogate": ATan()}
-        super().__setstate__({**own, "detach_reset": False, **state})
+        super().__setstate__({**own, "detach_reset": False, "v_seq": None, **state})
+        self._settings = cast(Settings, {**LATER, **state["_settings"]})
 
     def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+        self, state_dict: dict[str, Any], prefix: str, *rest: Any
+    ) -> None:  # as torch calls it, by position
         own = {"v_threshold": self.v_threshold, "v_init": self.v_init, "bias": self.bias}
         try:
-            check_loaded(state_dict, prefix, own)
+            load_into(self, state_dict, prefix, own)
         except ValueError as error:
-            error_msgs.append(str(error))
+            rest[-1].append(str(error))
             return
-        start = state_dict.get(prefix + "v_init")
-        if (
-            isinstance(start, Tensor)
-            and start.shape != self.v_init.shape
-            and fit_together(start, self.v_threshold)
-        ):
-            # fit_v_init gives it a shape of its own.
-            made = self.v_init.new_empty(start.shape)
-            self.v_init = nn.Parameter(made) if isinstance(self.v_init, nn.Parameter) else made
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> IFNode:
         converted = fn(self.v_threshold)
@@ -393,5 +393,4 @@ class IFNode(nn.Module):
     def extra_repr(self) -> str:
         """The settings, with θ where it is one number and its shape where it is a tensor."""
         theta, size = self.v_threshold, tuple(self.v_threshold.shape)
-        shown = [f"{k}={value!r}" for k, value in self._settings.items() if k != "static_input"]
-        return ", ".join((f"v_threshold={size or f'{theta.item():.4g}'}", *shown))
+        return ", ".join((f"v_threshold={size or f'{theta.item():.4g}'}", *shown(self._settings)))

@@ -25,6 +25,7 @@ LEVELS = {
     "reference": 4,
     "_neuron": 4,
     "neuron": 5,
+    "interop": 6,
     "data": 6,
     "models": 6,
     "network": 7,

@@ -18,7 +18,7 @@ from .._functional.arguments import fits_neurons
 from .._functional.checks import differentiates
 from .._functional.events import Bits, Neurons, bits_of, layer, values_of
 from .runs import active
-from .settings import Settings, watch_steps
+from .settings import Settings, folded_steps, watch_steps
 
 
 class Pending(NamedTuple):
@@ -59,7 +59,7 @@ def spikes_or_currents(node: Node, x: Any, residual: Any) -> tuple[Any, Any, Any
 
 
 def _in_one_pass(node: Node, pending: Pending, residual: Any, wanted: bool) -> Tensor | Bits | None:
-    shape, steps, pool = pending.shape, node._settings["timesteps"], (0, 0)
+    shape, steps, pool = pending.shape, folded_steps(node._settings), (0, 0)
     if steps is None or shape[0] % steps or node._settings["static_input"]:
         return None
     if node.pool is not None:
@@ -75,7 +75,7 @@ def _in_one_pass(node: Node, pending: Pending, residual: Any, wanted: bool) -> T
 
 def _bits(node: Node, x: Tensor, residual: Any) -> Bits | None:
     """Of currents that are there; None where the kernel does not give them, or refuses these."""
-    steps, static = node._settings["timesteps"], node._settings["static_input"]
+    steps, static = folded_steps(node._settings), node._settings["static_input"]
     if steps is None or node.pool is not None or (static and residual is not None):
         return None
     if type(x) is not Tensor or x.device.type != "cpu" or differentiates([x]):

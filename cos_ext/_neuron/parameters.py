@@ -44,6 +44,19 @@ def learn(node: nn.Module, names: Sequence[str]) -> None:
         node.register_parameter(name, nn.Parameter(value))  # type: ignore[arg-type]  # it is there
 
 
+def light_bias(calibration: str, bias: Tensor | None) -> Tensor | None:
+    """The current that calibration "light" adds at every step; None with another.
+
+    Raises:
+        RuntimeError: it has not been fitted.
+    """
+    if calibration == "light" and bias is None:
+        raise RuntimeError(
+            'calibration is "light" and this layer has no fitted bias; call cos_ext.fit_light first'
+        )
+    return bias if calibration == "light" else None
+
+
 def check_loaded(state: Mapping[str, Any], prefix: str, own: Mapping[str, Tensor | None]) -> None:
     """Validate the tensors of a node in a state dict, rounded to the dtypes of its ``own``.
 
@@ -59,6 +72,23 @@ def check_loaded(state: Mapping[str, Any], prefix: str, own: Mapping[str, Tensor
         loaded, current = state.get(prefix + name), own[name]
         if isinstance(loaded, Tensor) and not loaded.is_meta and current is not None:
             check(prefix + name, loaded.detach().to(current.dtype))
+
+
+def load_into(
+    node: nn.Module, state: Mapping[str, Any], prefix: str, own: Mapping[str, Tensor | None]
+) -> None:
+    """Validate the tensors of a node in a state dict; a v(0) of another shape gets room.
+
+    Raises:
+        ValueError: as for :func:`check_loaded`.
+    """
+    check_loaded(state, prefix, own)
+    start, theta, current = state.get(prefix + "v_init"), own["v_threshold"], own["v_init"]
+    assert theta is not None and current is not None
+    if isinstance(start, Tensor) and start.shape != current.shape and fit_together(start, theta):
+        # fit_v_init gives it a shape of its own.
+        made = current.new_empty(start.shape)
+        node.v_init = nn.Parameter(made) if isinstance(current, nn.Parameter) else made
 
 
 def fit_together(a: Tensor, b: Tensor) -> bool:

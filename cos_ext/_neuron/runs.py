@@ -99,6 +99,25 @@ def active() -> tuple[Run, ...]:
     return _ACTIVE.runs
 
 
+def recorders(node: nn.Module) -> list[Recorder]:
+    """Those that want to see these neurons."""
+    given = [run.recorder for run in active() if run.recorder is not None]
+    return [recorder for recorder in given if recorder.wants(node)]
+
+
+def tell(
+    node: nn.Module, x_seq: Tensor, spikes: Tensor, total: Tensor | None, sums: Tensor | None
+) -> None:
+    """What neurons did in one call, for the runs that are active."""
+    for run in active():
+        if run.counts and total is not None:
+            run.add_spikes(node, total, x_seq.numel())
+        if run.statistics and sums is not None:
+            run.add_sums(node, sums)
+    for recorder in recorders(node):
+        recorder.note(node, x_seq, spikes)
+
+
 class running:
     """Makes a run active in this thread, beside those that are, or instead of them. A class, since
     torch.compile sees through it.

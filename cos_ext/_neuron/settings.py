@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TypedDict, cast
+
+import torch
 
 from .. import functional as F
 from .._numbers import whole
 
 STEP_MODES = ("m", "s")
+TIMES = ("batch", "first")
 
 
 class Settings(TypedDict):
@@ -21,11 +25,41 @@ class Settings(TypedDict):
     calibration: str
     step_mode: str
     static_input: bool
+    keep_state: bool
+    store_v_seq: bool
+    time: str
+
+
+# What pickles of version 0.1 lack, and mean.
+LATER: dict[str, object] = {"keep_state": False, "store_v_seq": False, "time": "batch"}
+
+
+def shown(settings: Settings) -> list[str]:
+    """The settings as a node shows them: those that are seldom changed, only where they are."""
+    usual: dict[str, object] = {"static_input": False, **LATER}
+    return [
+        f"{k}={value!r}" for k, value in settings.items() if k not in usual or value != usual[k]
+    ]
+
+
+def folded_steps(settings: Settings) -> int | None:
+    """The steps that are folded into the batch; None where time is the first dimension."""
+    return settings["timesteps"] if settings["time"] == "batch" else None
 
 
 def watch_steps(settings: Settings) -> int:
     """The steps that are watched before the first spike: rho, or 0 where it plays no part."""
     return settings["rho"] if settings["calibration"] in F.WATCHING else 0
+
+
+def warn_left() -> None:
+    """Say that a potential of step mode "s" is there, and a whole simulation leaves it there."""
+    if not torch.compiler.is_compiling():
+        warnings.warn(
+            "step_mode is 'm' and a potential is kept from earlier calls: this call starts from "
+            "v_init. Set keep_state=True to go on from it, or call reset() first",
+            stacklevel=2,
+        )
 
 
 def check_settings(settings: Settings) -> Settings:
@@ -64,6 +98,17 @@ def check_settings(settings: Settings) -> Settings:
         )
     if settings["static_input"] and (timesteps is None or step_mode == "s"):
         raise ValueError("static_input needs timesteps and step_mode 'm'")
+    if watched and (settings["keep_state"] or settings["store_v_seq"]):
+        raise ValueError(
+            "keep_state and store_v_seq need rho = 0 (calibration moves the potential that a call "
+            f"starts from), got {watched}"
+        )
+    if settings["time"] not in TIMES:
+        raise ValueError(f"time must be one of {TIMES}, got {settings['time']!r}")
+    if settings["static_input"] and settings["time"] == "first":
+        raise ValueError("static_input has no dimension for time; time must be 'batch'")
+    if settings["store_v_seq"] and step_mode == "s":
+        raise ValueError("store_v_seq needs step_mode 'm'; in 's' v is there after every step")
     iterations = None if rounds < 0 else rounds
     numbers = {"timesteps": timesteps, "rho": rho, "iterations": iterations, "v_reset": v_reset}
     return cast(Settings, {**settings, **numbers})

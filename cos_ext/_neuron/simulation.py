@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import functional as F
 from .._functional.checks import differentiates
 from .._ops import TALLIES
+from .continuing import run_on
 from .settings import Settings, watch_steps
 
 UNFUSED = ("srp", "parallel")  # calibrations whose operators take nothing into the pass
@@ -131,6 +133,74 @@ def simulate(
     return Emitted(result.spikes, total, sums if keep_statistics else None)
 
 
+class GoneOn(NamedTuple):
+    """What a pass emits that goes on from a kept potential, and the potentials."""
+
+    emitted: Emitted
+    v: Tensor
+    v_seq: Tensor | None
+
+
+def simulate_on(
+    x_seq: Tensor,
+    kept: Tensor | None,
+    theta: Tensor,
+    v_init: Tensor,
+    settings: Settings,
+    *,
+    surrogate: Callable[[Tensor], Tensor],
+    detach_reset: bool,
+    inplace: bool,
+    count: bool,
+    keep_statistics: bool,
+) -> GoneOn:
+    """Simulate neurons that keep their potential, or show it after every step.
+
+    Args:
+        kept: the potential ``[*neurons]`` to go on from; None is v_init.
+        otherwise as for :func:`simulate`; ``store_v_seq`` among the settings asks for ``v_seq``,
+            ``[T, *neurons]``, and takes the steps one by one.
+
+    Raises:
+        ValueError: what was kept does not fit x_seq; statistics are asked for; and as for
+            if_forward.
+    """
+    if keep_statistics:
+        raise ValueError(
+            "statistics need neurons that start anew at every call: set keep_state and store_v_seq "
+            "to False"
+        )
+    start = v_init if kept is None else fitting(kept, x_seq, x_seq.shape[1:])
+    how = (settings["v_reset"], surrogate, detach_reset)
+    v_seq = None
+    if settings["store_v_seq"]:
+        sent, after = [], []
+        for x in x_seq:
+            spikes, start = run_on(x.unsqueeze(0), theta, start, *how)
+            sent.append(spikes)
+            after.append(start)
+        spikes, v_seq = torch.cat(sent), torch.stack(after)
+    else:
+        spikes, start = run_on(x_seq, theta, start, *how, inplace)
+    total = (spikes.detach() != 0).sum() if count else None
+    return GoneOn(Emitted(spikes, total, None), start, v_seq)
+
+
+def fitting(kept: Tensor, x: Tensor, shape: torch.Size) -> Tensor:
+    """A kept potential that fits neurons of this shape.
+
+    Raises:
+        ValueError: it does not.
+    """
+    fits = kept.shape == shape and kept.device == x.device
+    if not fits or kept.dtype != F.state_dtype(x.dtype):
+        raise ValueError(
+            f"x must fit the kept potential {kept.dtype} {tuple(kept.shape)} on {kept.device}, got "
+            f"{x.dtype} {tuple(shape)} on {x.device}; call reset() between inputs"
+        )
+    return kept
+
+
 def single_step(
     x: Tensor,
     kept: Tensor | None,
@@ -146,24 +216,6 @@ def single_step(
     Raises:
         ValueError: what was kept does not fit x; and as for if_forward.
     """
-    if kept is not None:
-        fits = kept.shape == x.shape and kept.device == x.device
-        if not fits or kept.dtype != F.state_dtype(x.dtype):
-            raise ValueError(
-                f"x must fit the kept potential {kept.dtype} {tuple(kept.shape)} on "
-                f"{kept.device}, got {x.dtype} {tuple(x.shape)} on {x.device}; call reset() "
-                "between inputs"
-            )
-    start = v_init if kept is None else kept
-    result = F.if_forward(
-        x.unsqueeze(0),
-        theta,
-        start,
-        v_reset=v_reset,
-        inplace=inplace and not differentiates((x, theta, start)),
-        return_v=True,
-        surrogate=surrogate,
-        detach_reset=detach_reset,
-    )
-    assert result.v is not None
-    return result.spikes[0], result.v
+    start = v_init if kept is None else fitting(kept, x, x.shape)
+    spikes, v = run_on(x.unsqueeze(0), theta, start, v_reset, surrogate, detach_reset, inplace)
+    return spikes[0], v

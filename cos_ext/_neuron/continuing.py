@@ -1,0 +1,127 @@
+"""Neurons whose potential goes on: the spikes of some steps and the potential after them, both with
+a gradient.
+
+The backward pass is the kernel's as long as nobody needs a gradient of that last potential. Which
+neurons go on, and where their potential is kept, is the callers' business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _ops
+from .. import functional as F
+from .._functional.arguments import prepared
+from .._functional.checks import check_values, differentiates
+from .._functional.gradients import _summed, _tensors, _wrapped, loop
+from ..surrogate import KERNELS, Surrogate
+
+
+def run_on(
+    x_seq: Tensor,
+    theta: Tensor,
+    start: float | Tensor,
+    v_reset: float | None,
+    surrogate: Callable[[Tensor], Tensor],
+    detach_reset: bool,
+    inplace: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The spikes ``[T, *neurons]``, 0 or θ, and v(T) ``[*neurons]`` in the state dtype.
+
+    Args:
+        x_seq: ``[T, *neurons]``.
+        theta, start: θ and v(0); tensors broadcast to ``[*neurons]``.
+        v_reset, surrogate, detach_reset: as for :func:`cos_ext.functional.if_forward`.
+        inplace: write the spikes over x_seq, where no gradient is needed.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for :func:`cos_ext.functional.if_forward`.
+    """
+    tensors = [x_seq, theta] + ([start] if isinstance(start, Tensor) else [])
+    learns = differentiates(tensors)
+    if learns and _has_kernel(tensors, surrogate) and math.isfinite(v_reset or 0.0):
+        with torch.no_grad():
+            given = prepared(x_seq, theta, start, False, check_values)
+        return _RunOn.apply(*_tensors(given), v_reset, surrogate, detach_reset)
+    result = F.if_forward(
+        x_seq,
+        theta,
+        start,
+        v_reset=v_reset,
+        inplace=inplace and not learns,
+        return_v=True,
+        surrogate=surrogate,
+        detach_reset=detach_reset,
+    )
+    assert result.v is not None  # it was asked for
+    return result.spikes, result.v
+
+
+def _has_kernel(tensors: list[Tensor], surrogate: Callable[[Tensor], Tensor]) -> bool:
+    """Whether the kernel takes the backward pass; if_forward's way does otherwise."""
+    known = isinstance(surrogate, Surrogate) and type(surrogate) in KERNELS
+    if not known or torch.compiler.is_compiling() or any(map(_wrapped, tensors)):
+        return False
+    # A single step's potential is what the next one starts from: it has a gradient.
+    return tensors[0].device.type == "cpu" and 1 < tensors[0].shape[0] <= F.MAX_FUSED_STEPS
+
+
+class _RunOn(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        x_seq: Tensor, theta: Tensor, start: Tensor, v_reset: float | None, *_: Any
+    ) -> tuple[Tensor, Tensor]:
+        spikes, v, _count = _ops.ops.if_forward(
+            x_seq, theta, 0.0, start, None, v_reset, True, False
+        )
+        return spikes, v
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *tensors, ctx.v_reset, ctx.surrogate, ctx.detach_reset = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, of_v: Tensor | None) -> tuple[Any, ...]:
+        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[:3]
+        settings = (ctx.v_reset, ctx.surrogate, ctx.detach_reset)
+        if of_v is None and grad is not None:
+            return *_by_kernel(grad, tensors, needed, *settings), None, None, None
+        if torch.is_grad_enabled():
+            raise RuntimeError("neurons have a first derivative alone; leave out create_graph=True")
+        # v(T) has a gradient: the steps once more, in plain torch.
+        leaves = [tensor.detach().requires_grad_(need) for tensor, need in zip(tensors, needed)]
+        with torch.enable_grad():
+            outputs = loop(leaves[0], leaves[1], leaves[2], *settings)
+        came = [pair for pair in zip(outputs, (grad, of_v)) if pair[1] is not None]
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        given = [list(column) for column in zip(*came)]
+        found = iter(torch.autograd.grad(given[0], wanted, given[1], allow_unused=True))
+        return *(next(found) if need else None for need in needed), None, None, None
+
+
+def _by_kernel(
+    grad: Tensor,
+    tensors: tuple[Tensor, ...],
+    needed: tuple[bool, ...],
+    v_reset: float | None,
+    surrogate: Surrogate,
+    detach_reset: bool,
+) -> tuple[Tensor | None, ...]:
+    x_seq, theta, start = tensors
+    _, of_theta, of_start = needed
+    how = (v_reset, KERNELS.index(type(surrogate)), surrogate.alpha, detach_reset)
+    of_x, by_start, by_theta = _ops.ops.if_backward(
+        grad, x_seq, theta, 0.0, start, None, *how, of_start, of_theta
+    )
+    return (
+        of_x,
+        _summed(by_theta, theta) if of_theta else None,
+        _summed(by_start, start) if of_start else None,
+    )
