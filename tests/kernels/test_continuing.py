@@ -26,6 +26,7 @@ NODES = [
     {"v_threshold": torch.linspace(0.5, 1.5, 5)[:, None], "v_init": 0.2},
     {"surrogate": foreign},
 ]
+NAMES = ["soft", "detached", "hard", "a θ each", "foreign"]
 CHUNKS = [(7,), (1, 6), (3, 2, 2), (1,) * 7]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -45,7 +46,7 @@ def potentials(x, node):
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("settings", NODES, ids=str)
+@pytest.mark.parametrize("settings", NODES, ids=NAMES)
 @pytest.mark.parametrize("sizes", CHUNKS, ids=str)
 def test_chunks_are_one_simulation(settings, sizes):
     whole, node = IFNode(**settings), IFNode(**settings, keep_state=True)
@@ -61,7 +62,7 @@ def test_chunks_are_one_simulation(settings, sizes):
             assert torch.equal(node.v.detach(), last)
 
 
-@pytest.mark.parametrize("settings", NODES, ids=str)
+@pytest.mark.parametrize("settings", NODES, ids=NAMES)
 @pytest.mark.parametrize("sizes", CHUNKS, ids=str)
 def test_the_gradient_goes_through_the_chunks(settings, sizes):
     learn = ("v_threshold", "v_init")
@@ -80,7 +81,7 @@ def test_the_gradient_goes_through_the_chunks(settings, sizes):
         assert own.shape == wanted.shape and torch.allclose(own, wanted, atol=1e-11)
 
 
-@pytest.mark.parametrize("settings", NODES, ids=str)
+@pytest.mark.parametrize("settings", NODES, ids=NAMES)
 def test_detach_cuts_the_gradient_between_chunks(settings):
     node = IFNode(**settings, keep_state=True).double()
     x, weights = torch.rand(6, 2, 5, 6).double(), torch.randn(6, 2, 5, 6).double()
@@ -162,7 +163,7 @@ def test_chunks_with_time_in_the_batch():
     assert torch.equal(twice, IFNode()(x[:1].expand(6, -1, -1)))
 
 
-@pytest.mark.parametrize("settings", NODES, ids=str)
+@pytest.mark.parametrize("settings", NODES, ids=NAMES)
 def test_the_potentials_after_every_step(settings):
     whole, node = IFNode(**settings).double(), IFNode(**settings, store_v_seq=True).double()
     x, weights = torch.rand(7, 2, 5, 6).double(), torch.randn(7, 2, 5, 6).double()
