@@ -166,9 +166,13 @@ def network(node: Callable[[], nn.Module], steps: int) -> nn.Module:
 
 
 def steps_of_training(batch: int = 32, steps: int = 4) -> dict[str, Callable[[], object]]:
-    """A training step each; "without" has Identity for neurons."""
+    """A training step each; "without" has Identity for neurons, "ReLU" what any other costs."""
     x, y = torch.rand(steps * batch, 1, 28, 28), torch.randint(0, 10, (batch,))
-    kinds: dict[str, Callable[[], nn.Module]] = {"without": nn.Identity, **contestants()}
+    kinds: dict[str, Callable[[], nn.Module]] = {
+        "without": nn.Identity,
+        "ReLU": nn.ReLU,
+        **contestants(),
+    }
 
     def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         loss = nn.functional.cross_entropy(model(x).unflatten(0, (steps, -1)).mean(0), y)
