@@ -41,6 +41,10 @@ EXTRAS = ("", "fused", "window")
 SYMBOL = re.compile(
     r"_ZN7cos_ext4cuda3runI(f|d|NS_4HalfE|NS_8BFloat16E)Li(\d+)ELi(\d+)ELNS0_4ModeE(\d)ELb([01])ELNS0_5ExtraE(\d)EEEvNS0_4TaskE"
 )
+BACK = re.compile(
+    r"_ZN7cos_ext4cuda8run_backI(f|d|NS_4HalfE|NS_8BFloat16E)Li(\d+)ELi(\d+)ELb([01])ENS_\d+([A-Za-z]+)I[fd]EEEEvNS0_4TaskET3_"
+)
+KERNELS = 4 * (15 + 9 + 3 + 5 * 2 * 3)  # of each dtype: plain, fused, windows, backwards
 
 
 class Kernel(NamedTuple):
@@ -55,12 +59,18 @@ class Kernel(NamedTuple):
     extra: str
 
     def __str__(self) -> str:
+        if self.mode == "back":
+            return f"{self.dtype} x {self.lanes}, back {self.rows}, {self.extra}"
         theta = "" if self.lanes == 1 else ", one θ" if self.one_theta else ", θ by lane"
         extra = f", {self.extra}" if self.extra else ""
         return f"{self.dtype} x {self.lanes}, {self.mode} {self.rows}{theta}{extra}"
 
 
 def kernel_of(symbol: str) -> Kernel:
+    if match := BACK.fullmatch(symbol):
+        dtype, lanes, rows, hard, surrogate = match.groups()
+        extra = f"{surrogate}, {'hard' if hard == '1' else 'soft'}"
+        return Kernel(*TYPES[dtype], int(lanes), int(rows), "back", False, extra)
     match = SYMBOL.fullmatch(symbol)
     if not match:
         sys.exit(f"cuda_kernels: {symbol} is not a kernel that this script knows")
@@ -151,6 +161,8 @@ def wide_rows(kernel: Kernel, counts: Counter[str]) -> str:
         for hint in ("LDG.E.EF", "LDG.E", "STG.E.EF", "STG.E")
     }
     loads = wide["LDG.E"] if kernel.mode == "reread" else wide["LDG.E.EF"]
+    if kernel.mode == "back":  # two operands
+        loads //= 2
     narrow = [name for name in counts if ".EF" in name and not name.endswith(".128")]
     if narrow:
         return f"moves rows in {', '.join(narrow)}"
@@ -227,7 +239,7 @@ def main() -> int:
                 faults.append(f"{arch}, {kernel}: {wrong}")
         print(f"{kernel!s:44}{cells}")
     count = sum(len(resources) for _, resources in compiled.values())
-    if len(compiled[ARCHS[0]][1]) < 4 * (15 + 9 + 3):
+    if len(compiled[ARCHS[0]][1]) < KERNELS:
         faults.append(f"only {len(compiled[ARCHS[0]][1])} kernels were found")
     if len({frozenset(resources) for _, resources in compiled.values()}) != 1:
         faults.append("the architectures have different kernels")
