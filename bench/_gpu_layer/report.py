@@ -123,7 +123,7 @@ def _ratio(rows: list[Row], case: Row, call: str, rho: int | None) -> float | No
 
 
 def _learning(rows: list[Row], g: Grid) -> Iterator[str]:
-    yield f"learning, 2^{g.base}: the gradient's kernel, us (% of copy); both ways, us; in torch, us"
+    yield f"learning, 2^{g.base}: the gradient's kernel, us (% of copy); both ways; in torch"
     yield " " * 5 + "".join(f"{NAMES[dtype]:>38}" for dtype in g.dtypes)
     for steps in sorted(g.steps):
         cells = ""

@@ -44,6 +44,7 @@ SYMBOL = re.compile(
 BACK = re.compile(
     r"_ZN7cos_ext4cuda8run_backI(f|d|NS_4HalfE|NS_8BFloat16E)Li(\d+)ELi(\d+)ELb([01])ENS_\d+([A-Za-z]+)I[fd]EEEEvNS0_4TaskET3_"
 )
+CHUNK = 8
 KERNELS = 4 * (15 + 9 + 3 + 5 * 2 * 3)  # of each dtype: plain, fused, windows, backwards
 
 
@@ -161,8 +162,9 @@ def wide_rows(kernel: Kernel, counts: Counter[str]) -> str:
         for hint in ("LDG.E.EF", "LDG.E", "STG.E.EF", "STG.E")
     }
     loads = wide["LDG.E"] if kernel.mode == "reread" else wide["LDG.E.EF"]
-    if kernel.mode == "back":  # two operands
-        loads //= 2
+    if kernel.mode == "back":  # two operands, and x once more where it is cut into chunks
+        again = wide["LDG.E"] - wide["LDG.E.EF"]
+        loads = min(loads // 2, again if kernel.rows == CHUNK else kernel.rows)
     narrow = [name for name in counts if ".EF" in name and not name.endswith(".128")]
     if narrow:
         return f"moves rows in {', '.join(narrow)}"
