@@ -112,7 +112,7 @@ cd "$work/tree" || exit 2
 export PYTHONPATH="$work/tree${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
 section "build"
-limited 150 env FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$arch" MAX_JOBS="$(nproc)" \
+limited 180 env FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$arch" MAX_JOBS="$(nproc)" \
   "$python" setup.py build_ext --inplace >"$work/build.log" 2>&1
 outcome build $?
 "$python" -c 'import cos_ext; info = cos_ext.build_info(); print(info); assert info["cuda"], info["cuda_off"]'

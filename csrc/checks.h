@@ -71,18 +71,18 @@ inline void check_rate(int64_t rho) {
   STD_TORCH_CHECK(rho >= 1 && rho <= kMaxSteps, "rho must lie in 1..", kMaxSteps, ", got ", rho);
 }
 
-// What is added to x on the way in: the same shape and dtype, on the same device.
-inline void check_residual(const Tensor& residual, const Tensor& x) {
-  STD_TORCH_CHECK(residual.is_cuda() == x.is_cuda() && (x.is_cpu() || residual.get_device_index() == x.get_device_index()),
-                  "residual must be on x_seq's device");
-  STD_TORCH_CHECK(residual.scalar_type() == x.scalar_type(), "residual must have x_seq's dtype");
-  bool same = residual.dim() == x.dim();
-  for (int64_t d = 0; same && d < x.dim(); ++d) same = residual.size(d) == x.size(d);
-  STD_TORCH_CHECK(same, "residual must have x_seq's shape");
+// A residual, or the gradient of what is sent: the same shape and dtype, on the same device.
+inline void check_like_input(const char* name, const Tensor& tensor, const Tensor& x) {
+  STD_TORCH_CHECK(tensor.is_cuda() == x.is_cuda() && (x.is_cpu() || tensor.get_device_index() == x.get_device_index()), name,
+                  " must be on x_seq's device");
+  STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), name, " must have x_seq's dtype");
+  bool same = tensor.dim() == x.dim();
+  for (int64_t d = 0; same && d < x.dim(); ++d) same = tensor.size(d) == x.size(d);
+  STD_TORCH_CHECK(same, name, " must have x_seq's shape");
 }
 inline void check_fused_steps(int64_t steps) {
-  STD_TORCH_CHECK(steps <= kMaxFusedSteps, "scale, bias, residual and pool take at most ", kMaxFusedSteps, " time-steps, got ",
-                  steps);
+  STD_TORCH_CHECK(steps <= kMaxFusedSteps, "gradients, scale, bias, residual and pool take at most ", kMaxFusedSteps,
+                  " time-steps, got ", steps);
 }
 
 inline void check_pool(int64_t rows, int64_t columns, const Tensor& x) {
@@ -100,6 +100,12 @@ inline void check_statistics(int64_t rho) {
 inline void check_emission(int64_t emission, bool return_v) {
   STD_TORCH_CHECK(emission >= 0 && emission <= 2, "emission must be 0 (calibrated), 1 (even) or 2 (front), got ", emission);
   STD_TORCH_CHECK(emission == 0 || !return_v, "v is the potential of calibrated emission; with another there is none");
+}
+
+inline void check_surrogate(int64_t surrogate, double alpha) {
+  STD_TORCH_CHECK(surrogate >= 0 && surrogate <= static_cast<int64_t>(Surrogate::FastSigmoid), "there is no surrogate ",
+                  surrogate);
+  STD_TORCH_CHECK(alpha > 0, "alpha must be positive, got ", alpha);
 }
 
 // In place, no two elements of x may share memory: sorted by stride, each must step over all the smaller ones.

@@ -55,6 +55,20 @@ struct Pool {
   int64_t unit() const { return rows * width * inner; }  // neurons that make up whole windows
 };
 
+// What backpropagation through the neurons (core/surrogate.h) is told beside. The gradient of x goes to Job::spikes; where x has
+// no stride of time it is one for all steps.
+struct Gradients {
+  Surrogate surrogate = Surrogate::ATan;
+  double alpha = 1;
+  bool detach_reset = false;
+  const void* sent = nullptr;  // of what is sent, θ s(t); null: the job is no backpropagation
+  Layout sent_layout;
+  int64_t sent_time = 0;
+  // By neuron, in Job::result_layout and the state type; null where not wanted.
+  void* theta = nullptr;
+  void* v_init = nullptr;
+};
+
 constexpr int64_t kMaxFusedSteps = 4096;
 
 struct Job {
@@ -98,6 +112,8 @@ struct Job {
   int32_t* count = nullptr;  // of the T emitted steps; of the rho watched ones where steps is 0
   void* v_init_out = nullptr;
   int32_t* offset = nullptr;
+
+  Gradients gradients;
 
   // Sums over the neurons (core/statistics.h), added to [slots, tally_size(rho)]: where many add at once, to several rows.
   // Null: none.

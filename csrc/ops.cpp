@@ -30,7 +30,7 @@ STABLE_TORCH_LIBRARY(COS_EXT_LIBRARY, m) {
   m.def("calibrate_v_init(Tensor x_seq, " COS_PARAMETERS
         "int rho, int iterations) -> (Tensor v_init_out, Tensor offset_spikes, Tensor spike_count)");
   // The gradients of if_forward, by neuron for v_init and v_threshold, from that of the spikes. surrogate: core/surrogate.h. An
-  // x_seq with stride 0 in time has a gradient [1, ...]. On a CPU alone.
+  // x_seq with stride 0 in time has a gradient [1, ...].
   m.def("if_backward(Tensor grad, Tensor x_seq, " COS_PARAMETERS
         "float? v_reset, int surrogate, float alpha, bool detach_reset, bool of_v_init, bool of_v_threshold) -> (Tensor x_seq, "
         "Tensor v_init, Tensor v_threshold)");

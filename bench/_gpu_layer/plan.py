@@ -8,6 +8,7 @@ from typing import Any
 
 from .cases import COMPILED, Case, Grid
 from .kernels import kernels
+from .learning import learning
 from .rivals import compiled_peers, eager_peers
 from .run import Job, Run
 from .small import small_layer
@@ -44,12 +45,14 @@ def plan(g: Grid) -> Iterator[Job]:
 
     yield from over("kernels", kernels, g.steps)
     yield from over("peers", eager_peers, main)
+    yield from over("learning", learning, main)
     for dtype, t, log2 in g.small:
         yield Job("small layer", small_layer, Case(dtype, t, 2**log2, image=g.image), 5)
     yield next(compiled)._replace(needed=15)
     yield from over("kernels", kernels, first, forms=LAYOUTS)
     yield from over("kernels", kernels, first, other_sizes)
     yield from over("peers", eager_peers, rest)
+    yield from over("learning", learning, rest)
     yield from compiled
     if rest:
         yield from over("kernels", kernels, others, other_sizes)

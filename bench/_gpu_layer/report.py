@@ -1,4 +1,4 @@
-"""The table of a run, at most 100 lines. Nothing is computed here that the rows do not say."""
+"""The table of a run, at most 110 lines. Nothing is computed here that the rows do not say."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .cases import (
     Grid,
     Row,
 )
+from .learning import BACK, LEARN, LEARN_LOOP
 from .rows import case_of, described, find, ours_for, ratios
 from .run import Run
 
@@ -46,6 +47,7 @@ def table(run: Run) -> list[str]:
     return [
         *_bandwidth(rows, g),
         *_peers(rows, g),
+        *_learning(rows, g),
         *_sizes(rows, g),
         *_layouts(rows, g),
         *_small_layers(run.small, g),
@@ -118,6 +120,20 @@ def _ratio(rows: list[Row], case: Row, call: str, rho: int | None) -> float | No
     best = min(found, key=lambda row: row["median_us"], default=None)
     ours = ours_for(rows, best) if best else None
     return best["median_us"] / ours["median_us"] if best and ours else None
+
+
+def _learning(rows: list[Row], g: Grid) -> Iterator[str]:
+    yield f"learning, 2^{g.base}: the gradient's kernel, us (% of copy); both ways; in torch"
+    yield " " * 5 + "".join(f"{NAMES[dtype]:>38}" for dtype in g.dtypes)
+    for steps in sorted(g.steps):
+        cells = ""
+        for dtype in g.dtypes:
+            case = _flat(NAMES[dtype], steps, g.base)
+            back, *both = (find(rows, call=call, **case) for call in (BACK, LEARN, LEARN_LOOP))
+            times = "".join(_cell(row, "median_us", ".1f", 10) for row in both)
+            share = _cell(back, "percent_of_copy", ".0f", 3)
+            cells += f"{_cell(back, 'median_us', '.1f', 12)} ({share}){times}"
+        yield f"T={steps:<3}" + cells
 
 
 def _sizes(rows: list[Row], g: Grid) -> Iterator[str]:

@@ -149,9 +149,13 @@ class Run:
         problem: str = "",
         restore: Call | None = None,
         keep: bool = True,
+        moved: int | None = None,
         **facts: Any,
     ) -> None:
-        """Time one row, one call for each buffer. With a problem it is an error and not timed."""
+        """Time one row, one call for each buffer. With a problem it is an error and not timed.
+
+        moved: bytes that are read and written, where it is not x once and the spikes.
+        """
         row = {"call": call, **case.facts(), **facts}
         self.rows.append(row)
         if problem:
@@ -165,7 +169,7 @@ class Run:
             "min_us": 1e6 * min(seconds),
             "samples": len(seconds),
             "buffers": len(calls),
-            "gb_per_s": case.floor / median / 1e9,
+            "gb_per_s": (moved or case.floor) / median / 1e9,
         }
         copy = find(
             self.rows, call="copy", **{**case.facts(), "v_threshold": "scalar", "static": False}

@@ -42,7 +42,7 @@ def if_gradient(
     x_seq = composed(x_seq, scale, bias, residual)
     steps, v = x_seq.shape[0], None
     known = isinstance(surrogate, Surrogate) and type(surrogate) in KERNELS
-    fused = known and x_seq.device.type != "cuda" and steps <= MAX_FUSED_STEPS and not return_v
+    fused = known and steps <= MAX_FUSED_STEPS and not return_v
     apart = not torch.compiler.is_compiling() and any(map(_wrapped, (x_seq, theta, v_init)))
     if fused and not apart:
         assert isinstance(surrogate, Surrogate)

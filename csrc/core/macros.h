@@ -20,3 +20,10 @@
 #else
 #define COS_LANES
 #endif
+
+// A loop of up to 16 rounds whose divisions of constants must be done by the compiler.
+#if defined(__CUDA_ARCH__) || defined(__clang__)
+#define COS_UNROLL_CONSTANT _Pragma("unroll")
+#else
+#define COS_UNROLL_CONSTANT _Pragma("GCC unroll 16")
+#endif

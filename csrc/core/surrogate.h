@@ -52,7 +52,7 @@ COS_HD V exp_below(V y) {
   const V k = shifted - kShift;
   const V r = y - k * kHigh - k * kLow;
   V p = V{} + S(1);
-#pragma GCC unroll 16
+  COS_UNROLL_CONSTANT
   for (int i = kWide ? 14 : 7; i > 0; --i) p = p * r * (S(1) / S(i)) + S(1);
   const V e = bit_cast<V>(bit_cast<I>(p) + (bit_cast<I>(shifted) << kMantissa));
   return asked == asked ? e : asked;  // NaN stays
@@ -108,18 +108,18 @@ struct FastSigmoid {
   }
 };
 
-// d becomes dL/dv(t-1), which is dL/dx(t). `inverse` is 1/θ.
-template <bool Hard, bool Detached, class V, class Phi>
-COS_HD void step_back(V m, V theta, V inverse, scalar_t<V> v_reset, const Phi& phi, V g, V& d, V& dtheta) {
+// d becomes dL/dv(t-1), which is dL/dx(t). `inverse` is 1/θ. `detached` is a bool, or std::bool_constant where it is known.
+template <bool Hard, class V, class Phi, class Bool>
+COS_HD void step_back(V m, V theta, V inverse, scalar_t<V> v_reset, const Phi& phi, Bool detached, V g, V& d, V& dtheta) {
   const auto fired = m >= theta;
   const V q = m * inverse, slope = phi(q - scalar_t<V>(1));
   V e, kept, sent;
   if (Hard) {
-    e = (Detached ? theta * g : theta * g + d * (v_reset - m)) * slope * inverse;
+    e = (detached ? theta * g : theta * g + d * (v_reset - m)) * slope * inverse;
     kept = fired ? V{} : d;
     sent = g;
   } else {
-    e = (Detached ? g : g - d) * slope;
+    e = (detached ? g : g - d) * slope;
     kept = d;
     sent = g - d;
   }

@@ -12,7 +12,7 @@ struct Choice {
   Kernel kernel;
   SpikeConvKernel spike_conv;
   SpikeLayerKernel spike_layer;
-  BackwardKernel backward;
+  Kernel backward;
   QcfsKernel qcfs;
 };
 
@@ -45,7 +45,7 @@ const char* capability() { return chosen().name; }
 Kernel kernel() { return chosen().kernel; }
 SpikeConvKernel spike_conv() { return chosen().spike_conv; }
 SpikeLayerKernel spike_layer() { return chosen().spike_layer; }
-BackwardKernel backward() { return chosen().backward; }
+Kernel backward() { return chosen().backward; }
 QcfsKernel qcfs() { return chosen().qcfs; }
 
 }  // namespace cos_ext::cpu

@@ -7,7 +7,6 @@
 #include <new>
 
 #include "../job.h"
-#include "learning.h"
 #include "qcfs.h"
 #include "spike_conv.h"
 
@@ -18,11 +17,14 @@ constexpr int64_t kBlock = 512;
 
 using Kernel = void (*)(const Job& job, int64_t begin, int64_t end);
 
+// Neurons of a group of backpropagation, whose potentials stay in L1 for tens of steps; `begin` is a multiple of it.
+constexpr int64_t kBackwardBlock = 256;
+
 namespace baseline {
 void run(const Job& job, int64_t begin, int64_t end);
 void spike_conv(const SpikeConv& job, Shares& rows);
 void spike_layer(const SpikeLayer& layer, Shares& units);
-void backward(const Backward& job, int64_t begin, int64_t end);
+void backward(const Job& job, int64_t begin, int64_t end);
 void qcfs(const Qcfs& job, int64_t begin, int64_t end);
 }  // namespace baseline
 // clang has no pragma that sets the target of what follows; there the baseline is what -march says.
@@ -32,14 +34,14 @@ namespace avx2 {
 void run(const Job& job, int64_t begin, int64_t end);
 void spike_conv(const SpikeConv& job, Shares& rows);
 void spike_layer(const SpikeLayer& layer, Shares& units);
-void backward(const Backward& job, int64_t begin, int64_t end);
+void backward(const Job& job, int64_t begin, int64_t end);
 void qcfs(const Qcfs& job, int64_t begin, int64_t end);
 }  // namespace avx2
 namespace avx512 {
 void run(const Job& job, int64_t begin, int64_t end);
 void spike_conv(const SpikeConv& job, Shares& rows);
 void spike_layer(const SpikeLayer& layer, Shares& units);
-void backward(const Backward& job, int64_t begin, int64_t end);
+void backward(const Job& job, int64_t begin, int64_t end);
 void qcfs(const Qcfs& job, int64_t begin, int64_t end);
 }  // namespace avx512
 #endif
@@ -47,6 +49,7 @@ void qcfs(const Qcfs& job, int64_t begin, int64_t end);
 // "avx512", "avx2" or "baseline": the best that this processor has, or what COS_EXT_CPU_CAPABILITY names.
 const char* capability();
 Kernel kernel();
+Kernel backward();
 
 // The neurons that a thread takes at least: ranges may be split at multiples of it.
 inline int64_t piece(const Job& job) {

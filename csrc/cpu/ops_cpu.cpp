@@ -17,6 +17,16 @@ struct CpuLaunch {
       kernel(job, begin * size, end * size < job.neurons ? end * size : job.neurons);
     });
   }
+
+  static void back(const cos_ext::Job& job, const cos_ext::Tensor&) {
+    using namespace cos_ext::cpu;
+    const Kernel kernel = backward();
+    const int64_t groups = (job.neurons + kBackwardBlock - 1) / kBackwardBlock;
+    const int64_t least = std::max<int64_t>(1, 16384 / (kBackwardBlock * job.steps));
+    torch::stable::parallel_for(0, groups, least, [&](int64_t begin, int64_t end) {
+      kernel(job, begin * kBackwardBlock, std::min(end * kBackwardBlock, job.neurons));
+    });
+  }
 };
 
 struct CpuQcfs {
@@ -170,45 +180,12 @@ Tensor spike_layer(Tensor x, MaybeTensor level, Tensor weight, MaybeTensor conv_
   return spikes;
 }
 
-std::tuple<Tensor, Tensor, Tensor> if_backward(Tensor grad, Tensor x, MaybeTensor theta, double theta_value, MaybeTensor v_init,
-                                               MaybeDouble v_init_value, MaybeDouble v_reset, int64_t surrogate, double alpha,
-                                               bool detach_reset, bool of_v_init, bool of_theta) {
-  using namespace cos_ext;
-  STD_TORCH_CHECK(surrogate >= 0 && surrogate <= static_cast<int64_t>(Surrogate::FastSigmoid), "there is no surrogate ",
-                  surrogate);
-  STD_TORCH_CHECK(alpha > 0, "alpha must be positive, got ", alpha);
-  STD_TORCH_CHECK(v_init || v_init_value, "v_init must be given");
-  Builder build(x, theta, theta_value, v_init, v_init_value);
-  build.hard_reset(v_reset);
-  const Tensor grad_x = build.emit_gradient(grad);
-  const Tensor grad_v = build.result(of_v_init, build.state()), grad_theta = build.result(of_theta, build.state());
-  build.launch([&](const Job& job, const Tensor&) {
-    cpu::Backward back;
-    back.surrogate = static_cast<Surrogate>(surrogate);
-    back.alpha = alpha;
-    back.detach_reset = detach_reset;
-    back.grad = job.residual, back.grad_layout = job.residual_layout, back.grad_time = job.residual_time;
-    back.grad_x = job.spikes, back.grad_x_layout = job.spikes_layout, back.grad_x_time = job.spikes_time;
-    back.grad_v_init = of_v_init ? grad_v.mutable_data_ptr() : nullptr;
-    back.grad_theta = of_theta ? grad_theta.mutable_data_ptr() : nullptr;
-    back.neurons = job;
-    const auto kernel = cpu::backward();
-    const int64_t groups = (job.neurons + cpu::kBackwardBlock - 1) / cpu::kBackwardBlock;
-    const int64_t least = std::max<int64_t>(1, 16384 / (cpu::kBackwardBlock * job.steps));
-    torch::stable::parallel_for(0, groups, least, [&](int64_t begin, int64_t end) {
-      kernel(back, begin * cpu::kBackwardBlock, std::min(end * cpu::kBackwardBlock, job.neurons));
-    });
-  });
-  return {grad_x, grad_v, grad_theta};
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(cos_ext, CPU, m) {
   COS_EXT_REGISTER(m, CpuLaunch);
   COS_EXT_REGISTER_QCFS(m, CpuQcfs);
   m.impl("spike_conv2d", TORCH_BOX(&spike_conv2d));
-  m.impl("if_backward", TORCH_BOX(&if_backward));
   m.impl("spike_bits", TORCH_BOX(&spike_bits));
   m.impl("spike_layer", TORCH_BOX(&spike_layer));
 }

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads, 2) run(const __grid_constant__ Task 
 
 // The one place that launches; tests/cpp/cuda_shim.h replaces it to run the kernels on the host.
 #ifndef COS_CUDA_LAUNCH
-#define COS_CUDA_LAUNCH(kernel, blocks, stream, task) kernel<<<blocks, kThreads, 0, stream>>>(task)
+#define COS_CUDA_LAUNCH(kernel, blocks, stream, ...) kernel<<<blocks, kThreads, 0, stream>>>(__VA_ARGS__)
 #endif
 
 using Kernel = void (*)(Task);

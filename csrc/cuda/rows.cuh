@@ -28,7 +28,7 @@ template <Extra E>
 constexpr int kOperandsOf = E == Extra::Plain ? static_cast<int>(kPlain) : static_cast<int>(kOperands);
 
 // x(t) of a pack, Rows of them in registers at a time, so that Rows loads are in flight before the first is used.
-template <class T, int V, int Rows, Mode M, Extra E>
+template <class T, int V, int Rows, Mode M, Extra E, int Operands = kOperandsOf<E>>
 struct Inputs {
   using S = state_t<T>;
   using Word = word_t<T, V>;
@@ -41,7 +41,7 @@ struct Inputs {
   int64_t time;
   const Task& task;
   int64_t start;
-  const Place<kOperandsOf<E>>& at;
+  const Place<Operands>& at;
   Word rows[Rows];
 
   __device__ __forceinline__ Word load(const T* from, [[maybe_unused]] int64_t across, [[maybe_unused]] int64_t down) const {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <stdexcept>
 #include <vector>
 
@@ -39,19 +40,33 @@ struct Divider {
   }
 };
 
-// The first kPlain are those of every kernel, all of them those of kernels with a fused input.
-enum Operand { kX, kSpikes, kTheta, kVInit, kResult, kPlain, kScale = kPlain, kBias, kResidual, kOperands };
+// The first kPlain are those of every kernel, kOperands those of kernels with a fused input, all of them those of
+// backpropagation, where kSpikes is the gradient of x and kSent that of the spikes.
+enum Operand {
+  kX,
+  kSpikes,
+  kTheta,
+  kVInit,
+  kResult,
+  kPlain,
+  kScale = kPlain,
+  kBias,
+  kResidual,
+  kOperands,
+  kSent = kOperands,
+  kAllOperands
+};
 
 // The neurons as one index space, innermost dimension last, and every operand's strides in it.
 struct Walk {
   int32_t ndim = 0;
   Divider dims[kMaxDims];
-  int64_t stride[kOperands][kMaxDims] = {};
+  int64_t stride[kAllOperands][kMaxDims] = {};
 };
 
 // Cuts the index space wherever a dimension of any operand ends. Their layouts are merged from the same dimensions in the
 // same order, so that the cuts nest.
-inline Walk make_walk(const Layout* const (&layouts)[kOperands]) {
+inline Walk make_walk(const Layout* const (&layouts)[kAllOperands]) {
   std::vector<int64_t> cuts{1};
   for (const Layout* layout : layouts) {
     int64_t inside = 1;
@@ -65,7 +80,7 @@ inline Walk make_walk(const Layout* const (&layouts)[kOperands]) {
   for (int d = 0; d < walk.ndim; ++d) {
     const int64_t inside = cuts[walk.ndim - 1 - d], end = cuts[walk.ndim - d];
     walk.dims[d] = Divider::by(end / inside);
-    for (int operand = 0; operand < kOperands; ++operand) {
+    for (int operand = 0; operand < kAllOperands; ++operand) {
       const Layout& layout = *layouts[operand];
       int64_t own = 1;
       for (int i = layout.ndim - 1; i >= 0 && own <= inside; own *= layout.size[i--]) {
@@ -115,6 +130,13 @@ struct Task {
   int32_t* count = nullptr;
   void* v_init_out = nullptr;
   int32_t* offset = nullptr;
+  // Of backpropagation.
+  const void* sent = nullptr;
+  int64_t sent_time = 0;
+  bool detach_reset = false;
+  void* of_theta = nullptr;
+  void* of_v_init = nullptr;
+  void* starts = nullptr;  // room for potentials, learning.cuh
   Walk walk;
 };
 
@@ -167,6 +189,11 @@ inline void describe(Task& task, const Job& job) {
   task.count = job.count;
   task.v_init_out = job.v_init_out;
   task.offset = job.offset;
+  task.sent = job.gradients.sent;
+  task.sent_time = job.gradients.sent_time;
+  task.detach_reset = job.gradients.detach_reset;
+  task.of_theta = job.gradients.theta;
+  task.of_v_init = job.gradients.v_init;
   task.tally = job.tally;
   task.slots = static_cast<int32_t>(job.slots);
   task.tally_row = static_cast<int32_t>(tally_size(job.rho));
@@ -177,7 +204,9 @@ inline void describe(Task& task, const Job& job) {
 // regular enough for packs (never for lanes = 1).
 inline bool make_task(Task& task, const Job& job, int64_t lanes, int64_t bytes, int64_t state) {
   static const Layout nothing;
-  const bool results = job.v || job.count || job.v_init_out || job.offset;
+  const Gradients& back = job.gradients;
+  const void* by_neuron[] = {job.v, job.count, job.v_init_out, job.offset, back.theta, back.v_init};
+  const bool results = std::any_of(std::begin(by_neuron), std::end(by_neuron), [](const void* result) { return result; });
   if (lanes > 1) {
     const auto fits = [&](const void* data, const Layout& layout, int64_t time, int64_t rows) {
       return aligned(data, lanes * bytes) && runs(layout, lanes) && (rows <= 1 || time % lanes == 0);
@@ -186,8 +215,9 @@ inline bool make_task(Task& task, const Job& job, int64_t lanes, int64_t bytes, 
     if (job.neurons % lanes || !fits(job.x, job.x_layout, job.x_time, rows)) return false;
     if (job.spikes && !fits(job.spikes, job.spikes_layout, job.spikes_time, job.steps)) return false;
     if (job.residual && !fits(job.residual, job.residual_layout, job.residual_time, rows)) return false;
+    if (back.sent && !fits(back.sent, back.sent_layout, back.sent_time, rows)) return false;
     if (results && !runs(job.result_layout, lanes)) return false;
-    for (const void* result : {job.v, static_cast<void*>(job.count), job.v_init_out, static_cast<void*>(job.offset)}) {
+    for (const void* result : by_neuron) {
       if (!aligned(result, 16)) return false;
     }
   }
@@ -198,14 +228,15 @@ inline bool make_task(Task& task, const Job& job, int64_t lanes, int64_t bytes, 
   if (job.half_theta_init) task.v_init.fetch = Fetch::HalfTheta;
   task.neurons = job.neurons;
   describe(task, job);
-  const Layout* layouts[kOperands] = {&job.x_layout,
-                                      job.spikes ? &job.spikes_layout : &nothing,
-                                      job.theta.data ? &job.theta.layout : &nothing,
-                                      job.v_init.data && !job.half_theta_init ? &job.v_init.layout : &nothing,
-                                      results ? &job.result_layout : &nothing,
-                                      job.scale.data ? &job.scale.layout : &nothing,
-                                      job.bias.data ? &job.bias.layout : &nothing,
-                                      job.residual ? &job.residual_layout : &nothing};
+  const Layout* layouts[kAllOperands] = {&job.x_layout,
+                                         job.spikes ? &job.spikes_layout : &nothing,
+                                         job.theta.data ? &job.theta.layout : &nothing,
+                                         job.v_init.data && !job.half_theta_init ? &job.v_init.layout : &nothing,
+                                         results ? &job.result_layout : &nothing,
+                                         job.scale.data ? &job.scale.layout : &nothing,
+                                         job.bias.data ? &job.bias.layout : &nothing,
+                                         job.residual ? &job.residual_layout : &nothing,
+                                         back.sent ? &back.sent_layout : &nothing};
   task.walk = make_walk(layouts);
   return true;
 }
@@ -275,7 +306,7 @@ inline void make_window_task(Task& task, const Job& job) {
   spikes.stride[0] = 1;
   task.neurons = job.neurons / 4;
   describe(task, job);
-  const Layout* layouts[kOperands] = {&x, &spikes, &theta, &v_init, &nothing, &scale, &bias, &residual};
+  const Layout* layouts[kAllOperands] = {&x, &spikes, &theta, &v_init, &nothing, &scale, &bias, &residual, &nothing};
   task.walk = make_walk(layouts);
 }
 

@@ -1,4 +1,4 @@
-// Lets csrc/cuda/kernels.cuh compile with a host compiler and runs its kernels on the CPU: annotations vanish, vector types
+// Lets csrc/cuda/*.cuh compile with a host compiler and runs its kernels on the CPU: annotations vanish, vector types
 // and cache hints become plain loads and stores, and a launch walks all blocks and threads one after the other. The kernels
 // share no memory and never synchronise, so that is exact. No tests here.
 #pragma once
@@ -30,10 +30,10 @@ void __stcs(Word* to, const Word& word) {
   *to = word;
 }
 
-#define COS_CUDA_LAUNCH(kernel, blocks, stream, task)                            \
-  do {                                                                           \
-    (void)(stream);                                                              \
-    for (blockIdx.x = 0; blockIdx.x < (blocks); ++blockIdx.x) {                  \
-      for (threadIdx.x = 0; threadIdx.x < kThreads; ++threadIdx.x) kernel(task); \
-    }                                                                            \
+#define COS_CUDA_LAUNCH(kernel, blocks, stream, ...)                                    \
+  do {                                                                                  \
+    (void)(stream);                                                                     \
+    for (blockIdx.x = 0; blockIdx.x < (blocks); ++blockIdx.x) {                         \
+      for (threadIdx.x = 0; threadIdx.x < kThreads; ++threadIdx.x) kernel(__VA_ARGS__); \
+    }                                                                                   \
   } while (0)

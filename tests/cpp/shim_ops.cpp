@@ -5,7 +5,7 @@
 #define COS_EXT_LIBRARY cos_ext_cuda_on_host
 #include "ops.cpp"
 
-#include "cuda/kernels.cuh"
+#include "cuda/learning.cuh"
 #include "cuda/qcfs.cuh"
 #include "operators.h"
 #include "qcfs.h"
@@ -14,9 +14,15 @@ namespace {
 
 struct ShimLaunch {
   static constexpr int64_t kSlots = 3;
-  static void run(const cos_ext::Job& job, const cos_ext::Tensor&) {
+  // Streaming stores and plain ones.
+  static int64_t cache() {
     static int64_t calls = 0;
-    cos_ext::cuda::launch(job, 0, ++calls % 2 ? 0 : INT64_MAX);  // streaming stores and plain ones
+    return ++calls % 2 ? 0 : INT64_MAX;
+  }
+  static void run(const cos_ext::Job& job, const cos_ext::Tensor&) { cos_ext::cuda::launch(job, 0, cache()); }
+  static void back(const cos_ext::Job& job, const cos_ext::Tensor& x) {
+    const auto starts = torch::stable::new_empty(x, {cos_ext::cuda::starts_size(job)}, cos_ext::state_type(x.scalar_type()));
+    cos_ext::cuda::launch_back(job, starts.mutable_data_ptr(), 0, cache());
   }
 };
 

@@ -5,8 +5,9 @@
 #include <vector>
 
 #include "core/surrogate.h"
-#include "cpu/kernels.h"
+#include "job.h"
 #include "tests.h"
+#include "under_test.h"
 
 namespace cos_ext::test {
 namespace {
@@ -15,7 +16,8 @@ template <bool Hard, bool Detached, class T, class Phi>
 void gradient(std::mt19937& random, DType dtype, Surrogate surrogate) {
   using S = state_t<T>;
   const auto below = [&](int64_t n) { return static_cast<int64_t>(random() % static_cast<uint64_t>(n)); };
-  const int64_t sizes[] = {1, 17, 255, 256, 257, 700}, n = sizes[below(6)], steps = 1 + below(9);
+  const int64_t sizes[] = {1, 17, 255, 256, 257, 700, 768}, n = sizes[below(7)];
+  const int64_t steps = below(3) ? 1 + below(9) : 10 + below(30);
   const bool once = below(3) == 0, spread = below(2);
   const int64_t apart = spread ? 2 : 1, rows = once ? 1 : steps;
   std::normal_distribution<float> normal;
@@ -29,27 +31,26 @@ void gradient(std::mt19937& random, DType dtype, Surrogate surrogate) {
   for (S& value : theta) value = static_cast<S>(0.5 + 0.01 * static_cast<double>(below(100)));
   for (S& value : v) value = static_cast<S>(0.01 * static_cast<double>(below(50)));
 
-  cpu::Backward job;
-  Job& neurons = job.neurons;
-  neurons.dtype = dtype;
-  neurons.neurons = n, neurons.steps = steps;
-  neurons.hard_reset = Hard, neurons.v_reset = -0.25;
+  Job job;
+  job.dtype = dtype;
+  job.neurons = n, job.steps = steps;
+  job.hard_reset = Hard, job.v_reset = -0.25;
+  job.half_theta_init = false;
   const auto line = [&](int64_t stride) { return make_layout({n}, {stride}, {0}); };
   const auto in = exact(x), grad = exact(g);
   const auto limits = exact(theta), starts = exact(v);
-  neurons.x = in.get(), neurons.x_layout = line(apart), neurons.x_time = steps > 1 && !once ? n * apart : 0;
-  neurons.theta.data = limits.get(), neurons.theta.layout = line(1);
-  neurons.v_init.data = starts.get(), neurons.v_init.layout = line(1);
-  neurons.result_layout = line(1);
-  job.surrogate = surrogate, job.alpha = 1.5, job.detach_reset = Detached;
-  job.grad = grad.get(), job.grad_layout = line(1), job.grad_time = n;
+  job.x = in.get(), job.x_layout = line(apart), job.x_time = steps > 1 && !once ? n * apart : 0;
+  job.theta.data = limits.get(), job.theta.layout = line(1);
+  job.v_init.data = starts.get(), job.v_init.layout = line(1);
+  job.result_layout = line(1);
+  Gradients& back = job.gradients;
+  back.surrogate = surrogate, back.alpha = 1.5, back.detach_reset = Detached;
+  back.sent = grad.get(), back.sent_layout = line(1), back.sent_time = n;
   const auto out = exact(std::vector<T>(static_cast<size_t>(rows * n)));
   const auto of_theta = exact(std::vector<S>(static_cast<size_t>(n))), of_v = exact(std::vector<S>(static_cast<size_t>(n)));
-  job.grad_x = out.get(), job.grad_x_layout = line(1), job.grad_x_time = n;
-  job.grad_theta = of_theta.get(), job.grad_v_init = of_v.get();
-  const int64_t middle = n / 2 / cpu::kBackwardBlock * cpu::kBackwardBlock;
-  cpu::backward()(job, 0, middle);
-  cpu::backward()(job, middle, n);
+  job.spikes = out.get(), job.spikes_layout = line(1), job.spikes_time = n;
+  back.theta = of_theta.get(), back.v_init = of_v.get();
+  run_backward(job);
 
   const Phi phi(1.5);
   for (int64_t i = 0; i < n; ++i) {
@@ -64,7 +65,7 @@ void gradient(std::mt19937& random, DType dtype, Surrogate surrogate) {
     }
     for (int64_t t = steps - 1; t >= 0; --t) {
       const S coming = to_state(g[static_cast<size_t>(t * n + i)]);
-      step_back<Hard, Detached>(m[static_cast<size_t>(t)], theta[at], S(1) / theta[at], S(-0.25), phi, coming, d, dtheta);
+      step_back<Hard>(m[static_cast<size_t>(t)], theta[at], S(1) / theta[at], S(-0.25), phi, Detached, coming, d, dtheta);
       sum += d;
       if (!once) check(same(out[static_cast<size_t>(t * n + i)], FromState<T>::call(d)), "gradient of x", t, i);
     }

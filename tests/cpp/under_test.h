@@ -9,6 +9,7 @@ namespace cos_ext::test {
 
 const char* tested();
 void run_kernel(const Job& job);
+void run_backward(const Job& job);
 bool packed(const Job& job);  // whether memory is regular enough for the kernels' fast path
 bool pools_any_window();      // else 2 x 2 alone
 

@@ -13,6 +13,12 @@ void run_kernel(const Job& job) {
   cpu::kernel()(job, middle, job.neurons);
 }
 
+void run_backward(const Job& job) {
+  const int64_t middle = job.neurons / 2 / cpu::kBackwardBlock * cpu::kBackwardBlock;
+  cpu::backward()(job, 0, middle);
+  cpu::backward()(job, middle, job.neurons);
+}
+
 bool packed(const Job& job) { return job.x_layout.dense() && job.spikes_layout.dense(); }
 
 bool pools_any_window() { return true; }

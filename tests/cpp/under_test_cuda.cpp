@@ -1,7 +1,9 @@
 // The bodies of the CUDA kernels, run on the host by cuda_shim.h, as the tests call them. No test here.
 #include "cuda_shim.h"
 
-#include "cuda/kernels.cuh"
+#include <memory>
+
+#include "cuda/learning.cuh"
 #include "cuda/qcfs.cuh"
 #include "under_test.h"
 
@@ -9,9 +11,20 @@ namespace cos_ext::test {
 
 const char* tested() { return "CUDA kernels on the host"; }
 
-void run_kernel(const Job& job) {
+namespace {
+int64_t cache() {  // streaming stores and plain ones
   static int64_t calls = 0;
-  cuda::launch(job, 0, ++calls % 2 ? 0 : INT64_MAX);  // streaming stores and plain ones
+  return ++calls % 2 ? 0 : INT64_MAX;
+}
+}  // namespace
+
+void run_kernel(const Job& job) { cuda::launch(job, 0, cache()); }
+
+void run_backward(const Job& job) {
+  // Exactly as much room as there must be, as aligned as a device's.
+  const size_t bytes = static_cast<size_t>(cuda::starts_size(job)) * (job.dtype == DType::Float64 ? 8 : 4);
+  const std::unique_ptr<char[]> starts(new char[bytes]);
+  cuda::launch_back(job, starts.get(), 0, cache());
 }
 
 bool packed(const Job& job) {

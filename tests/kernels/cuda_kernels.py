@@ -42,7 +42,11 @@ QCFS = ("QCFS", "QCFS backwards")
 SYMBOL = re.compile(
     r"_ZN7cos_ext4cuda3runI(f|d|NS_4HalfE|NS_8BFloat16E)Li(\d+)ELi(\d+)ELNS0_4ModeE(\d)ELb([01])ELNS0_5ExtraE(\d)EEEvNS0_4TaskE"
 )
-
+BACK = re.compile(
+    r"_ZN7cos_ext4cuda8run_backI(f|d|NS_4HalfE|NS_8BFloat16E)Li(\d+)ELi(\d+)ELb([01])ENS_\d+([A-Za-z]+)I[fd]EEEEvNS0_4TaskET3_"
+)
+CHUNK = 8
+KERNELS = 4 * (15 + 9 + 3 + 5 * 2 * 3 + 2)  # of each dtype: plain, fused, windows, backwards, QCFS
 QCFS_SYMBOL = re.compile(
     r"_ZN7cos_ext4cuda8quantiseI(f|d|NS_4HalfE|NS_8BFloat16E)Lb([01])EEEvNS_4QcfsE"
 )
@@ -62,6 +66,8 @@ class Kernel(NamedTuple):
     def __str__(self) -> str:
         if self.mode in QCFS:
             return f"{self.dtype} x {self.lanes}, {self.mode}"
+        if self.mode == "back":
+            return f"{self.dtype} x {self.lanes}, back {self.rows}, {self.extra}"
         theta = "" if self.lanes == 1 else ", one θ" if self.one_theta else ", θ by lane"
         extra = f", {self.extra}" if self.extra else ""
         return f"{self.dtype} x {self.lanes}, {self.mode} {self.rows}{theta}{extra}"
@@ -71,6 +77,10 @@ def kernel_of(symbol: str) -> Kernel:
     if match := QCFS_SYMBOL.fullmatch(symbol):
         dtype, item = TYPES[match.group(1)]
         return Kernel(dtype, item, 16 // item, 1, QCFS[int(match.group(2))], True, "")
+    if match := BACK.fullmatch(symbol):
+        dtype, lanes, rows, hard, surrogate = match.groups()
+        extra = f"{surrogate}, {'hard' if hard == '1' else 'soft'}"
+        return Kernel(*TYPES[dtype], int(lanes), int(rows), "back", False, extra)
     match = SYMBOL.fullmatch(symbol)
     if not match:
         sys.exit(f"cuda_kernels: {symbol} is not a kernel that this script knows")
@@ -161,6 +171,9 @@ def wide_rows(kernel: Kernel, counts: Counter[str]) -> str:
         for hint in ("LDG.E.EF", "LDG.E", "STG.E.EF", "STG.E")
     }
     loads = wide["LDG.E"] if kernel.mode == "reread" else wide["LDG.E.EF"]
+    if kernel.mode == "back":  # two operands, and x once more where it is cut into chunks
+        again = wide["LDG.E"] - wide["LDG.E.EF"]
+        loads = min(loads // 2, again if kernel.rows == CHUNK else kernel.rows)
     narrow = [name for name in counts if ".EF" in name and not name.endswith(".128")]
     if narrow:
         return f"moves rows in {', '.join(narrow)}"
@@ -240,7 +253,7 @@ def main() -> int:
                 faults.append(f"{arch}, {kernel}: {wrong}")
         print(f"{kernel!s:44}{cells}")
     count = sum(len(resources) for _, resources in compiled.values())
-    if len(compiled[ARCHS[0]][1]) < 4 * (15 + 9 + 3 + 2):
+    if len(compiled[ARCHS[0]][1]) < KERNELS:
         faults.append(f"only {len(compiled[ARCHS[0]][1])} kernels were found")
     if len({frozenset(resources) for _, resources in compiled.values()}) != 1:
         faults.append("the architectures have different kernels")

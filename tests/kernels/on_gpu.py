@@ -3,10 +3,12 @@ the memory around them, comparison bit by bit. No tests here.
 """
 
 import contextlib
+from typing import NamedTuple
 
 import torch
 
 import cos_ext
+from cos_ext import functional as F
 
 WHY_NOT = (
     "torch sees no CUDA device: these tests compare the CUDA operators with the CPU's"
@@ -99,3 +101,18 @@ def compare(operator, x, theta=1.0, v_init=None, **options):
         assert result.spikes is ours
     assert torch.equal(bits(whole(ours)), bits(whole(theirs))), "the memory of x_seq"
     return expected
+
+
+class Gradients(NamedTuple):
+    """Of what took part in a simulation."""
+
+    x_seq: torch.Tensor
+    v_threshold: torch.Tensor
+    v_init: torch.Tensor
+
+
+def gradients(x, theta, v_init, *, grad, **options):
+    """Where that of the spikes is `grad`. Sums over neurons are torch's: θ and v_init by neuron."""
+    leaves = [tensor.detach().requires_grad_() for tensor in (x, theta, v_init)]
+    spikes = F.if_forward(*leaves, **options).spikes
+    return Gradients(*torch.autograd.grad(spikes, leaves, twin(grad, x.device)))

@@ -5,6 +5,7 @@ test_gpu_runtime.py.
 """
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from on_gpu import (
     bits,
     compare,
     currents,
+    gradients,
     move,
     poisoned_memory,
     twin,
@@ -30,6 +32,7 @@ from test_spikingjelly import CASES as SPIKINGJELLY
 
 import cos_ext
 from cos_ext import functional as F
+from cos_ext.surrogate import KERNELS
 
 pytestmark = [
     pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)),
@@ -290,6 +293,42 @@ def test_a_network_that_fuses_is_that_of_the_cpu(shipped_model, test_set):
         assert torch.allclose(
             on_gpu(images.double().cuda()).cpu(), network(images.double()), atol=1e-9
         )
+
+
+def by_neuron(x):
+    """θ and v_init."""
+    state = F.state_dtype(x.dtype)
+    return [(torch.rand(x.shape[1:]) + shift).to(state) for shift in (0.5, -0.5)]
+
+
+@pytest.mark.parametrize("step", KERNELS, ids=lambda kind: kind.__name__)
+def test_gradients(step, dtype):
+    # A chunk of steps, several, and what is left of one; packs of neurons, and neurons alone.
+    for steps, size in itertools.product((1, 3, 4, 5, 8, 9, 16, 23, 40), (67, 1024, 4097)):
+        x, grad = (currents(steps, size, dtype=dtype) for _ in range(2))
+        for v_reset, detach in itertools.product((None, 0.0, -0.3), (False, True)):
+            options = {"surrogate": step(), "v_reset": v_reset, "detach_reset": detach}
+            found = compare(gradients, x, *by_neuron(x), grad=grad, **options)
+            assert all(tensor.any() for tensor in found)
+
+
+@pytest.mark.parametrize("layout", [*layouts(torch.zeros(2, 1, 1, 2, 2)), "static"])
+def test_gradients_of_every_layout(layout, dtype):
+    for steps, neurons in itertools.product((4, 11), ((3, 5, 6, 7), (2, 8, 4, 4))):
+        x, grad = (currents(steps, *neurons, dtype=dtype) for _ in range(2))
+        every = {**layouts(x), "static": x[:1].expand_as(x)}
+        for other in (*layouts(grad).values(), grad[:1, :1, :1].expand_as(grad)):
+            compare(gradients, every[layout], *by_neuron(x), grad=other)
+
+
+def test_gradients_of_what_neurons_share(dtype):
+    """Summed in another order on each device."""
+    x, grad = (currents(9, 3, 5, 6, 8, dtype=dtype) for _ in range(2))
+    theta = (torch.rand(5, 1, 1) + 0.5).to(F.state_dtype(dtype))
+    ours = gradients(move(x), move(theta), move(theta / 2), grad=grad)
+    expected = gradients(x, theta, theta / 2, grad=grad)
+    for a, b in zip(ours, expected):
+        assert torch.allclose(a.cpu(), b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("index", GOLDEN)

@@ -17,6 +17,7 @@ from on_gpu import (
     bits,
     compare,
     currents,
+    gradients,
     poisoned_memory,
     twin,
 )
@@ -141,8 +142,16 @@ def test_the_host_never_waits(bare):
             F.cos_forward(x, *parameters_, rho=4, iterations=None, **ALL_COS)
             F.calibrate_v_init(x, *parameters_, rho=4)
             F.cos_forward(x, *parameters_, rho=8, inplace=True, **ALL_COS)
+            backward(x, parameters_[0])
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def backward(x, theta, v_init=0.25):
+    """The operator alone, with x for the gradient of the spikes, too."""
+    theta, value = (None, theta) if isinstance(theta, float) else (theta, 0.0)
+    settings = (None, 0, 2.0, False, False, False)
+    return torch.ops.cos_ext.if_backward(x, x, theta, value, None, v_init, *settings)
 
 
 CALLS = {
@@ -154,6 +163,7 @@ CALLS = {
     "cos_forward, rho > 16": (F.cos_forward, {"rho": 20, "iterations": None, "inplace": True}, 0),
     "cos_forward, all results": (F.cos_forward, {"rho": 4, "iterations": None, **ALL_COS}, 5),
     "calibrate_v_init": (F.calibrate_v_init, {"rho": 4}, 3),
+    "if_backward": (backward, {}, 2),  # and room for potentials, where there are over 8 steps
 }
 
 
@@ -331,6 +341,8 @@ def test_short_run_for_compute_sanitizer(kind, bare):
                 inplace=True,
                 **ALL_COS,
             )
+        x = currents(19, size, dtype=kind)
+        compare(gradients, x, torch.ones_like(x[0]), torch.rand_like(x[0]), grad=x)
     theta = (torch.rand(5, 1, 1) + 0.5).to(F.state_dtype(kind))
     for x in layouts(currents(6, 3, 5, 6, 7, dtype=kind)).values():
         compare(F.cos_forward, x, theta, theta / 2, rho=4, iterations=None, **ALL_COS)
