@@ -30,10 +30,10 @@ STABLE_TORCH_LIBRARY(COS_EXT_LIBRARY, m) {
   m.def("calibrate_v_init(Tensor x_seq, " COS_PARAMETERS
         "int rho, int iterations) -> (Tensor v_init_out, Tensor offset_spikes, Tensor spike_count)");
   // The gradients of if_forward, by neuron for v_init and v_threshold, from that of the spikes. surrogate: core/surrogate.h. An
-  // x_seq with stride 0 in time has a gradient [1, ...].
+  // x_seq with stride 0 in time has a gradient [1, ...]. That of a residual is that of x_seq.
   m.def("if_backward(Tensor grad, Tensor x_seq, " COS_PARAMETERS
-        "float? v_reset, int surrogate, float alpha, bool detach_reset, bool of_v_init, bool of_v_threshold) -> (Tensor x_seq, "
-        "Tensor v_init, Tensor v_threshold)");
+        "float? v_reset, int surrogate, float alpha, bool detach_reset, bool of_v_init, bool of_v_threshold, Tensor? bias=None, "
+        "Tensor? residual=None, bool of_bias=False) -> (Tensor x_seq, Tensor v_init, Tensor v_threshold, Tensor bias)");
   // weight: [blocks, kernel_w, kernel_h, C, block] (cpu/spike_conv.h); it and bias in x's state dtype. On a CPU alone.
   m.def("spike_conv2d(Tensor x, Tensor? level, Tensor weight, Tensor? bias, int outputs, " COS_WINDOW ") -> Tensor");
   // spike_conv2d and the neurons that read it, in one pass: x is [steps*B, ...], the spikes are [steps, B, ...]. rho 0: no

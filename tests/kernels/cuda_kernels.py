@@ -42,10 +42,10 @@ SYMBOL = re.compile(
     r"_ZN7cos_ext4cuda3runI(f|d|NS_4HalfE|NS_8BFloat16E)Li(\d+)ELi(\d+)ELNS0_4ModeE(\d)ELb([01])ELNS0_5ExtraE(\d)EEEvNS0_4TaskE"
 )
 BACK = re.compile(
-    r"_ZN7cos_ext4cuda8run_backI(f|d|NS_4HalfE|NS_8BFloat16E)Li(\d+)ELi(\d+)ELb([01])ENS_\d+([A-Za-z]+)I[fd]EEEEvNS0_4TaskET3_"
+    r"_ZN7cos_ext4cuda8run_backI(f|d|NS_4HalfE|NS_8BFloat16E)Li(\d+)ELi(\d+)ELb([01])ENS_\d+([A-Za-z]+)I[fd]EELNS0_5ExtraE(\d)EEEvNS0_4TaskET3_"
 )
 CHUNK = 8
-KERNELS = 4 * (15 + 9 + 3 + 5 * 2 * 3)  # of each dtype: plain, fused, windows, backwards
+KERNELS = 4 * (15 + 9 + 3 + 5 * 2 * (3 + 2))  # of each dtype: plain, fused, windows, backwards
 
 
 class Kernel(NamedTuple):
@@ -69,8 +69,9 @@ class Kernel(NamedTuple):
 
 def kernel_of(symbol: str) -> Kernel:
     if match := BACK.fullmatch(symbol):
-        dtype, lanes, rows, hard, surrogate = match.groups()
-        extra = f"{surrogate}, {'hard' if hard == '1' else 'soft'}"
+        dtype, lanes, rows, hard, surrogate, fused = match.groups()
+        words = (surrogate, "hard" if hard == "1" else "soft", EXTRAS[int(fused)])
+        extra = ", ".join(filter(None, words))
         return Kernel(*TYPES[dtype], int(lanes), int(rows), "back", False, extra)
     match = SYMBOL.fullmatch(symbol)
     if not match:
