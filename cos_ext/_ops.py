@@ -356,27 +356,33 @@ def _(
 
 
 @torch.library.register_fake("cos_ext::if_backward")
-def _(grad, x_seq, *settings):
-    *_, of_v_init, of_v_threshold = settings
+def _(
+    grad,
+    x_seq,
+    v_threshold,
+    v_threshold_value,
+    v_init,
+    v_init_value,
+    v_reset,
+    surrogate,
+    alpha,
+    detach_reset,
+    of_v_init,
+    of_v_threshold,
+    bias=None,
+    residual=None,
+    of_bias=False,
+):
     once = x_seq.shape[0] > 1 and x_seq.stride(0) == 0
-    results = _if_results(x_seq, of_v_init, False)[0], _if_results(x_seq, of_v_threshold, False)[0]
-    return torch.empty_like(x_seq[:1] if once else x_seq), *results
+    state, wanted = state_dtype(x_seq.dtype), (of_v_init, of_v_threshold, of_bias)
+    by_neuron = (_result(x_seq, one, state) for one in wanted)
+    return torch.empty_like(x_seq[:1] if once else x_seq), *by_neuron
 
 
 @torch.library.register_fake("cos_ext::spike_bits")
 def _(x_seq, *_, **__):
     steps, batch, channels, height, width = x_seq.shape
     return x_seq.new_empty([steps, batch, height, width, -(-channels // 64)], dtype=torch.int64)
-
-
-@torch.library.register_fake("cos_ext::qcfs")
-def _(z, threshold, levels, noise=None):
-    return torch.empty_like(z)
-
-
-@torch.library.register_fake("cos_ext::qcfs_backward")
-def _(grad, z, threshold, levels, noise=None):
-    return torch.empty_like(z), torch.empty_like(threshold)
 
 
 @register_flop_formula(torch.ops.cos_ext.spike_conv2d)

@@ -123,9 +123,9 @@ def if_forward(
         IFResult(spikes, v, spike_count). The spikes have x_seq's dtype and memory format and are 0
         or θ.
 
-    All tensors may require a gradient: backpropagation through time keeps x_seq and computes the
-    potentials again. That is one pass over memory for the surrogates of cos_ext; with others, and
-    with return_v, it is plain torch, step by step. There is no second derivative.
+    All tensors may require a gradient: backpropagation through time keeps x_seq, and a residual,
+    and computes the potentials again. That is one pass over memory for the surrogates of cos_ext;
+    with others, and with return_v, it is plain torch, step by step. There is no second derivative.
 
     NaN and infinity are the same on every device and path. A neuron whose potential is NaN does not
     fire and stays NaN. One at -inf never fires again. One that reaches +inf fires at every step

@@ -101,6 +101,16 @@ def _second(ctx: Any, of_z: Tensor, of_threshold: Tensor) -> tuple[Tensor | None
     )
 
 
+@torch.library.register_fake("cos_ext::qcfs")
+def _(z, threshold, levels, noise=None):
+    return torch.empty_like(z)
+
+
+@torch.library.register_fake("cos_ext::qcfs_backward")
+def _(grad, z, threshold, levels, noise=None):
+    return torch.empty_like(z), torch.empty_like(threshold)
+
+
 torch.library.register_autograd("cos_ext::qcfs", _backward, setup_context=_keep)
 torch.library.register_autograd("cos_ext::qcfs_backward", _second, setup_context=_keep_of_backward)
 

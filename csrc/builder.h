@@ -135,6 +135,7 @@ class Builder {
     job_.gradients.detach_reset = detach_reset;
     sent_ = sent;
     const bool once = x_.size(0) > 1 && x_.stride(0) == 0;
+    STD_TORCH_CHECK(!once || !residual_, "with a residual, x_seq must have steps of its own: no stride 0 in time");
     spikes_ = torch::stable::empty_like(once ? torch::stable::narrow(x_, 0, 0, 1) : x_);
     return *spikes_;
   }
@@ -172,6 +173,7 @@ class Builder {
   void count(const Tensor& t) { job_.count = static_cast<int32_t*>(pointer(t)); }
   void v_init_out(const Tensor& t) { job_.v_init_out = pointer(t); }
   void gradient_of_theta(const Tensor& t) { job_.gradients.theta = pointer(t); }
+  void gradient_of_bias(const Tensor& t) { job_.gradients.bias = pointer(t); }
   void gradient_of_v_init(const Tensor& t) { job_.gradients.v_init = pointer(t); }
   void offset(const Tensor& t) { job_.offset = static_cast<int32_t*>(pointer(t)); }
 

@@ -56,7 +56,7 @@ struct Pool {
 };
 
 // What backpropagation through the neurons (core/surrogate.h) is told beside. The gradient of x goes to Job::spikes; where x has
-// no stride of time it is one for all steps.
+// no stride of time it is one for all steps. That of a residual is that of x. There may be a bias, but no scale.
 struct Gradients {
   Surrogate surrogate = Surrogate::ATan;
   double alpha = 1;
@@ -67,6 +67,7 @@ struct Gradients {
   // By neuron, in Job::result_layout and the state type; null where not wanted.
   void* theta = nullptr;
   void* v_init = nullptr;
+  void* bias = nullptr;
 };
 
 constexpr int64_t kMaxFusedSteps = 4096;

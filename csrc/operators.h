@@ -127,20 +127,24 @@ struct Operators {
     return {shifted, offset, count};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> if_backward(Tensor grad, Tensor x, MaybeTensor theta, double theta_value,
-                                                        MaybeTensor v_init, MaybeDouble v_init_value, MaybeDouble v_reset,
-                                                        int64_t surrogate, double alpha, bool detach_reset, bool of_v_init,
-                                                        bool of_theta) {
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> if_backward(Tensor grad, Tensor x, MaybeTensor theta, double theta_value,
+                                                                MaybeTensor v_init, MaybeDouble v_init_value, MaybeDouble v_reset,
+                                                                int64_t surrogate, double alpha, bool detach_reset,
+                                                                bool of_v_init, bool of_theta, MaybeTensor bias,
+                                                                MaybeTensor residual, bool of_bias) {
     STD_TORCH_CHECK(v_init || v_init_value, "v_init must be given");
     Builder build(x, theta, theta_value, v_init, v_init_value);
     build.hard_reset(v_reset);
+    build.fuse(std::nullopt, bias, residual);
     Tensor grad_x = build.emit_gradient(grad, surrogate, alpha, detach_reset);
     Tensor grad_v_init = build.result(of_v_init, build.state());
     Tensor grad_theta = build.result(of_theta, build.state());
+    Tensor grad_bias = build.result(of_bias, build.state());
     build.gradient_of_v_init(grad_v_init);
     build.gradient_of_theta(grad_theta);
+    build.gradient_of_bias(grad_bias);
     build.launch(Launch::back);
-    return {grad_x, grad_v_init, grad_theta};
+    return {grad_x, grad_v_init, grad_theta, grad_bias};
   }
 };
 

@@ -30,10 +30,10 @@ STABLE_TORCH_LIBRARY(COS_EXT_LIBRARY, m) {
   m.def("calibrate_v_init(Tensor x_seq, " COS_PARAMETERS
         "int rho, int iterations) -> (Tensor v_init_out, Tensor offset_spikes, Tensor spike_count)");
   // The gradients of if_forward, by neuron for v_init and v_threshold, from that of the spikes. surrogate: core/surrogate.h. An
-  // x_seq with stride 0 in time has a gradient [1, ...].
+  // x_seq with stride 0 in time has a gradient [1, ...]. That of a residual is that of x_seq.
   m.def("if_backward(Tensor grad, Tensor x_seq, " COS_PARAMETERS
-        "float? v_reset, int surrogate, float alpha, bool detach_reset, bool of_v_init, bool of_v_threshold) -> (Tensor x_seq, "
-        "Tensor v_init, Tensor v_threshold)");
+        "float? v_reset, int surrogate, float alpha, bool detach_reset, bool of_v_init, bool of_v_threshold, Tensor? bias=None, "
+        "Tensor? residual=None, bool of_bias=False) -> (Tensor x_seq, Tensor v_init, Tensor v_threshold, Tensor bias)");
   // a = θ clip(floor(z L/θ + noise + 1/2)/L, 0, 1), and its straight-through gradients from that of a (core/quantise.h). The
   // threshold is one value in z's state dtype.
   m.def("qcfs(Tensor z, Tensor threshold, int levels, Tensor? noise=None) -> Tensor");

@@ -1,8 +1,12 @@
-"""What several test files share: devices, dtypes, layouts, the shipped model. No tests here."""
+"""What several test files share: devices, dtypes, layouts, the shipped model, the CUDA kernels
+on the host. No tests here."""
 
 import importlib.util
 import os
+import shutil
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 # Threads that wait give their core away: the tests run in several processes. Read once, when torch
@@ -14,7 +18,7 @@ import pytest
 import torch
 
 import cos_ext
-from cos_ext import data, models
+from cos_ext import _ops, data, models
 from cos_ext.models import DEMO_CHECKPOINT
 
 # A busy machine is slow, which is no failure; a failure prints how to see it again anywhere.
@@ -29,6 +33,7 @@ def pytest_collection_modifyitems(items):
         items.sort(key=lambda item: item.path not in first)
 
 
+ROOT = Path(__file__).resolve().parents[1]
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() and cos_ext.build_info()["cuda"] else [])
 
@@ -66,6 +71,52 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
+def shim(tmp_path_factory):
+    """The operators cos_ext_cuda_on_host::*, compiled from tests/cpp/shim_ops.cpp."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None or not (ROOT / "csrc").is_dir():
+        pytest.skip("there is no C++ compiler, or no source tree")
+    torch_root = Path(torch.__file__).parent
+    library = tmp_path_factory.mktemp("shim") / f"shim{sysconfig.get_config_var('SHLIB_SUFFIX')}"
+    command = [
+        compiler,
+        "-std=c++17",
+        "-O1",
+        "-fPIC",
+        "-shared",
+        "-fno-math-errno",
+        "-ffp-contract=off",
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+        f"-I{ROOT / 'csrc'}",
+        f"-I{torch_root / 'include'}",
+        f"-I{torch_root / 'include/torch/csrc/api/include'}",
+        str(ROOT / "tests/cpp/shim_ops.cpp"),
+        "-o",
+        str(library),
+        f"-L{torch_root / 'lib'}",
+        "-ltorch",
+        "-ltorch_cpu",
+        "-lc10",
+    ]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    torch.ops.load_library(str(library))
+    return torch.ops.cos_ext_cuda_on_host
+
+
+@pytest.fixture
+def on_host(shim, monkeypatch):
+    """Calls a function of cos_ext.functional with the kernels of the shim."""
+
+    def call(function, *args, **kwargs):
+        with monkeypatch.context() as patch:
+            patch.setattr(_ops, "ops", shim)
+            return function(*args, **kwargs)
+
+    return call
+
+
+@pytest.fixture(scope="session")
 def shipped_model():
     model = models.resnet20(10, 1)
     models.load_weights(model, DEMO_CHECKPOINT)
@@ -79,7 +130,7 @@ def test_set():
 
 def bench_script(name):
     """A script of bench/ as a module; skips where only the package is."""
-    path = Path(__file__).resolve().parents[1] / "bench" / f"{name}.py"
+    path = ROOT / "bench" / f"{name}.py"
     if not path.exists():
         pytest.skip("bench/ is not installed")
     spec = importlib.util.spec_from_file_location(name, path)

@@ -39,15 +39,20 @@ def if_gradient(
 ) -> IFResult:
     """What if_forward returns, with a gradient for all of its tensors; v(T) has one, too."""
     x_seq, theta, v_init = _tensors(given)
-    x_seq = composed(x_seq, scale, bias, residual)
     steps, v = x_seq.shape[0], None
     known = isinstance(surrogate, Surrogate) and type(surrogate) in KERNELS
     fused = known and steps <= MAX_FUSED_STEPS and not return_v
-    apart = not torch.compiler.is_compiling() and any(map(_wrapped, (x_seq, theta, v_init)))
+    tensors = [t for t in (x_seq, theta, v_init, scale, bias, residual) if t is not None]
+    apart = not torch.compiler.is_compiling() and any(map(_wrapped, tensors))
     if fused and not apart:
         assert isinstance(surrogate, Surrogate)
+        if scale is not None:  # a pass of its own
+            x_seq, bias = composed(x_seq, scale, bias, None), None
         # The same at every step: read once, and one gradient.
         once = steps > 1 and x_seq.stride(0) == 0
+        if once and residual is not None:
+            x_seq, bias, residual = composed(x_seq, None, bias, residual), None, None
+            once = x_seq.stride(0) == 0
         spikes = torch.ops.cos_ext.if_surrogate(
             x_seq[:1] if once else x_seq,
             steps,
@@ -57,8 +62,11 @@ def if_gradient(
             KERNELS.index(type(surrogate)),
             surrogate.alpha,
             detach_reset,
+            bias,
+            residual,
         )
     else:
+        x_seq = composed(x_seq, scale, bias, residual)
         spikes, v = loop(x_seq, theta, v_init, v_reset, surrogate, detach_reset)
     count = (spikes.detach() != 0).sum(0, dtype=torch.int32) if return_count else None
     if pool != (0, 0):
@@ -137,35 +145,47 @@ class _Jump(torch.autograd.Function):
 _library = torch.library.Library("cos_ext", "FRAGMENT")
 _library.define(
     "if_surrogate(Tensor x_seq, int steps, Tensor v_threshold, Tensor v_init, float? v_reset, "
-    "int surrogate, float alpha, bool detach_reset) -> Tensor"
+    "int surrogate, float alpha, bool detach_reset, Tensor? bias, Tensor? residual) -> Tensor"
 )
 
 
 def _forward(
-    x_seq: Tensor, steps: int, theta: Tensor, v_init: Tensor, v_reset: float | None, *_: Any
+    x_seq: Tensor,
+    steps: int,
+    theta: Tensor,
+    v_init: Tensor,
+    v_reset: float | None,
+    surrogate: int,
+    alpha: float,
+    detach_reset: bool,
+    bias: Tensor | None,
+    residual: Tensor | None,
 ) -> Tensor:
     every = x_seq.expand(steps, *x_seq.shape[1:])
-    return _ops.ops.if_forward(every, theta, 0.0, v_init, None, v_reset, False, False)[0]
+    given = (every, theta, 0.0, v_init, None, v_reset, False, False)
+    return _ops.ops.if_forward(*given, None, bias, residual)[0]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x_seq, steps, theta, v_init, *ctx.settings = inputs
-    ctx.save_for_backward(x_seq, theta, v_init)
-    ctx.steps = steps
+    x_seq, ctx.steps, theta, v_init, *ctx.settings, bias, residual = inputs
+    ctx.save_for_backward(x_seq, theta, v_init, bias, residual)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x_seq, theta, v_init = ctx.saved_tensors
-    _, _, of_theta, of_v_init, *_ = ctx.needs_input_grad
+    x_seq, theta, v_init, bias, residual = ctx.saved_tensors
+    _, _, of_theta, of_v_init, *_, of_bias, of_residual = ctx.needs_input_grad
     every = x_seq.expand(ctx.steps, *x_seq.shape[1:])
-    given = (grad, every, theta, 0.0, v_init, None, *ctx.settings)
-    of_x, by_v_init, by_theta = _ops.ops.if_backward(*given, of_v_init, of_theta)
+    given = (grad, every, theta, 0.0, v_init, None, *ctx.settings, of_v_init, of_theta)
+    found = _ops.ops.if_backward(*given, bias, residual, of_bias)
+    of_x, by_v_init, by_theta, by_bias = found
     return (
         of_x,
         None,
         _summed(by_theta, theta) if of_theta else None,
         _summed(by_v_init, v_init) if of_v_init else None,
         *[None] * 4,
+        _summed(by_bias, bias) if of_bias else None,
+        of_x if of_residual else None,
     )
 
 

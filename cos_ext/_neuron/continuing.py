@@ -68,7 +68,7 @@ def _has_kernel(tensors: list[Tensor], surrogate: Callable[[Tensor], Tensor]) ->
     if not known or torch.compiler.is_compiling() or any(map(_wrapped, tensors)):
         return False
     # A single step's potential is what the next one starts from: it has a gradient.
-    return tensors[0].device.type == "cpu" and 1 < tensors[0].shape[0] <= F.MAX_FUSED_STEPS
+    return 1 < tensors[0].shape[0] <= F.MAX_FUSED_STEPS
 
 
 class _RunOn(torch.autograd.Function):
@@ -117,7 +117,7 @@ def _by_kernel(
     x_seq, theta, start = tensors
     _, of_theta, of_start = needed
     how = (v_reset, KERNELS.index(type(surrogate)), surrogate.alpha, detach_reset)
-    of_x, by_start, by_theta = _ops.ops.if_backward(
+    of_x, by_start, by_theta, _ = _ops.ops.if_backward(
         grad, x_seq, theta, 0.0, start, None, *how, of_start, of_theta
     )
     return (

@@ -38,7 +38,7 @@ struct Lanes {
 };
 
 // Rows: the chunk, or at least task.steps.
-template <class T, int V, int Rows, bool Hard, class Phi>
+template <class T, int V, int Rows, bool Hard, class Phi, Extra E>
 __global__ void __launch_bounds__(kThreads, 2) run_back(const __grid_constant__ Task task, const __grid_constant__ Phi phi) {
   using S = state_t<T>;
   using Reset = std::conditional_t<Hard, HardReset<S>, SoftReset>;
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads, 2) run_back(const __grid_constant__ 
   const int32_t last = (task.steps - 1) / Rows * Rows;  // where the last chunk starts
   S* const starts = static_cast<S*>(task.starts) + start;
   if (Rows == kChunk && last > 0) {
-    Inputs<T, V, Rows, Mode::Reread, Extra::Plain, kAllOperands> in{x, task.x_time, task, start, at, {}};
+    Inputs<T, V, Rows, Mode::Reread, E, kAllOperands> in{x, task.x_time, task, start, at, {}};
     for (int32_t first = 0; first < last; first += Rows) {
       store_run(v, starts, first / Rows * task.neurons);
       in.fetch(first, last);
@@ -74,10 +74,10 @@ __global__ void __launch_bounds__(kThreads, 2) run_back(const __grid_constant__ 
 
   const bool once = task.x_time == 0;
   T* const out = static_cast<T*>(task.spikes) + at.offset[kSpikes];
-  S inverse[V], d[V] = {}, of_theta[V] = {}, sum[V] = {};
+  S inverse[V], d[V] = {}, of_theta[V] = {}, sum[V] = {};  // sum: of d
   COS_UNROLL
   for (int i = 0; i < V; ++i) inverse[i] = S(1) / theta[i];
-  Inputs<T, V, Rows, Mode::Fire, Extra::Plain, kAllOperands> in{x, task.x_time, task, start, at, {}};
+  Inputs<T, V, Rows, Mode::Fire, E, kAllOperands> in{x, task.x_time, task, start, at, {}};
   COS_NO_UNROLL
   for (int32_t first = last; first >= 0; first -= Rows) {
     in.fetch(first, task.steps);
@@ -116,13 +116,17 @@ __global__ void __launch_bounds__(kThreads, 2) run_back(const __grid_constant__ 
   }
   store_run(of_theta, task.of_theta, at.offset[kResult]);
   store_run(d, task.of_v_init, at.offset[kResult]);
+  store_run(sum, task.of_bias, at.offset[kResult]);
 }
 
 template <class T, bool Hard, class Phi>
-auto choose_back(bool packed, int64_t steps) {
+auto choose_back(const Job& job, bool packed) {
   constexpr int V = 16 / sizeof(T);
-  if (!packed) return run_back<T, 1, kChunk, Hard, Phi>;
-  return steps <= 4 ? run_back<T, V, 4, Hard, Phi> : run_back<T, V, kChunk, Hard, Phi>;
+  if (job.fused()) {  // fewer kernels
+    return packed ? run_back<T, V, kChunk, Hard, Phi, Extra::Fused> : run_back<T, 1, kChunk, Hard, Phi, Extra::Fused>;
+  }
+  if (!packed) return run_back<T, 1, kChunk, Hard, Phi, Extra::Plain>;
+  return job.steps <= 4 ? run_back<T, V, 4, Hard, Phi, Extra::Plain> : run_back<T, V, kChunk, Hard, Phi, Extra::Plain>;
 }
 
 template <class T, class Phi, class Stream>
@@ -133,8 +137,7 @@ void launch_back_with(const Job& job, void* starts, Stream stream, int64_t cache
   if (!packed) make_task(task, job, 1, sizeof(T), sizeof(state_t<T>));
   task.starts = starts;
   task.streaming = job.neurons * job.steps * static_cast<int64_t>(sizeof(T)) > cache;
-  const auto kernel =
-      job.hard_reset ? choose_back<T, true, Phi>(packed, job.steps) : choose_back<T, false, Phi>(packed, job.steps);
+  const auto kernel = job.hard_reset ? choose_back<T, true, Phi>(job, packed) : choose_back<T, false, Phi>(job, packed);
   const int64_t packs = packed ? job.neurons / V : job.neurons;
   COS_CUDA_LAUNCH(kernel, static_cast<unsigned>((packs + kThreads - 1) / kThreads), stream, task, Phi(job.gradients.alpha));
 }

@@ -136,6 +136,7 @@ struct Task {
   bool detach_reset = false;
   void* of_theta = nullptr;
   void* of_v_init = nullptr;
+  void* of_bias = nullptr;
   void* starts = nullptr;  // room for potentials, learning.cuh
   Walk walk;
 };
@@ -194,6 +195,7 @@ inline void describe(Task& task, const Job& job) {
   task.detach_reset = job.gradients.detach_reset;
   task.of_theta = job.gradients.theta;
   task.of_v_init = job.gradients.v_init;
+  task.of_bias = job.gradients.bias;
   task.tally = job.tally;
   task.slots = static_cast<int32_t>(job.slots);
   task.tally_row = static_cast<int32_t>(tally_size(job.rho));
@@ -205,7 +207,7 @@ inline void describe(Task& task, const Job& job) {
 inline bool make_task(Task& task, const Job& job, int64_t lanes, int64_t bytes, int64_t state) {
   static const Layout nothing;
   const Gradients& back = job.gradients;
-  const void* by_neuron[] = {job.v, job.count, job.v_init_out, job.offset, back.theta, back.v_init};
+  const void* by_neuron[] = {job.v, job.count, job.v_init_out, job.offset, back.theta, back.v_init, back.bias};
   const bool results = std::any_of(std::begin(by_neuron), std::end(by_neuron), [](const void* result) { return result; });
   if (lanes > 1) {
     const auto fits = [&](const void* data, const Layout& layout, int64_t time, int64_t rows) {

@@ -4,6 +4,7 @@
 #include <random>
 #include <vector>
 
+#include "core/current.h"
 #include "core/surrogate.h"
 #include "job.h"
 #include "tests.h"
@@ -26,6 +27,10 @@ void gradient(std::mt19937& random, DType dtype, Surrogate surrogate) {
     for (T& value : values) value = FromState<T>::call(static_cast<S>(0.7f * normal(random) + 0.3f));
     return values;
   };
+  const bool fused = below(2), added = fused && !once;
+  const auto other = drawn(steps * n);
+  std::vector<S> bias(static_cast<size_t>(n));
+  for (S& value : bias) value = static_cast<S>(0.01 * static_cast<double>(below(100)) - 0.5);
   const auto x = drawn((rows * n - 1) * apart + 1), g = drawn(steps * n);
   std::vector<S> theta(static_cast<size_t>(n)), v(static_cast<size_t>(n));
   for (S& value : theta) value = static_cast<S>(0.5 + 0.01 * static_cast<double>(below(100)));
@@ -43,13 +48,18 @@ void gradient(std::mt19937& random, DType dtype, Surrogate surrogate) {
   job.theta.data = limits.get(), job.theta.layout = line(1);
   job.v_init.data = starts.get(), job.v_init.layout = line(1);
   job.result_layout = line(1);
+  const auto shifts = exact(bias);
+  const auto residual = exact(other);
+  if (fused) job.bias.data = shifts.get(), job.bias.layout = line(1);
+  if (added) job.residual = residual.get(), job.residual_layout = line(1), job.residual_time = n;
   Gradients& back = job.gradients;
   back.surrogate = surrogate, back.alpha = 1.5, back.detach_reset = Detached;
   back.sent = grad.get(), back.sent_layout = line(1), back.sent_time = n;
   const auto out = exact(std::vector<T>(static_cast<size_t>(rows * n)));
-  const auto of_theta = exact(std::vector<S>(static_cast<size_t>(n))), of_v = exact(std::vector<S>(static_cast<size_t>(n)));
+  const std::vector<S> blank(static_cast<size_t>(n));
+  const auto of_theta = exact(blank), of_v = exact(blank), of_bias = exact(blank);
   job.spikes = out.get(), job.spikes_layout = line(1), job.spikes_time = n;
-  back.theta = of_theta.get(), back.v_init = of_v.get();
+  back.theta = of_theta.get(), back.v_init = of_v.get(), back.bias = of_bias.get();
   run_backward(job);
 
   const Phi phi(1.5);
@@ -58,7 +68,10 @@ void gradient(std::mt19937& random, DType dtype, Surrogate surrogate) {
     std::vector<S> m(static_cast<size_t>(steps));
     S now = v[at], d = 0, dtheta = 0, sum = 0;
     for (int64_t t = 0; t < steps; ++t) {
-      const S current = to_state(x[static_cast<size_t>(((once ? 0 : t) * n + i) * apart)]);
+      T seen = x[static_cast<size_t>(((once ? 0 : t) * n + i) * apart)];
+      if (fused) seen = affine(seen, S(1), bias[at]);
+      if (added) seen = with_residual(seen, other[static_cast<size_t>(t * n + i)]);
+      const S current = to_state(seen);
       S& potential = m[static_cast<size_t>(t)];
       Hard ? step(now, current, theta[at], HardReset<S>{S(-0.25)}, potential)
            : step(now, current, theta[at], SoftReset{}, potential);
@@ -71,6 +84,7 @@ void gradient(std::mt19937& random, DType dtype, Surrogate surrogate) {
     }
     if (once) check(same(out[at], FromState<T>::call(sum)), "summed gradient of x", i, n);
     check(same(of_theta[at], dtheta) && same(of_v[at], d), "gradients of theta and v_init", i, n);
+    check(same(of_bias[at], sum), "gradient of the bias", i, n);
   }
 }
 

@@ -43,10 +43,11 @@ SYMBOL = re.compile(
     r"_ZN7cos_ext4cuda3runI(f|d|NS_4HalfE|NS_8BFloat16E)Li(\d+)ELi(\d+)ELNS0_4ModeE(\d)ELb([01])ELNS0_5ExtraE(\d)EEEvNS0_4TaskE"
 )
 BACK = re.compile(
-    r"_ZN7cos_ext4cuda8run_backI(f|d|NS_4HalfE|NS_8BFloat16E)Li(\d+)ELi(\d+)ELb([01])ENS_\d+([A-Za-z]+)I[fd]EEEEvNS0_4TaskET3_"
+    r"_ZN7cos_ext4cuda8run_backI(f|d|NS_4HalfE|NS_8BFloat16E)Li(\d+)ELi(\d+)ELb([01])ENS_\d+([A-Za-z]+)I[fd]EELNS0_5ExtraE(\d)EEEvNS0_4TaskET3_"
 )
 CHUNK = 8
-KERNELS = 4 * (15 + 9 + 3 + 5 * 2 * 3 + 2)  # of each dtype: plain, fused, windows, backwards, QCFS
+# Of each dtype: plain, fused, windows, backwards, QCFS.
+KERNELS = 4 * (15 + 9 + 3 + 5 * 2 * (3 + 2) + 2)
 QCFS_SYMBOL = re.compile(
     r"_ZN7cos_ext4cuda8quantiseI(f|d|NS_4HalfE|NS_8BFloat16E)Lb([01])EEEvNS_4QcfsE"
 )
@@ -78,8 +79,9 @@ def kernel_of(symbol: str) -> Kernel:
         dtype, item = TYPES[match.group(1)]
         return Kernel(dtype, item, 16 // item, 1, QCFS[int(match.group(2))], True, "")
     if match := BACK.fullmatch(symbol):
-        dtype, lanes, rows, hard, surrogate = match.groups()
-        extra = f"{surrogate}, {'hard' if hard == '1' else 'soft'}"
+        dtype, lanes, rows, hard, surrogate, fused = match.groups()
+        words = (surrogate, "hard" if hard == "1" else "soft", EXTRAS[int(fused)])
+        extra = ", ".join(filter(None, words))
         return Kernel(*TYPES[dtype], int(lanes), int(rows), "back", False, extra)
     match = SYMBOL.fullmatch(symbol)
     if not match:

@@ -109,10 +109,17 @@ class Gradients(NamedTuple):
     x_seq: torch.Tensor
     v_threshold: torch.Tensor
     v_init: torch.Tensor
+    bias: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
 
 
-def gradients(x, theta, v_init, *, grad, **options):
-    """Where that of the spikes is `grad`. Sums over neurons are torch's: θ and v_init by neuron."""
-    leaves = [tensor.detach().requires_grad_() for tensor in (x, theta, v_init)]
-    spikes = F.if_forward(*leaves, **options).spikes
-    return Gradients(*torch.autograd.grad(spikes, leaves, twin(grad, x.device)))
+def gradients(x, theta, v_init, *, grad, fused=None, **options):
+    """Where that of the spikes is `grad`. Sums over neurons are torch's: θ, v_init and a bias by
+    neuron.
+    """
+    moved = {name: twin(tensor, x.device) for name, tensor in (fused or {}).items()}
+    leaves = [t.detach().requires_grad_() for t in (x, theta, v_init, *moved.values())]
+    own = dict(zip(moved, leaves[3:]))
+    spikes = F.if_forward(*leaves[:3], **own, **options).spikes
+    found = torch.autograd.grad(spikes, leaves, twin(grad, x.device))
+    return Gradients(*found[:3], **dict(zip(moved, found[3:])))

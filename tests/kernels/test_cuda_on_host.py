@@ -2,17 +2,13 @@
 all results EQUAL.
 
 The same operator bodies, checks and choice of kernel as on a device; only the launch differs. What
-needs a device is in test_gpu.py; that the kernels compile for one, in cuda_kernels.py; the same
-bodies under sanitizers, in cpp/test_core.cpp.
+needs a device is in test_gpu.py; gradients, in test_gradients_on_host.py; that the kernels compile
+for a device, in cuda_kernels.py; the same bodies under sanitizers, in cpp/test_core.cpp.
 """
 
 from __future__ import annotations
 
 import itertools
-import shutil
-import subprocess
-import sysconfig
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,61 +19,13 @@ from test_golden import CASES, case, is_excused
 
 from cos_ext import _ops
 from cos_ext import functional as F
-from cos_ext.surrogate import KERNELS
 
 # Compiling the shim alone takes longer than a slow test.
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
-ROOT = Path(__file__).resolve().parents[2]
 ALL = {"return_v": True, "return_count": True}
 ALL_COS = {**ALL, "return_v_init": True, "return_offset": True}
 SIZES = [1, 2, 3, 7, 31, 33, 127, 129, 4097, 16, 24, 64, 1000, 4096]
-
-
-@pytest.fixture(scope="module")
-def shim(tmp_path_factory):
-    """The operators cos_ext_cuda_on_host::*, compiled from tests/cpp/shim_ops.cpp."""
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None or not (ROOT / "csrc").is_dir():
-        pytest.skip("there is no C++ compiler, or no source tree")
-    torch_root = Path(torch.__file__).parent
-    library = tmp_path_factory.mktemp("shim") / f"shim{sysconfig.get_config_var('SHLIB_SUFFIX')}"
-    command = [
-        compiler,
-        "-std=c++17",
-        "-O1",
-        "-fPIC",
-        "-shared",
-        "-fno-math-errno",
-        "-ffp-contract=off",
-        "-DTORCH_TARGET_VERSION=0x020b000000000000",
-        f"-I{ROOT / 'csrc'}",
-        f"-I{torch_root / 'include'}",
-        f"-I{torch_root / 'include/torch/csrc/api/include'}",
-        str(ROOT / "tests/cpp/shim_ops.cpp"),
-        "-o",
-        str(library),
-        f"-L{torch_root / 'lib'}",
-        "-ltorch",
-        "-ltorch_cpu",
-        "-lc10",
-    ]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    torch.ops.load_library(str(library))
-    return torch.ops.cos_ext_cuda_on_host
-
-
-@pytest.fixture
-def on_host(shim, monkeypatch):
-    """Calls a function of cos_ext.functional with the kernels of the shim."""
-
-    def call(function, *args, **kwargs):
-        with monkeypatch.context() as patch:
-            patch.setattr(_ops, "ops", shim)
-            return function(*args, **kwargs)
-
-    return call
 
 
 def currents(*shape, dtype=torch.float32):
@@ -266,45 +214,6 @@ def test_fused_input_pooling_statistics_and_rates(shape, fused, dtype, on_host):
         }
         rates = on_host(F.rate_forward, x[0], theta, v_init, rho=rho, **first)
         assert torch.equal(rates, F.rate_forward(x[0], theta, v_init, rho=rho, **first))
-
-
-def gradients(x, theta, v_init, grad, options):
-    """Of x, θ and v_init where that of the spikes is `grad`; all in the layouts they come in."""
-    leaves = [tensor.detach().requires_grad_() for tensor in (x, theta, v_init)]
-    spikes = F.if_forward(*leaves, **options).spikes
-    return torch.autograd.grad(spikes, leaves, grad)
-
-
-def assert_same_gradients(on_host, *given, **options):
-    for ours, theirs in zip(on_host(gradients, *given, options), gradients(*given, options)):
-        assert ours.dtype == theirs.dtype and ours.stride() == theirs.stride()
-        assert torch.equal(torch.nan_to_num(ours, 7.5), torch.nan_to_num(theirs, 7.5))
-        assert ours.any()
-
-
-@pytest.mark.parametrize("step", KERNELS, ids=lambda kind: kind.__name__)
-def test_gradients_of_every_length_and_reset(step, dtype, on_host):
-    # A chunk, several, and what is left of one; packs of neurons, and neurons one by one.
-    for steps, size in itertools.product((1, 2, 4, 5, 8, 9, 16, 23, 40), (67, 384)):
-        x, grad = (currents(steps, size, dtype=dtype) for _ in range(2))
-        theta, v_init = (parameter((size,), {}, False, dtype) for _ in range(2))
-        for v_reset, detach in itertools.product((None, -0.3), (False, True)):
-            options = {"surrogate": step(), "v_reset": v_reset, "detach_reset": detach}
-            assert_same_gradients(on_host, x, theta, v_init, grad, **options)
-
-
-@pytest.mark.parametrize("which", [name for name in PARAMETERS if name != "scalars"])
-def test_gradients_of_every_layout(which, dtype, on_host):
-    theta_kind, init_kind, permuted = PARAMETERS[which]
-    for neurons, steps in itertools.product(((3, 8, 4, 4), (2, 5, 6, 7)), (4, 11)):
-        sizes = dict(zip("BCHW", neurons))
-        kinds = (theta_kind, init_kind or (1,))
-        theta, v_init = (parameter(kind, sizes, permuted, dtype) for kind in kinds)
-        source, other = (currents(steps, *neurons, dtype=dtype) for _ in range(2))
-        given = {**layouts(source), "static": source[:1].expand_as(source)}
-        grads = {**layouts(other), "one for all": other[:1, :1, :1].expand_as(other)}
-        for x, grad in itertools.product(given.values(), grads.values()):
-            assert_same_gradients(on_host, x, theta, v_init, grad)
 
 
 @pytest.mark.parametrize("index", CASES)

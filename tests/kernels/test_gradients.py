@@ -351,8 +351,10 @@ def test_opcheck(dtype):
     x = x.to(dtype).requires_grad_()
     check, ops = torch.library.opcheck, torch.ops.cos_ext
     tail = (None, 0, 2.0, False)
-    check(ops.if_surrogate, (x, 4, theta.requires_grad_(), v.requires_grad_(), *tail))
-    check(ops.if_surrogate, (x[:1].detach().requires_grad_(), 4, theta, v, 0.1, 2, 1.0, True))
+    alone = (None, None)
+    check(ops.if_surrogate, (x, 4, theta.requires_grad_(), v.requires_grad_(), *tail, *alone))
+    once = x[:1].detach().requires_grad_()
+    check(ops.if_surrogate, (once, 4, theta, v, 0.1, 2, 1.0, True, *alone))
     grad = torch.randn(4, 2, 6).to(dtype)
     given = (grad, x.detach(), theta.detach(), 0.0, v.detach(), None)
     check(ops.if_backward, (*given, *tail, True, True))
