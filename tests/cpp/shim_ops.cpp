@@ -1,5 +1,5 @@
 // The operators cos_ext_cuda_on_host::*: the schemas, checks and operator bodies of cos_ext::*, over the bodies of the CUDA
-// kernels run on the host by cuda_shim.h. Built and loaded by tests/kernels/test_cuda_on_host.py; never part of the package.
+// kernels run on the host by cuda_shim.h. Built and loaded by tests/conftest.py; never part of the package.
 #include "cuda_shim.h"
 
 #define COS_EXT_LIBRARY cos_ext_cuda_on_host
