@@ -22,7 +22,7 @@
 #endif
 
 // A loop of up to 16 rounds whose divisions of constants must be done by the compiler.
-#if defined(__CUDA_ARCH__) || defined(__clang__)
+#if defined(__CUDACC__) || defined(__clang__)
 #define COS_UNROLL_CONSTANT _Pragma("unroll")
 #else
 #define COS_UNROLL_CONSTANT _Pragma("GCC unroll 16")
