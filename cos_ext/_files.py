@@ -48,6 +48,13 @@ def write_tensors(path: AnyPath, tensors: Mapping[str, Tensor], header: Mapping[
             ) from error
 
 
+def read_header(path: AnyPath) -> dict[str, Any]:
+    """The header alone that :func:`write_tensors` wrote; the errors are those of
+    :func:`read_tensors`.
+    """
+    return _read(path, tensors=False)[0]
+
+
 def read_tensors(path: AnyPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The header and the tensors, on the CPU, that :func:`write_tensors` wrote.
 
@@ -55,18 +62,21 @@ def read_tensors(path: AnyPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or is no safetensors file. A file without a header has {}.
     """
+    return _read(path, tensors=True)
+
+
+def _read(path: AnyPath, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     from safetensors import safe_open
 
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("cos_ext", "{}"))
-            names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
+            found = {name: file.get_tensor(name) for name in file.keys() if tensors}  # noqa: SIM118, no dict
     except FileNotFoundError:
         raise
     except Exception as error:  # damaged bytes raise nearly anything
         raise ValueError(f"{path} is damaged or is no safetensors file: {error}") from error
-    return header if isinstance(header, dict) else {}, tensors
+    return header if isinstance(header, dict) else {}, found
 
 
 def write_text(path: AnyPath, text: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .. import data, models
 from ..conversion.loading import load_network
+from ..network.storage import is_saved_network
 from ..training.state import beside
 from .compare import compare
 from .options import add_calibration, add_data_set, add_device, build_model, read_record
@@ -61,9 +62,9 @@ def run(args: argparse.Namespace) -> int:
             )
     model = build_model(record)
     title = f"{record['architecture']}, L = {record['levels']}"
-    if "fine_tuning" in record:  # a spiking network, which `finetune` wrote
+    if is_saved_network(args.checkpoint):  # which `finetune` wrote
         model = load_network(args.checkpoint, model)
-        title += f", fine-tuned at T = {record['fine_tuning']['timesteps']}"
+        title += f", fine-tuned at T = {model.timesteps}"
     else:
         models.load_weights(model, str(args.checkpoint))
     print(f"{title}, {args.dataset}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from .. import data, models
 from .. import surrogate as surrogates
 from ..conversion.pipeline import convert
+from ..network.storage import is_saved_network
 from ..training import train
 from ..training.fine_tuning import FineTuneConfig, fine_tune
 from ..training.state import beside, check_output, save_beside
@@ -85,8 +86,13 @@ def run(args: argparse.Namespace) -> int:
     """Convert, fine-tune, and write the network and its record."""
     check_output(args.output)
     record = read_record(args.checkpoint)
-    if "fine_tuning" in record:
+    if is_saved_network(args.checkpoint):
         raise ValueError(f"--checkpoint must be of `train`, got {args.checkpoint} of `finetune`")
+    if beside(args.output, "").resolve() == beside(args.checkpoint, "").resolve():
+        raise ValueError(
+            f"--output must have another name than --checkpoint, whose record it would replace, "
+            f"got {args.output}"
+        )
     settings = {
         "epochs": args.epochs,
         "lr": args.lr,
@@ -104,6 +110,12 @@ def run(args: argparse.Namespace) -> int:
     }
     train_set = data.load(args.dataset, args.data, train=True, size=args.size)
     test_set = data.load(args.dataset, args.data, size=args.size)
+    classes = record.get("num_classes", train_set.num_classes)
+    if classes != train_set.num_classes:
+        raise ValueError(
+            f"--dataset must have the {classes} classes of the checkpoint, got "
+            f"{args.dataset} with {train_set.num_classes}"
+        )
     model = build_model(record)
     models.load_weights(model, str(args.checkpoint))
     network = convert(

@@ -167,20 +167,29 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not JSON.
+        ValueError: it is not JSON, or no object.
     """
     path = beside(checkpoint, ".json")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} must hold an object, got {type(record).__name__}")
+    return record
 
 
 def build_model(record: dict[str, Any]) -> nn.Module:
     """The untrained model that a record describes.
 
     Its keys are architecture, num_classes, in_channels and levels; stem may be left out or None.
+
+    Raises:
+        ValueError: one is missing.
     """
+    missing = sorted({"architecture", "num_classes", "in_channels", "levels"} - record.keys())
+    if missing:
+        raise ValueError(f"the record beside the checkpoint must have {', '.join(missing)}")
     options = {"stem": record["stem"]} if record.get("stem") else {}
     return models.build(
         record["architecture"],

@@ -101,6 +101,11 @@ def fit_v_init(
             numbers than before; state is a file of another fit or none.
     """
     _check_arguments(network, batches, per, statistic, rho, sequential, save_every)
+    if network.trainable:
+        raise ValueError(
+            "network must not be trainable, its v(0) are parameters: fine-tune it, or convert "
+            "without trainable=True"
+        )
     common, layers, own = _settings(network, rho)
     description = {
         "rho": common,

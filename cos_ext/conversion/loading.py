@@ -53,22 +53,24 @@ def load_network(
         site: torch.ones(value) if isinstance(value, list) else value
         for site, value in header["thresholds"].items()
     }
+    trainable = header.get("trainable", False)  # older files have none
     network = convert(
         _skeleton(model),
         timesteps=header["timesteps"],
-        rho=header["rho"],
+        rho=0 if trainable else header["rho"],
         iterations=header["iterations"],
         emission=header["emission"],
         calibration=header.get("calibration", "cos"),  # files from before the rivals have none
         thresholds=thresholds,
         max_pool=header["max_pool"],
         fold_batchnorm=header["fold_batchnorm"],
-        trainable=header.get("trainable", False),  # older files have none
+        trainable=trainable,
         fuse=header.get("fuse", False),  # older files have none
         readout=header.get("readout", "error"),  # likewise
         memory_format=named(header.get("memory_format", "auto")),  # likewise
         example_input=example_input,
     )
+    network.rho = header["rho"]  # which a network that learns may have later
     nodes = network.nodes()
     if not header["layers"].keys() <= nodes.keys():
         raise ValueError(

@@ -30,7 +30,7 @@ class Measured(Configured):
 
         Summed by the kernels in the pass that simulates: nothing by neuron is written, and the
         device is waited for once. The sums are integers, so that they do not depend on how the data
-        are split, nor on the device.
+        are split, nor on the device. The network is put in eval mode.
 
         Args:
             batches: an iterable, read once, of tensors [B, ...] or of tuples whose first n elements
@@ -42,6 +42,7 @@ class Measured(Configured):
             ValueError: batches yields no sample; neurons have hard reset; a layer has rho > 256
                 (or, without calibration, T > 256).
         """
+        self.eval()
         with self._by_steps():
             return make_report("statistics", self, batches, progress=progress)
 

@@ -168,7 +168,7 @@ class SpikingNetwork(Planned):
     @torch.no_grad()
     def counts(self, *inputs: Tensor) -> dict[str, Tensor]:
         """The desired counts C* over rho steps of all neurons, int32 [B, ...], by call site, in one
-        pass over means.
+        pass over means. The network is put in eval mode.
 
         Where `execution` may be "counts" (it need not be), these are the spikes that the neurons
         emit in every rho steps. All of them are kept, 4 bytes a neuron and sample.
@@ -177,6 +177,7 @@ class SpikingNetwork(Planned):
             ValueError: `execution` could not be "counts", for the reason given.
         """
         plan, rho = self._counting()
+        self.eval()
         return plan.counts(self.module, rho, *self.inputs.bound(inputs, {}))
 
     @torch.no_grad()
@@ -246,7 +247,8 @@ class SpikingNetwork(Planned):
 
     @checkpointing.setter
     def checkpointing(self, value: bool) -> None:
-        if value and self.trainable and self.options["fold_batchnorm"] is False:
+        trains = self.trainable and self.options["fold_batchnorm"] is False
+        if value and trains and any(map(_is_batch_norm, self.modules())):
             raise ValueError(
                 "checkpointing needs BatchNorm that does not train, since every layer runs twice: "
                 'convert with fold_batchnorm=True or "frozen"'
@@ -262,9 +264,8 @@ class SpikingNetwork(Planned):
         """
         super().train(mode and self.trainable)
         if self.options["fold_batchnorm"] is not False:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            for module in filter(_is_batch_norm, self.modules()):
+                module.eval()
         return self
 
     @property
@@ -358,9 +359,13 @@ class SpikingNetwork(Planned):
         in its metadata.
 
         The header has the format, cos_ext's version, timesteps, rho, iterations, emission,
-        calibration, execution, layers of their own, the thresholds by call site (numbers, or the
+        calibration, execution, trainable, layers of their own, the thresholds by call site (numbers, or the
         shape of a tensor), the shapes of fitted biases, static_calibration, and convert()'s
         options. :func:`cos_ext.load_network` reads it beside the ANN's architecture. The file is
         complete or not there.
         """
         save(self, path)
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)

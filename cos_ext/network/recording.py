@@ -113,6 +113,7 @@ class Recording(Mapping[str, SiteRecord]):
         self._bytes += wanted
 
 
+@torch.no_grad()
 def potentials(node: IFNode, x_seq: Tensor, fired: Tensor) -> Tensor:
     """v(1), ..., v(T) of neurons with soft reset, by the recurrence of the kernels.
 

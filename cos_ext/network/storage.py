@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .._files import write_tensors
+from .._files import read_header, write_tensors
 from .._ops import build_info
 from .settings import Configured
 
@@ -17,6 +17,14 @@ FORMAT = "cos_ext spiking network, 1"
 def save(network: Configured, path: str | Path) -> None:
     """:meth:`cos_ext.SpikingNetwork.save`."""
     write_tensors(path, network.state_dict(), header(network))
+
+
+def is_saved_network(path: str | Path) -> bool:
+    """Whether :func:`save` wrote this file, by its header; False where it cannot be read."""
+    try:
+        return str(read_header(path).get("format", "")).startswith(FORMAT.split(",")[0])
+    except (OSError, ValueError):
+        return False
 
 
 def header(network: Configured) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
+
+from .._numbers import real, whole
 
 SCHEDULES = ("onecycle", "cosine")
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,6 +30,7 @@ class TrainConfig:
         clip_norm: > 0, the largest norm of all gradients together; by default none is too large.
 
     Raises:
+        TypeError: a setting is no number where it must be one.
         ValueError: a setting is out of range.
     """
 
@@ -42,6 +45,13 @@ class TrainConfig:
     clip_norm: float = math.inf
 
     def __post_init__(self) -> None:
+        for field in fields(self):  # of NumPy, too; what a state file holds are Python's
+            value = getattr(self, field.name)
+            if isinstance(field.default, str):
+                continue
+            whole_number = isinstance(field.default, int)
+            number = whole(field.name, value) if whole_number else real(field.name, value, nan=True)
+            object.__setattr__(self, field.name, number)
         if self.epochs < 1:
             raise ValueError(f"epochs must be >= 1, got {self.epochs}")
         if not 0 < self.learning_rate < math.inf:

@@ -18,8 +18,9 @@ from torch.nn import functional as TF
 
 from .._batches import device_of
 from .._tables import table
+from ..network.inputs import in_dtype_of
 from ..network.network import SpikingNetwork
-from ..surrogate import Triangle, check_surrogate
+from ..surrogate import Surrogate, Triangle, check_surrogate
 from .config import TrainConfig
 from .identity import Identity, digest
 from .loop import SizedBatches, accuracy_of, run
@@ -110,16 +111,26 @@ class FineTuning:
 class RateTask:
     """Cross-entropy of the mean output over time, and what a teacher says."""
 
-    model: SpikingNetwork
-
     def __init__(
         self, network: SpikingNetwork, config: FineTuneConfig, teacher: nn.Module | None
     ) -> None:
         self.model, self.config, self.teacher = network, config, teacher
-        self.smallest = [
-            (node.v_threshold, SMALLEST * node.v_threshold.detach().clone())
-            for node in network.nodes().values()
-        ]
+        self._teacher_checked = False
+        self.smallest: list[tuple[Tensor, Tensor]] = []
+        self.handles = []
+        for node in network.nodes().values():
+            theta = node.v_threshold.detach().clone()
+            self.smallest.append((node.v_threshold, SMALLEST * theta))
+            # The group's rate is that of the mean θ²; what is left of each element's own.
+            share = theta.square() / theta.square().mean()
+            for parameter in (node.v_threshold, node.v_init):
+                if theta.dim() and parameter.requires_grad and parameter.shape == theta.shape:
+                    self.handles.append(parameter.register_hook(share.mul))
+
+    def close(self) -> None:
+        """Leave the parameters' gradients to others."""
+        for handle in self.handles:
+            handle.remove()
 
     def groups(self) -> list[dict[str, Any]]:
         """Weights and biases as in training; θ and v(0) layer by layer."""
@@ -136,6 +147,8 @@ class RateTask:
             group["params"] = [p for p in group["params"] if id(p) not in own and p.requires_grad]
             if group["params"]:
                 groups.append({**group, "lr": config.learning_rate})
+        if not groups:
+            raise ValueError("network must have parameters that require a gradient, it has none")
         return groups
 
     def answers(self, images: Tensor) -> Tensor:
@@ -146,16 +159,35 @@ class RateTask:
         loss = TF.cross_entropy(rate, labels, label_smoothing=config.label_smoothing)
         if self.teacher is None:
             return loss, rate
-        with torch.no_grad():
-            wanted = self.teacher(images).float()
         divergence = TF.kl_div(
             (rate / config.temperature).log_softmax(1),
-            (wanted / config.temperature).log_softmax(1),
+            (self._taught(images, rate) / config.temperature).log_softmax(1),
             reduction="batchmean",
             log_target=True,
         )
         weight = config.distillation
         return (1 - weight) * loss + weight * config.temperature**2 * divergence, rate
+
+    @torch.no_grad()
+    def _taught(self, images: Tensor, rate: Tensor) -> Tensor:
+        """The teacher's logits."""
+        assert self.teacher is not None
+        wanted = self.teacher(in_dtype_of(self.teacher, images))
+        if not isinstance(wanted, Tensor) or wanted.shape != rate.shape:
+            got = tuple(wanted.shape) if isinstance(wanted, Tensor) else type(wanted).__name__
+            raise ValueError(
+                f"the teacher must return {tuple(rate.shape)}, as the network, got {got}"
+            )
+        wanted = wanted.float()
+        if not self._teacher_checked:
+            sums = (wanted.sum(1) - 1).abs().max()
+            if wanted.numel() and bool((wanted >= 0).all() & (sums < 1e-3)):
+                raise ValueError(
+                    "the teacher must return logits, it returns probabilities; leave out the "
+                    "Softmax at its end"
+                )
+            self._teacher_checked = True
+        return wanted
 
     @torch.no_grad()
     def stepped(self) -> None:
@@ -166,12 +198,21 @@ class RateTask:
         return {}
 
     def identity(self) -> Identity:
-        nodes = self.model.nodes().values()
-        teacher = self.teacher
+        nodes, teacher = self.model.nodes().values(), self.teacher
         return {
-            "surrogates": str([(repr(node.surrogate), node.detach_reset) for node in nodes]),
-            "teacher": "none" if teacher is None else digest(*teacher.state_dict().values()),
+            "surrogates": str([(_name(node.surrogate), node.detach_reset) for node in nodes]),
+            "fold_batchnorm": str(self.model.options["fold_batchnorm"]),
+            "teacher": "none"
+            if teacher is None
+            else digest(repr(teacher), *teacher.state_dict().values()),
         }
+
+
+def _name(surrogate: Callable[[Tensor], Tensor]) -> str:
+    """What a surrogate is called in every process: a function's address differs."""
+    if isinstance(surrogate, (Surrogate, nn.Module)):
+        return repr(surrogate)
+    return getattr(surrogate, "__qualname__", type(surrogate).__qualname__)
 
 
 def fine_tune(
@@ -202,8 +243,8 @@ def fine_tune(
         epochs: passes over the batches.
         lr: the peak learning rate of weights and biases. With BatchNorm folded they are sensitive:
             0.05 made the shipped network diverge.
-        teacher: the ANN, whose answers are part of the loss; moved to `device` and put into eval
-            mode.
+        teacher: the ANN, whose answers, logits [B, classes], are part of the loss; moved to
+            `device` and put into eval mode.
         surrogate, detach_reset: of all neurons, as for :func:`cos_ext.functional.if_forward`.
         test_batches: a re-iterable like batches; read before the first epoch and after each.
         device: where to train; None: where the network is.
@@ -211,36 +252,50 @@ def fine_tune(
         settings: further ones of :class:`cos_ext.training.fine_tuning.FineTuneConfig`.
 
     Raises:
-        TypeError: a setting has another name; the network is none.
+        TypeError: a setting has another name; the network, or the teacher, is none.
         ValueError: the network is not trainable, or calibrates (rho > 0); a setting is out of
-            range; and as for ``fit``.
+            range; the teacher does not return logits; test_batches yield nothing, as an iterator
+            that was read; and as for ``fit``.
         OSError, FloatingPointError: as for ``fit``.
     """
     config = FineTuneConfig(epochs=epochs, learning_rate=lr, **settings)
-    _check(network)
+    _check(network, teacher)
     surrogate = check_surrogate(surrogate)
-    for node in network.nodes().values():
+    nodes = list(network.nodes().values())
+    before = [(node.surrogate, node.detach_reset) for node in nodes]
+    for node in nodes:
         node.surrogate, node.detach_reset = surrogate, bool(detach_reset)
     place = device_of(network) if device is None else torch.device(device)
     network.to(place)
     if teacher is not None:
         teacher.to(place).eval()
     task = RateTask(network, config, teacher)
-    tests = () if test_batches is None else test_batches
-    before = None if test_batches is None else accuracy_of(task, tests, place)
-    history = run(
-        task,
-        batches,
-        tests,
-        device=place,
-        state_path=state_path,
-        resume=resume,
-        progress=progress,
-    )
-    return FineTuning(network.timesteps, before, history)
+    try:
+        accuracy = None if test_batches is None else accuracy_of(task, test_batches, place)
+        history = run(
+            task,
+            batches,
+            test_batches,
+            device=place,
+            state_path=state_path,
+            resume=resume,
+            progress=progress,
+        )
+    except BaseException:
+        for node, (own, detached) in zip(nodes, before):
+            node.surrogate, node.detach_reset = own, detached
+        raise
+    finally:
+        task.close()
+        network.eval()
+    return FineTuning(network.timesteps, accuracy, history)
 
 
-def _check(network: SpikingNetwork) -> None:
+def _check(network: SpikingNetwork, teacher: nn.Module | None) -> None:
+    if teacher is not None and (
+        not isinstance(teacher, nn.Module) or isinstance(teacher, SpikingNetwork)
+    ):
+        raise TypeError(f"teacher must be the ANN, an nn.Module, got {type(teacher).__name__}")
     if not isinstance(network, SpikingNetwork):
         raise TypeError(
             f"network must be one that cos_ext.convert made, got {type(network).__name__}"

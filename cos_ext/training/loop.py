@@ -64,7 +64,7 @@ class Task(Protocol):
 def run(
     task: Task,
     batches: SizedBatches,
-    test_batches: Iterable[tuple[Tensor, Tensor]],
+    test_batches: Iterable[tuple[Tensor, Tensor]] | None,
     *,
     device: str | torch.device,
     state_path: str | Path | None,
@@ -72,7 +72,7 @@ def run(
     progress: bool,
 ) -> History:
     """Train a task's model; the arguments, records and errors are those of
-    :func:`cos_ext.training.train.fit`. Without test_batches, (), no record has a test accuracy.
+    :func:`cos_ext.training.train.fit`. Without test_batches no record has a test accuracy.
     """
     if not len(batches):
         raise ValueError(
@@ -83,7 +83,7 @@ def run(
     model.to(device)
     own: Identity = {}
     if state_path is not None:
-        own = {**identity(model, batches, test_batches, config), **task.identity()}
+        own = {**identity(model, batches, test_batches or (), config), **task.identity()}
     state = _fresh_state(task, batches, torch.device(device), own)
     history: History = []
     if state_path is not None:
@@ -95,7 +95,7 @@ def run(
     for epoch in range(len(history), config.epochs):
         start = time.perf_counter()
         record = _epoch(task, state, batches, f"epoch {epoch + 1}", progress)
-        if not _is_empty(test_batches):
+        if test_batches is not None:
             record["test_accuracy"] = accuracy_of(task, test_batches, device)
         record |= task.ended(progress)
         record["seconds"] = time.perf_counter() - start
@@ -109,10 +109,18 @@ def run(
 
 
 def accuracy_of(task: Task, batches: Iterable[Any], device: str | torch.device) -> float:
-    """Top-1 accuracy of a task's answers, in eval mode."""
+    """Top-1 accuracy of a task's answers, in eval mode.
+
+    Raises:
+        ValueError: there is no sample, as in batches that are read for the second time.
+    """
     task.model.eval()
     correct, seen = count_correct(task.answers, batches, device)
-    return correct / max(seen, 1)
+    if not seen:
+        raise ValueError(
+            "test_batches must yield samples whenever they are read, they yielded none"
+        )
+    return correct / seen
 
 
 @torch.no_grad()
@@ -128,10 +136,6 @@ def count_correct(
         correct += (answers(images).argmax(1) == labels).sum()
         seen += len(labels)
     return int(correct), seen
-
-
-def _is_empty(batches: Any) -> bool:
-    return isinstance(batches, tuple) and not batches
 
 
 def _line(record: dict[str, float]) -> str:
@@ -155,7 +159,9 @@ def _fresh_state(
     )
     steps = config.epochs * len(batches)
     scheduler: torch.optim.lr_scheduler.LRScheduler
-    if config.schedule == "onecycle":
+    if steps == 1:  # which a schedule would begin, or end, with next to nothing
+        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    elif config.schedule == "onecycle":
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             [group["lr"] for group in groups],
@@ -189,7 +195,8 @@ def _epoch(
             loss, outputs = task.loss(images, labels)
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"the loss became {loss.item()} in {title}; lower learning_rate"
+                f"the loss became {loss.item()} in {title}; lower learning_rate, or look for NaN "
+                "in the images and for batches without labels"
             )
         state.optimizer.zero_grad(set_to_none=True)
         state.scaler.scale(loss).backward()
@@ -209,4 +216,6 @@ def _epoch(
 
 
 def _on(device: str | torch.device, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    if labels.dim() != 1:
+        raise ValueError(f"labels must be int64 [B], got shape {tuple(labels.shape)}")
     return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)

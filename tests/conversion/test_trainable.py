@@ -197,6 +197,35 @@ def test_a_file_keeps_what_was_learned(ann, x, tmp_path, fold):
     assert torch.equal(copied(x), network(x))
 
 
+def test_a_file_of_a_network_that_calibrates_later(ann, x, tmp_path):
+    network = trainable(ann)
+    network.rho, network.iterations = 2, None
+    network.save(tmp_path / "network")
+    again = cos_ext.load_network(tmp_path / "network", Residual().double())
+    assert again.rho == 2 and again.iterations is None and again.trainable
+    with torch.no_grad():
+        assert torch.equal(again(x), network(x))
+
+
+def test_measuring_is_in_eval_mode(ann, x):
+    network = trainable(ann, fold_batchnorm=False)
+    expected = network.statistics([x], progress=False).to_dict()
+    before = network.module.norm2.running_mean.clone()
+    assert network.train().statistics([x], progress=False).to_dict() == expected
+    assert torch.equal(network.module.norm2.running_mean, before) and not network.training
+    with network.record(what="v") as recording:
+        network(x)
+    assert not recording["act1"].v.requires_grad
+    network.rho, network.emission = T, "even"
+    network.train().counts(x)
+    assert torch.equal(network.module.norm2.running_mean, before)
+
+
+def test_potentials_that_learn_are_not_fitted(ann, x):
+    with pytest.raises(ValueError, match="must not be trainable, its v.0. are parameters"):
+        cos_ext.fit_v_init(trainable(ann), [x], progress=False)
+
+
 @pytest.mark.parametrize("fold", ["folded", "yes"])
 def test_a_wrong_choice_of_batch_norm(ann, fold):
     with pytest.raises(ValueError, match=f"fold_batchnorm must be True, False or .*{fold}"):

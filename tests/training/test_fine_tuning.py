@@ -315,8 +315,27 @@ def test_the_command(small, capsys):
     assert f"{record['test_accuracy']:.2%} (1)" in out
 
 
-def test_the_command_refuses_a_fine_tuned_checkpoint(small, capsys):
-    (small / "ann.json").write_text('{"fine_tuning": {}}')
-    assert finetune(small) == 2
-    assert "must be of `train`" in capsys.readouterr().err
-    assert not (small / "snn.safetensors").exists()
+def test_the_command_refuses(small, capsys):
+    """Files of its own as a checkpoint, the checkpoint as output, records that do not fit."""
+
+    def refused(*more):
+        before = {path: path.read_bytes() for path in small.iterdir()}
+        assert finetune(small, *more) == 2
+        assert {path: path.read_bytes() for path in small.iterdir()} == before
+        return capsys.readouterr().err
+
+    assert "--output must have another name" in refused("--output", small / "ann.safetensors")
+    assert "--output must have another name" in refused("--output", small / "ann")
+    record = json.loads((small / "ann.json").read_text())
+    for change, said in (
+        ({"num_classes": 5}, "must have the 5 classes of the checkpoint, got"),
+        ({"levels": None}, "must have levels"),
+    ):
+        changed = {k: v for k, v in {**record, **change}.items() if v is not None}
+        (small / "ann.json").write_text(json.dumps(changed))
+        assert said in refused()
+    (small / "ann.json").write_text("[1]")
+    assert "must hold an object, got list" in refused()
+    (small / "ann.json").write_text(json.dumps(record))
+    trainable(cos_ext.models.build("resnet20", 10, 1, levels=4)).save(small / "ann.safetensors")
+    assert "must be of `train`" in refused()
