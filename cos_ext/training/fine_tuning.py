@@ -241,8 +241,7 @@ def fine_tune(
             require a gradient are trained; θ stays above 1% of what it was.
         batches: a re-iterable of (images [B, ...], labels int64 [B]) with a length.
         epochs: passes over the batches.
-        lr: the peak learning rate of weights and biases. With BatchNorm folded they are sensitive:
-            0.05 made the shipped network diverge.
+        lr: the peak learning rate of weights and biases; smaller where BatchNorm is folded.
         teacher: the ANN, whose answers, logits [B, classes], are part of the loss; moved to
             `device` and put into eval mode.
         surrogate, detach_reset: of all neurons, as for :func:`cos_ext.functional.if_forward`.
