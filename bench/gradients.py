@@ -17,18 +17,16 @@ once. Last the kernels alone, on a layer that stays in the caches and on this on
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from _shared import machine, records, tables
+from _shared import machine, records
+from _shared.learning import bytes_kept, measure
 from _shared.peers import quietly, unpack
-from _shared.timing import interleaved, median_ratio, seconds_of
 from torch import Tensor, nn
 
 import cos_ext
@@ -187,23 +185,6 @@ def steps_of_training(batch: int = 32, steps: int = 4) -> dict[str, Callable[[],
     return calls
 
 
-def measure(
-    what: str, calls: dict[str, Callable[[], object]], base: str, repeats: int
-) -> dict[str, Any]:
-    """A record of the rows; prints them."""
-    wall = partial(seconds_of, clock="wall")
-    times = {name: own[2:] for name, own in interleaved(calls, repeats + 2, wall).items()}
-    print(tables.head((what, "ms", f"to {base}")))
-    found = {}
-    for name, own in times.items():
-        middle, ratio = 1e3 * statistics.median(own), median_ratio(own, times[base])
-        found[name] = {"ms": middle, "ratio": ratio}
-        print(tables.row((name, f"{middle:.2f}", f"{ratio:.2f}")))
-    for name in (name for name in (PLAIN, *PEERS) if name in times):
-        print(f"{name} takes {median_ratio(times[name], times[OWN]):.2f} x {OWN}")
-    return {"what": what, "base": base, "rows": found}
-
-
 def kernels(mib: float, steps: int) -> dict[str, Callable[[], object]]:
     """The kernels of both directions, without autograd."""
     x = torch.rand(steps, int(mib * 2**18) // steps) - 0.2
@@ -220,15 +201,7 @@ def kept(options: argparse.Namespace) -> dict[str, int]:
     """Bytes that are kept for the backward pass, for every byte of x."""
     x, found = torch.rand(options.timesteps, 1000, requires_grad=True), {}
     for name, make in contestants().items():
-        storages: dict[int, int] = {}
-
-        def keep(t: Tensor, storages: dict[int, int] = storages) -> Tensor:
-            storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-            return t
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            make()(x)
-        found[name] = sum(storages.values()) / (x.numel() * x.element_size())
+        found[name] = bytes_kept(partial(make(), x)) / (x.numel() * x.element_size())
         print(f"{name} keeps {found[name]:.2f} times x")
     return found
 
@@ -274,13 +247,20 @@ def main() -> None:
                 layer(options),
                 FLOOR,
                 options.repeats,
+                OWN,
             ),
             measure(
-                "a training step, B = 32, T = 4", steps_of_training(), "without", options.repeats
+                "a training step, B = 32, T = 4",
+                steps_of_training(),
+                "without",
+                options.repeats,
+                OWN,
             ),
         ]
         rows += [
-            measure(f"kernels, {mib} MiB", kernels(mib, options.timesteps), FLOOR, options.repeats)
+            measure(
+                f"kernels, {mib} MiB", kernels(mib, options.timesteps), FLOOR, options.repeats, OWN
+            )
             for mib in (2, options.mib)
         ]
         record = {"facts": facts, "rows": rows, "kept": kept(options)}

@@ -15,15 +15,14 @@ compared once. Last the kernels alone, on a layer that stays in the caches and o
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from _shared import machine, records, tables
-from _shared.timing import interleaved, median_ratio, seconds_of
+from _shared import machine, records
+from _shared.learning import bytes_kept, measure
 from torch import Tensor, nn
 
 from cos_ext import QCFS, models
@@ -154,35 +153,11 @@ def kernels(mib: int, levels: int) -> Calls:
     }
 
 
-def measure(what: str, calls: Calls, base: str, repeats: int) -> dict[str, Any]:
-    """A record of the rows; prints them."""
-    wall = partial(seconds_of, clock="wall")
-    times = {name: own[2:] for name, own in interleaved(calls, repeats + 2, wall).items()}
-    print(tables.head((what, "ms", f"to {base}")))
-    found = {}
-    for name, own in times.items():
-        middle, ratio = 1e3 * statistics.median(own), median_ratio(own, times[base])
-        found[name] = {"ms": middle, "ratio": ratio}
-        print(tables.row((name, f"{middle:.2f}", f"{ratio:.2f}")))
-    for name in (FORMER, PLAIN, f"{PLAIN}, compiled"):
-        if name in times:
-            print(f"{name} takes {median_ratio(times[name], times[OURS]):.2f} x cos_ext")
-    return {"what": what, "base": base, "rows": found}
-
-
 def kept(options: argparse.Namespace) -> dict[str, float]:
     """Bytes that are kept for the backward pass, for every byte of z."""
     z, found = torch.rand(1000, requires_grad=True), {}
     for name, make in kinds(options.levels, False).items():
-        storages: dict[int, int] = {}
-
-        def keep(t: Tensor, storages: dict[int, int] = storages) -> Tensor:
-            storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-            return t
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            make()(z)
-        found[name] = sum(storages.values()) / (z.numel() * z.element_size())
+        found[name] = bytes_kept(partial(make(), z)) / (z.numel() * z.element_size())
         print(f"{name} keeps {found[name]:.2f} times z")
     return found
 
@@ -199,15 +174,15 @@ def main() -> None:
     torch.manual_seed(0)
     repeats = options.repeats
     rows = [
-        measure(f"a layer of {options.mib} MiB", layer(options), FLOOR, repeats),
-        measure("a training step, B = 32", steps_of_training(options), "ReLU", repeats),
+        measure(f"a layer of {options.mib} MiB", layer(options), FLOOR, repeats, OURS),
+        measure("a training step, B = 32", steps_of_training(options), "ReLU", repeats, OURS),
     ]
     for mib in (2, options.mib):
         own = kernels(mib, options.levels)
         forwards = {name: own[name] for name in ("copy", "forwards")}
         backwards = {name: own[name] for name in ("sum of two", "backwards")}
-        rows.append(measure(f"forwards, {mib} MiB", forwards, "copy", repeats))
-        rows.append(measure(f"backwards, {mib} MiB", backwards, "sum of two", repeats))
+        rows.append(measure(f"forwards, {mib} MiB", forwards, "copy", repeats, OURS))
+        rows.append(measure(f"backwards, {mib} MiB", backwards, "sum of two", repeats, OURS))
     record = {"facts": facts, "rows": rows, "kept": kept(options)}
     if options.json is not None:
         records.write(options.json, record)
