@@ -197,7 +197,7 @@ class IFNode(Base):
     def _kernel(self) -> Surrogate | None:
         """The kernels' surrogate that is ``surrogate_function``; None where there is none.
 
-        That is a function of m - θ, the kernels' one of (m - θ)/θ; both are emitted times θ.
+        That is a function of m - θ, the kernels' one k of u = (m - θ)/θ, and g(m - θ) is k(u)/θ.
         """
         function, theta = self.surrogate_function, self.v_threshold
         alpha, kind = getattr(function, "alpha", None), type(function)
@@ -205,6 +205,8 @@ class IFNode(Base):
             return None
         if not isinstance(alpha, (int, float)) or not 0 < alpha * theta < math.inf:
             return None
+        if kind is kernels.FastSigmoid and theta != 1:
+            return None  # it is not α times a function of αu: no other α gives θ times it
         if kind in KERNELS:
             return kind(alpha * theta)
         theirs = kind.__module__.startswith("spikingjelly.") and getattr(function, "spiking", False)
