@@ -223,6 +223,14 @@ def test_what_is_refused(settings, error, message):
         IFNode(**settings)
 
 
+def test_no_steps_are_told():
+    for settings in ({}, {"store_v_seq": True}, {"surrogate_function": torch.sigmoid}):
+        node = IFNode(step_mode="m", **settings)
+        with pytest.raises(ValueError, match=r"must be \[T, \*neurons\] with 1 <= T.* \(0, 3\)"):
+            node(torch.rand(0, 3))
+        assert node.v == 0.0
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision(dtype):
     node, x = IFNode(0.3, None, step_mode="m"), torch.rand(6, 5).to(dtype)
