@@ -4,6 +4,7 @@ import copy
 import itertools
 import pickle
 
+import numpy
 import pytest
 import torch
 from test_gradients import gradients, plain
@@ -254,6 +255,25 @@ def test_what_does_not_fit_together(settings, message):
     with pytest.raises(ValueError, match=message):
         node.configure(**settings)
     assert not node.keep_state and not node.store_v_seq
+
+
+@pytest.mark.parametrize("name", ["static_input", "keep_state", "store_v_seq"])
+def test_switches_are_true_or_false(name):
+    node = IFNode(timesteps=2)
+    for wrong in ("no", 2, None):
+        with pytest.raises(TypeError, match=f"{name} must be True or False, got {wrong!r}"):
+            setattr(node, name, wrong)
+        with pytest.raises(TypeError, match=f"{name} must be True or False"):
+            IFNode(timesteps=2, **{name: wrong})
+    setattr(node, name, numpy.bool_(True))
+    assert getattr(node, name) is True
+
+
+@pytest.mark.parametrize("settings", [{}, {"keep_state": True}, {"store_v_seq": True}], ids=str)
+def test_no_steps_are_told(settings):
+    for learns in (False, True):
+        with pytest.raises(ValueError, match=r"must be \[T, \*neurons\] with 1 <= T.* \(0, 3\)"):
+            IFNode(**settings)(torch.rand(0, 3, requires_grad=learns))
 
 
 def test_what_does_not_fit_the_kept_potential():
