@@ -322,7 +322,7 @@ class IFNode(nn.Module):
         if self.apart or self._goes_on or self.calibration in UNFUSED or self.step_mode == "s":
             return False
         fits = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
-        return fits and (self.timesteps or x.shape[0]) <= F.MAX_FUSED_STEPS
+        return fits and bool(x.shape) and (self.timesteps or x.shape[0]) <= F.MAX_FUSED_STEPS
 
     def _operands(self, x: Tensor) -> dict[str, Tensor]:
         """scale and bias as the kernels take them, each where there is one."""

@@ -72,7 +72,7 @@ def _has_kernel(tensors: list[Tensor], surrogate: Callable[[Tensor], Tensor]) ->
     if not known or torch.compiler.is_compiling() or any(map(_wrapped, tensors)):
         return False
     # A single step's potential is what the next one starts from: it has a gradient.
-    return 1 < tensors[0].shape[0] <= F.MAX_FUSED_STEPS
+    return tensors[0].dim() > 0 and 1 < tensors[0].shape[0] <= F.MAX_FUSED_STEPS
 
 
 class _RunOn(torch.autograd.Function):

@@ -150,7 +150,7 @@ class IFNode(Base):
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """The spikes of T steps, ``[T, *neurons]``, whatever ``step_mode`` says."""
-        if not self.store_v_seq or not len(x_seq):
+        if not self.store_v_seq or not x_seq.dim() or not len(x_seq):
             (spikes,), (self.v,) = self.multi_step_functional_forward((x_seq,), (self.v,))
             return spikes
         sent, potentials = [], []
@@ -173,7 +173,7 @@ class IFNode(Base):
     ) -> tuple[tuple[Tensor], tuple[Tensor]]:
         """T steps that touch no memory: ``(x_seq,), (v,)`` to ``(spikes,), (v,)``."""
         x_seq, known = inputs[0], self._kernel()
-        if not len(x_seq):
+        if not x_seq.dim() or not len(x_seq):
             raise ValueError(f"x_seq must be [T, *neurons] with 1 <= T, got {tuple(x_seq.shape)}")
         start = self._start(x_seq[0], states[0])
         if known is None:

@@ -228,6 +228,8 @@ def test_no_steps_are_told():
         node = IFNode(step_mode="m", **settings)
         with pytest.raises(ValueError, match=r"must be \[T, \*neurons\] with 1 <= T.* \(0, 3\)"):
             node(torch.rand(0, 3))
+        with pytest.raises(ValueError, match=r"must be \[T, \*neurons\] with 1 <= T.* \(\)"):
+            node(torch.tensor(1.0))
         assert node.v == 0.0
 
 

@@ -274,6 +274,8 @@ def test_no_steps_are_told(settings):
     for learns in (False, True):
         with pytest.raises(ValueError, match=r"must be \[T, \*neurons\] with 1 <= T.* \(0, 3\)"):
             IFNode(**settings)(torch.rand(0, 3, requires_grad=learns))
+        with pytest.raises(ValueError, match=r"must be \[T, \*neurons\] with 1 <= T.* \(\)"):
+            IFNode(**settings)(torch.tensor(1.0, requires_grad=learns))
 
 
 def test_what_does_not_fit_the_kept_potential():
