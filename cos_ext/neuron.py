@@ -15,9 +15,9 @@ from torch.nn import functional as TF
 from . import functional as F
 from ._functional.checks import check_not_nan
 from ._functional.currents import composed
-from ._neuron.layer import spikes_or_currents
+from ._neuron.layer import sizes_of, spikes_or_currents
 from ._neuron.parameters import learn as make_parameters
-from ._neuron.parameters import light_bias, load_into, parameter
+from ._neuron.parameters import light_bias, load_into, operands, parameter
 from ._neuron.runs import active, hooked, note_call, recorders, tell
 from ._neuron.settings import LATER, Settings, check_settings, shown, warn_left, watch_steps
 from ._neuron.simulation import UNFUSED, Fused, fits_window, simulate, simulate_on, single_step
@@ -58,7 +58,8 @@ class IFNode(nn.Module):
             are chunks of one simulation.
         store_v_seq: keep the potentials after every step of a call in ``v_seq``,
             ``[T, *neurons]``. The steps are then taken one by one, which is slower.
-        surrogate, detach_reset: for gradients, as for :func:`cos_ext.functional.if_forward`.
+        surrogate, detach_reset: for gradients, as for :func:`cos_ext.functional.if_forward`. The
+            parameters of a surrogate that is a module are the node's.
         learn: "v_threshold" and "v_init", or one of them, are parameters instead of buffers.
 
     The calibrations are "cos", its rivals, and none:
@@ -97,6 +98,7 @@ class IFNode(nn.Module):
     in_scale: Tensor | None
     in_bias: Tensor | None
     surrogate: Callable[[Tensor], Tensor]
+    in_network = False  # convert() sets it: every call is then a whole simulation
 
     def __init__(
         self,
@@ -147,9 +149,9 @@ class IFNode(nn.Module):
                 "emission": emission,
                 "calibration": calibration,
                 "step_mode": step_mode,
-                "static_input": bool(static_input),
-                "keep_state": bool(keep_state),
-                "store_v_seq": bool(store_v_seq),
+                "static_input": static_input,
+                "keep_state": keep_state,
+                "store_v_seq": store_v_seq,
                 "time": time,
             }
         )
@@ -163,12 +165,14 @@ class IFNode(nn.Module):
                 static_input, keep_state, store_v_seq and time, as for the constructor.
 
         Raises:
-            TypeError, ValueError: as for the constructor; a setting of another name.
+            TypeError, ValueError: as for the constructor; a setting of another name; one with which
+                the neurons of a converted network would go on from call to call.
         """
         unknown = sorted(set(changes) - set(self._settings))
         if unknown:
             raise TypeError(f"the settings are {list(self._settings)}, got {unknown}")
-        self._settings = check_settings(cast(Settings, {**self._settings, **changes}))
+        settings = cast(Settings, {**self._settings, **changes})
+        self._settings = check_settings(settings, self.in_network)
 
     v_reset = _setting("v_reset")
     timesteps = _setting("timesteps")
@@ -275,7 +279,7 @@ class IFNode(nn.Module):
         if self.pool is None or self.apart or window is not None:
             return spikes
         # What the kernel cannot pool.
-        pooled = TF.avg_pool2d(spikes.flatten(0, 1), self._sizes(spikes, self.pool))
+        pooled = TF.avg_pool2d(spikes.flatten(0, 1), sizes_of(spikes.shape, self.pool))
         return pooled.unflatten(0, spikes.shape[:2])
 
     def _simulate(
@@ -318,17 +322,12 @@ class IFNode(nn.Module):
         if self.apart or self._goes_on or self.calibration in UNFUSED or self.step_mode == "s":
             return False
         fits = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
-        return fits and (self.timesteps or x.shape[0]) <= F.MAX_FUSED_STEPS
+        return fits and bool(x.shape) and (self.timesteps or x.shape[0]) <= F.MAX_FUSED_STEPS
 
     def _operands(self, x: Tensor) -> dict[str, Tensor]:
         """scale and bias as the kernels take them, each where there is one."""
         bias = light_bias(self.calibration, self.bias)
-        if self.in_bias is not None:
-            bias = self.in_bias if bias is None else self.in_bias + bias
-        allowed = (x.dtype, F.state_dtype(x.dtype))
-        given = {"scale": self.in_scale, "bias": bias}
-        kept = {k: t for k, t in given.items() if t is not None}
-        return {k: t if t.dtype in allowed else t.to(allowed[1]) for k, t in kept.items()}
+        return operands(x.dtype, self.in_scale, self.in_bias, bias)
 
     def _currents(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, bool]:
         """What the neurons see, in passes of their own; whether spikes may be written over it."""
@@ -337,16 +336,12 @@ class IFNode(nn.Module):
             return x, self._may_overwrite
         return composed(x, given.get("scale"), given.get("bias"), residual), True
 
-    @staticmethod
-    def _sizes(x: Tensor, pool: tuple[int, int]) -> tuple[int, int]:
-        return (x.shape[-2], x.shape[-1]) if pool == (0, 0) else pool
-
     def _window(self, x_seq: Tensor) -> tuple[int, int] | None:
         """The windows that the kernel pools over; None where there are none, or it cannot."""
         unfused = self.apart or self._goes_on or self.calibration in UNFUSED
         if self.pool is None or unfused or x_seq.dim() < 4:
             return None
-        window = self._sizes(x_seq, self.pool)
+        window = sizes_of(x_seq.shape, self.pool)
         counts = any(run.counts for run in active())
         counted = not counts or 0 < self.watch_steps <= F.MAX_STATISTICS_RHO
         return window if counted and fits_window(x_seq, window) else None
@@ -362,6 +357,12 @@ class IFNode(nn.Module):
         given = (x, self.v, *self._parameters_for(x), self.v_reset, self.inplace)
         spikes, self.v = single_step(*given, self.surrogate, self.detach_reset)
         return spikes
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "surrogate":
+            value = check_surrogate(value)
+            self._modules.pop(name, None)  # a function may follow a module
+        super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         v, v_seq = (None if t is None else t.detach() for t in (self.v, self.v_seq))

@@ -47,7 +47,11 @@ def run_on(
     if learns and _has_kernel(tensors, surrogate) and math.isfinite(v_reset or 0.0):
         with torch.no_grad():
             given = prepared(x_seq, theta, start, False, check_values)
-        return _RunOn.apply(*_tensors(given), v_reset, surrogate, detach_reset)
+        x_seq, *others = _tensors(given)
+        steps = x_seq.shape[0]
+        if x_seq.stride(0) == 0:  # the same at every step: read once, and one gradient
+            x_seq = x_seq[:1]
+        return _RunOn.apply(x_seq, *others, steps, v_reset, surrogate, detach_reset)
     result = F.if_forward(
         x_seq,
         theta,
@@ -68,22 +72,23 @@ def _has_kernel(tensors: list[Tensor], surrogate: Callable[[Tensor], Tensor]) ->
     if not known or torch.compiler.is_compiling() or any(map(_wrapped, tensors)):
         return False
     # A single step's potential is what the next one starts from: it has a gradient.
-    return 1 < tensors[0].shape[0] <= F.MAX_FUSED_STEPS
+    return tensors[0].dim() > 0 and 1 < tensors[0].shape[0] <= F.MAX_FUSED_STEPS
 
 
 class _RunOn(torch.autograd.Function):
     @staticmethod
     def forward(
-        x_seq: Tensor, theta: Tensor, start: Tensor, v_reset: float | None, *_: Any
+        x_seq: Tensor, theta: Tensor, start: Tensor, steps: int, v_reset: float | None, *_: Any
     ) -> tuple[Tensor, Tensor]:
+        every = x_seq.expand(steps, *x_seq.shape[1:])
         spikes, v, _count = _ops.ops.if_forward(
-            x_seq, theta, 0.0, start, None, v_reset, True, False
+            every, theta, 0.0, start, None, v_reset, True, False
         )
         return spikes, v
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.v_reset, ctx.surrogate, ctx.detach_reset = inputs
+        *tensors, ctx.steps, ctx.v_reset, ctx.surrogate, ctx.detach_reset = inputs
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 
@@ -92,33 +97,36 @@ class _RunOn(torch.autograd.Function):
         tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[:3]
         settings = (ctx.v_reset, ctx.surrogate, ctx.detach_reset)
         if of_v is None and grad is not None:
-            return *_by_kernel(grad, tensors, needed, *settings), None, None, None
+            return *_by_kernel(grad, tensors, needed, ctx.steps, *settings), *[None] * 4
         if torch.is_grad_enabled():
             raise RuntimeError("neurons have a first derivative alone; leave out create_graph=True")
         # v(T) has a gradient: the steps once more, in plain torch.
         leaves = [tensor.detach().requires_grad_(need) for tensor, need in zip(tensors, needed)]
         with torch.enable_grad():
-            outputs = loop(leaves[0], leaves[1], leaves[2], *settings)
+            every = leaves[0].expand(ctx.steps, *leaves[0].shape[1:])
+            outputs = loop(every, leaves[1], leaves[2], *settings)
         came = [pair for pair in zip(outputs, (grad, of_v)) if pair[1] is not None]
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         given = [list(column) for column in zip(*came)]
         found = iter(torch.autograd.grad(given[0], wanted, given[1], allow_unused=True))
-        return *(next(found) if need else None for need in needed), None, None, None
+        return *(next(found) if need else None for need in needed), *[None] * 4
 
 
 def _by_kernel(
     grad: Tensor,
     tensors: tuple[Tensor, ...],
     needed: tuple[bool, ...],
+    steps: int,
     v_reset: float | None,
     surrogate: Surrogate,
     detach_reset: bool,
 ) -> tuple[Tensor | None, ...]:
     x_seq, theta, start = tensors
     _, of_theta, of_start = needed
+    every = x_seq.expand(steps, *x_seq.shape[1:])
     how = (v_reset, KERNELS.index(type(surrogate)), surrogate.alpha, detach_reset)
     of_x, by_start, by_theta, _ = _ops.ops.if_backward(
-        grad, x_seq, theta, 0.0, start, None, *how, of_start, of_theta
+        grad, every, theta, 0.0, start, None, *how, of_start, of_theta
     )
     return (
         of_x,

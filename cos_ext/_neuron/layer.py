@@ -7,7 +7,7 @@ Who may hand on what, the run says.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -45,6 +45,11 @@ class Node(Protocol):
     def _parameters_for(self, x: Any) -> tuple[Tensor, Tensor]: ...
 
 
+def sizes_of(shape: Sequence[int], pool: tuple[int, int]) -> tuple[int, int]:
+    """The rows and columns of a node's windows in a plane ``[..., H, W]``."""
+    return (shape[-2], shape[-1]) if pool == (0, 0) else pool
+
+
 def spikes_or_currents(node: Node, x: Any, residual: Any) -> tuple[Any, Any, Any]:
     """The spikes ``[T*B, ...]`` of what is pending, and as bits where the run wants these; where
     there are none, the currents and the residual.
@@ -63,7 +68,7 @@ def _in_one_pass(node: Node, pending: Pending, residual: Any, wanted: bool) -> T
     if steps is None or shape[0] % steps or node._settings["static_input"]:
         return None
     if node.pool is not None:
-        pool = (shape[-2], shape[-1]) if node.pool == (0, 0) else node.pool
+        pool = sizes_of(shape, node.pool)
         if shape[-2] % pool[0] or shape[-1] % pool[1]:
             return None
     neurons = _neurons(node, pending, residual)

@@ -39,7 +39,7 @@ def learn(node: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         if isinstance(names, str) or name not in LEARNED:
             raise ValueError(f"learn must be a sequence of {LEARNED}, got {names!r}")
-    for name in names:
+    for name in dict.fromkeys(names):
         value = node._buffers.pop(name)
         node.register_parameter(name, nn.Parameter(value))  # type: ignore[arg-type]  # it is there
 
@@ -55,6 +55,20 @@ def light_bias(calibration: str, bias: Tensor | None) -> Tensor | None:
             'calibration is "light" and this layer has no fitted bias; call cos_ext.fit_light first'
         )
     return bias if calibration == "light" else None
+
+
+def operands(
+    dtype: torch.dtype, scale: Tensor | None, bias: Tensor | None, current: Tensor | None
+) -> dict[str, Tensor]:
+    """scale, and bias + current, as the kernels take them for currents of this dtype; each where
+    there is one.
+    """
+    if bias is not None and current is not None:
+        current = bias + current
+    given = {"scale": scale, "bias": bias if current is None else current}
+    kept = {name: tensor for name, tensor in given.items() if tensor is not None}
+    state = F.state_dtype(dtype)
+    return {k: t if t.dtype in (dtype, state) else t.to(state) for k, t in kept.items()}
 
 
 def check_loaded(state: Mapping[str, Any], prefix: str, own: Mapping[str, Tensor | None]) -> None:
@@ -88,7 +102,8 @@ def load_into(
     if isinstance(start, Tensor) and start.shape != current.shape and fit_together(start, theta):
         # fit_v_init gives it a shape of its own.
         made = current.new_empty(start.shape)
-        node.v_init = nn.Parameter(made) if isinstance(current, nn.Parameter) else made
+        learns = isinstance(current, nn.Parameter)
+        node.v_init = nn.Parameter(made, requires_grad=current.requires_grad) if learns else made
 
 
 def fit_together(a: Tensor, b: Tensor) -> bool:

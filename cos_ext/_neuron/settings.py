@@ -12,6 +12,7 @@ from .._numbers import whole
 
 STEP_MODES = ("m", "s")
 TIMES = ("batch", "first")
+SWITCHES = ("static_input", "keep_state", "store_v_seq")
 
 
 class Settings(TypedDict):
@@ -62,7 +63,29 @@ def warn_left() -> None:
         )
 
 
-def check_settings(settings: Settings) -> Settings:
+def _switch(name: str, value: object) -> bool:
+    if value not in (True, False):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def _refuse_in_network(settings: dict[str, object]) -> None:
+    """Refuse what no neurons of a converted network can do: it runs parts of a batch one after
+    another, and layers twice.
+
+    Raises:
+        ValueError: they would keep a potential, or have time elsewhere than in the batch.
+    """
+    for name, value in {**LATER, "step_mode": "m"}.items():
+        if settings[name] != value:
+            raise ValueError(
+                f"{name} must be {value!r} in a converted network, whose neurons start anew at "
+                f"every call, got {settings[name]!r}; network.record(site, what=['v']) shows "
+                "potentials"
+            )
+
+
+def check_settings(settings: Settings, in_network: bool = False) -> Settings:
     """Validate settings, each by itself and all together.
 
     Returns:
@@ -72,6 +95,10 @@ def check_settings(settings: Settings) -> Settings:
         TypeError: a setting has another type.
         ValueError: a setting is out of range, or two do not fit together.
     """
+    given = cast(dict[str, object], settings)
+    switches = {name: _switch(name, given[name]) for name in SWITCHES}
+    if in_network:
+        _refuse_in_network(given)
     timesteps, rho, v_reset = settings["timesteps"], settings["rho"], settings["v_reset"]
     if v_reset is not None:
         v_reset = F.check_number("v_reset", v_reset)
@@ -111,4 +138,4 @@ def check_settings(settings: Settings) -> Settings:
         raise ValueError("store_v_seq needs step_mode 'm'; in 's' v is there after every step")
     iterations = None if rounds < 0 else rounds
     numbers = {"timesteps": timesteps, "rho": rho, "iterations": iterations, "v_reset": v_reset}
-    return cast(Settings, {**settings, **numbers})
+    return cast(Settings, {**settings, **numbers, **switches})

@@ -173,7 +173,7 @@ def simulate_on(
     start = v_init if kept is None else fitting(kept, x_seq, x_seq.shape[1:])
     how = (settings["v_reset"], surrogate, detach_reset)
     v_seq = None
-    if settings["store_v_seq"]:
+    if settings["store_v_seq"] and x_seq.dim() and len(x_seq):  # without a step, if_forward's error
         sent, after = [], []
         for x in x_seq:
             spikes, start = run_on(x.unsqueeze(0), theta, start, *how)

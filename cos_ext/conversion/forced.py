@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as TF
 
+from .._neuron.layer import sizes_of
 from .._neuron.runs import note_call
 from ..neuron import IFNode
 from ..qcfs import quantise
@@ -96,8 +97,8 @@ class Forced(nn.Module):
         spikes = self._spikes(counts)
         if out.shape != spikes.shape:
             assert self.node.pool is not None  # only pooled spikes have another shape
-            spikes = TF.avg_pool2d(spikes, self.node._sizes(spikes, self.node.pool))
-            counts = TF.avg_pool2d(counts, self.node._sizes(counts, self.node.pool))
+            window = sizes_of(spikes.shape, self.node.pool)
+            spikes, counts = TF.avg_pool2d(spikes, window), TF.avg_pool2d(counts, window)
         rate = out.unflatten(0, (self.levels, -1)).mean(0)
         theta = self.node.v_threshold
         # A sum beside a level may fall on either side of it: more than a few do not.

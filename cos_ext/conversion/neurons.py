@@ -50,6 +50,7 @@ def make_neuron(
         shown = f"{theta.min().item():.4g}..{theta.max().item():.4g}"
     origin = "from thresholds" if site in thresholds else "learned" if clip is None else "its clip"
     reason = f"{origin}; static input, read once" if static else origin
+    neuron.in_network = True
     conversion.neurons[site] = neuron
     conversion.add(site, conversion.traced.origin[site], "converted", reason, shown)
     return None

@@ -16,6 +16,7 @@ from torch.fx.proxy import TraceError
 from ..neuron import IFNode
 from ..qcfs import QCFS
 from .graphs import quiet_fakes
+from .rules.normalisation import BatchNormAny
 
 
 class _Proxy(fx.Proxy):
@@ -45,7 +46,8 @@ class Tracer(fx.Tracer):
         self.proxy_buffer_attributes = buffers
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, (QCFS, IFNode)) or super().is_leaf_module(module, qualified_name)
+        own = (QCFS, IFNode, BatchNormAny)
+        return isinstance(module, own) or super().is_leaf_module(module, qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)

@@ -31,7 +31,7 @@ def run(model: nn.Module, spikes: Tensor) -> Tensor:
     Raises:
         TypeError: spikes is no floating-point tensor.
         ValueError: it lacks a batch, or a node has other timesteps, another step mode or a static
-            input.
+            input, or one of SpikingJelly's contract stands beside folded ones.
     """
     if not isinstance(spikes, Tensor) or not spikes.is_floating_point():
         got = spikes.dtype if isinstance(spikes, Tensor) else type(spikes).__name__
@@ -54,6 +54,17 @@ def run(model: nn.Module, spikes: Tensor) -> Tensor:
             raise ValueError(
                 f"{name or 'the node'}.{setting} must be {want!r} for spikes of {steps} steps, got "
                 f"{getattr(node, setting)!r}"
+            )
+    for name, module in model.named_modules():
+        # Neurons with SpikingJelly's contract; its layers have a step mode, too.
+        others = not isinstance(module, IFNode) and hasattr(module, "v_threshold")
+        mode = getattr(module, "step_mode", None) if others else None
+        if mode is not None and (folded or mode != "m"):
+            raise ValueError(
+                f"{name or 'the node'} takes "
+                f"{'its first dimension for time' if mode == 'm' else 'its input for one step'}: "
+                "its step_mode must be 'm', and every cos_ext.IFNode beside it needs "
+                "timesteps=None or time='first'"
             )
     if not folded:
         return model(spikes)

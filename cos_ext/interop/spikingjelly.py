@@ -52,9 +52,9 @@ class IFNode(Base):
         v_reset: the potential after a spike; None for soft reset, where θ is taken off.
         surrogate_function: what stands for the step function's derivative, a function of m - θ.
             SpikingJelly's ``ATan``, ``Sigmoid``, ``PiecewiseQuadratic`` and ``Rect`` go through the
-            kernels, and so do those of :mod:`cos_ext.surrogate`. Any other function, and these with
-            ``spiking=False``, is called at every step; what it returns is the output. None is
-            SpikingJelly's default, a Sigmoid with alpha 4.
+            kernels, and so do those of :mod:`cos_ext.surrogate`, FastSigmoid where θ is 1. Any
+            other function, and these with ``spiking=False``, is called at every step; what it
+            returns is the output. None is SpikingJelly's default, a Sigmoid with alpha 4.
         detach_reset: no gradient through the spikes that reset the potential.
         step_mode: "s": the input is one step, ``[*neurons]``. "m": it is ``[T, *neurons]``.
         backend: a name that SpikingJelly takes; all of them mean the same kernels.
@@ -150,7 +150,7 @@ class IFNode(Base):
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """The spikes of T steps, ``[T, *neurons]``, whatever ``step_mode`` says."""
-        if not self.store_v_seq:
+        if not self.store_v_seq or not x_seq.dim() or not len(x_seq):
             (spikes,), (self.v,) = self.multi_step_functional_forward((x_seq,), (self.v,))
             return spikes
         sent, potentials = [], []
@@ -173,6 +173,8 @@ class IFNode(Base):
     ) -> tuple[tuple[Tensor], tuple[Tensor]]:
         """T steps that touch no memory: ``(x_seq,), (v,)`` to ``(spikes,), (v,)``."""
         x_seq, known = inputs[0], self._kernel()
+        if not x_seq.dim() or not len(x_seq):
+            raise ValueError(f"x_seq must be [T, *neurons] with 1 <= T, got {tuple(x_seq.shape)}")
         start = self._start(x_seq[0], states[0])
         if known is None:
             return self._plain(x_seq, start)
@@ -197,7 +199,7 @@ class IFNode(Base):
     def _kernel(self) -> Surrogate | None:
         """The kernels' surrogate that is ``surrogate_function``; None where there is none.
 
-        That is a function of m - θ, the kernels' one of (m - θ)/θ; both are emitted times θ.
+        That is a function of m - θ, the kernels' one k of u = (m - θ)/θ, and g(m - θ) is k(u)/θ.
         """
         function, theta = self.surrogate_function, self.v_threshold
         alpha, kind = getattr(function, "alpha", None), type(function)
@@ -205,6 +207,8 @@ class IFNode(Base):
             return None
         if not isinstance(alpha, (int, float)) or not 0 < alpha * theta < math.inf:
             return None
+        if kind is kernels.FastSigmoid and theta != 1:
+            return None  # it is not α times a function of αu: no other α gives θ times it
         if kind in KERNELS:
             return kind(alpha * theta)
         theirs = kind.__module__.startswith("spikingjelly.") and getattr(function, "spiking", False)

@@ -348,3 +348,23 @@ def test_compiled_it_learns_the_same(ann, x):
     torch.compile(network, backend="aot_eager")(x).square().sum().backward()
     for name, p in network.named_parameters():
         torch.testing.assert_close(p.grad, expected[name], rtol=1e-10, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("fold", [True, False, "frozen"])
+def test_sync_batch_norm_trains_as_batch_norm(ann, x, fold):
+    sync = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(ann)).eval()
+    ours, theirs = (trainable(each, fold_batchnorm=fold, fuse=False) for each in (sync, ann))
+    for network in (ours, theirs):
+        network.train()
+        network.module.drop.eval()
+    found, wanted = gradients(ours, x), gradients(theirs, x)
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
+    state, expected = ours.state_dict(), theirs.state_dict()
+    assert state.keys() == expected.keys()
+    torch.testing.assert_close(dict(state), dict(expected))
+    moved = "module.norm1.running_mean" in state and not torch.equal(
+        state["module.norm1.running_mean"], ann.norm1.running_mean
+    )
+    assert moved is (fold is False)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cos_ext import IFNode
-from cos_ext.interop import snntorch
+from cos_ext.interop import snntorch, spikingjelly
 
 with np.load(Path(__file__).parents[1] / "golden" / "snntorch_spikegen.npz") as record:
     RECORD = {name: record[name] for name in record.files}
@@ -97,3 +97,15 @@ def test_a_model_that_loses_steps():
     model = nn.Sequential(IFNode(timesteps=4), nn.Flatten(0))
     with pytest.raises(ValueError, match=r"must return \[T\*B, ...\], T\*B = 8, got \(24,\)"):
         snntorch.run(model, torch.zeros(4, 2, 3))
+
+
+def test_neurons_of_spikingjellys_contract():
+    folded, other = IFNode(timesteps=4), spikingjelly.IFNode(step_mode="m")
+    x = torch.rand(4, 2, 3)
+    with pytest.raises(ValueError, match="^1 takes its first dimension for time.*time='first'"):
+        snntorch.run(nn.Sequential(folded, other), x)
+    first = nn.Sequential(IFNode(timesteps=4, time="first"), other)
+    assert torch.equal(snntorch.run(first, x), spikingjelly.IFNode(step_mode="m")(IFNode()(x)))
+    other.step_mode = "s"
+    with pytest.raises(ValueError, match="^1 takes its input for one step: .*must be 'm'"):
+        snntorch.run(first, x)

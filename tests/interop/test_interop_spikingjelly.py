@@ -94,11 +94,28 @@ def test_the_kernels_and_plain_torch_agree(n):
     assert torch.equal(spikes, torch.from_numpy(RECORD["spikes"][n]).float())
 
 
+@pytest.mark.parametrize("kind", surrogate.KERNELS)
+@pytest.mark.parametrize("theta", [0.5, 1.0, 2.0])
+def test_this_librarys_surrogates_are_functions_of_the_distance_to_the_threshold(kind, theta):
+    function = kind(0.7)
+    for v_reset in (None, 0.1):
+        known = IFNode(theta, v_reset, function, step_mode="m")
+        other = IFNode(theta, v_reset, lambda u: function(u), step_mode="m")
+        for own, plain in zip(run(known, theta * X.double()), run(other, theta * X.double())):
+            assert own.any() and torch.allclose(own, plain, rtol=0, atol=1e-12)
+    x = torch.tensor([[1.5 * theta], [0.0]], dtype=torch.float64, requires_grad=True)
+    IFNode(theta, None, function, step_mode="m")(x)[0].sum().backward()
+    assert torch.allclose(x.grad[0], function.derivative(x.detach()[0] - theta))
+
+
 def test_which_surrogates_the_kernels_take():
     for name, kind in FUSED.items():
         assert IFNode(0.5, surrogate_function=theirs(name, 3.0))._kernel() == kind(1.5)
     assert IFNode()._kernel() == surrogate.Sigmoid(4.0)
     assert IFNode(2.0, surrogate_function=surrogate.Triangle(0.5))._kernel() == surrogate.Triangle()
+    fast = surrogate.FastSigmoid(2.0)
+    assert IFNode(surrogate_function=fast)._kernel() == fast
+    assert IFNode(2.0, surrogate_function=fast)._kernel() is None
     refused = [theirs("SoftSign", 2.0), theirs("ATan", 2.0, spiking=False), theirs("ATan", -1.0)]
     learnt = theirs("ATan", nn.Parameter(torch.tensor(2.0)))
     homonym = type("ATan", (), {"__call__": lambda self, u: u, "alpha": 2.0, "spiking": True})()
@@ -204,6 +221,16 @@ def test_backends():
 def test_what_is_refused(settings, error, message):
     with pytest.raises(error, match=message):
         IFNode(**settings)
+
+
+def test_no_steps_are_told():
+    for settings in ({}, {"store_v_seq": True}, {"surrogate_function": torch.sigmoid}):
+        node = IFNode(step_mode="m", **settings)
+        with pytest.raises(ValueError, match=r"must be \[T, \*neurons\] with 1 <= T.* \(0, 3\)"):
+            node(torch.rand(0, 3))
+        with pytest.raises(ValueError, match=r"must be \[T, \*neurons\] with 1 <= T.* \(\)"):
+            node(torch.tensor(1.0))
+        assert node.v == 0.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -4,6 +4,7 @@ import copy
 import itertools
 import pickle
 
+import numpy
 import pytest
 import torch
 from test_gradients import gradients, plain
@@ -142,6 +143,28 @@ def test_gradients_of_one_of_the_two():
         assert torch.allclose(torch.autograd.grad(node.v.square().sum(), leaf)[0], wanted)
 
 
+@pytest.mark.parametrize("settings", NODES, ids=NAMES)
+@pytest.mark.parametrize("of_v", [False, True])
+def test_an_input_that_is_the_same_at_every_step(settings, of_v):
+    """Expanded over time it has one gradient, the sum of those of the steps."""
+    node = IFNode(**settings, keep_state=True, learn=("v_threshold", "v_init")).double()
+    x, weights = torch.rand(2, 5, 6).double(), torch.randn(4, 2, 5, 6).double()
+    found = []
+    for over_time in (lambda x: x.expand(4, -1, -1, -1), lambda x: torch.stack([x] * 4)):
+        node.reset()
+        node.zero_grad()
+        leaf = x.clone().requires_grad_()
+        spikes = node(over_time(leaf))
+        ((spikes * weights).sum() + (node.v.square().sum() if of_v else 0)).backward()
+        found.append([spikes.detach(), leaf.grad, *(p.grad for p in node.parameters())])
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1].any()
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(*found))
+    node = IFNode(**settings, timesteps=4, static_input=True, keep_state=True).double()
+    leaf = x.clone().requires_grad_()
+    (node(leaf).unflatten(0, (4, 2)) * weights).sum().backward()
+    assert of_v or torch.allclose(leaf.grad, found[1][1], atol=1e-12)
+
+
 def test_steps_and_chunks_go_on_from_each_other():
     node, x = IFNode(keep_state=True, step_mode="s"), torch.rand(6, 4)
     parts = [node(x[0])[None], node(x[1])[None]]
@@ -232,6 +255,27 @@ def test_what_does_not_fit_together(settings, message):
     with pytest.raises(ValueError, match=message):
         node.configure(**settings)
     assert not node.keep_state and not node.store_v_seq
+
+
+@pytest.mark.parametrize("name", ["static_input", "keep_state", "store_v_seq"])
+def test_switches_are_true_or_false(name):
+    node = IFNode(timesteps=2)
+    for wrong in ("no", 2, None):
+        with pytest.raises(TypeError, match=f"{name} must be True or False, got {wrong!r}"):
+            setattr(node, name, wrong)
+        with pytest.raises(TypeError, match=f"{name} must be True or False"):
+            IFNode(timesteps=2, **{name: wrong})
+    setattr(node, name, numpy.bool_(True))
+    assert getattr(node, name) is True
+
+
+@pytest.mark.parametrize("settings", [{}, {"keep_state": True}, {"store_v_seq": True}], ids=str)
+def test_no_steps_are_told(settings):
+    for learns in (False, True):
+        with pytest.raises(ValueError, match=r"must be \[T, \*neurons\] with 1 <= T.* \(0, 3\)"):
+            IFNode(**settings)(torch.rand(0, 3, requires_grad=learns))
+        with pytest.raises(ValueError, match=r"must be \[T, \*neurons\] with 1 <= T.* \(\)"):
+            IFNode(**settings)(torch.tensor(1.0, requires_grad=learns))
 
 
 def test_what_does_not_fit_the_kept_potential():

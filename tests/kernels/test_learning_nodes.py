@@ -168,6 +168,46 @@ def test_a_surrogate_that_is_a_module():
     assert torch.allclose(one, two, atol=1e-12)
 
 
+class Scaled(nn.Module):
+    """A surrogate that learns."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, u):
+        return self.size * ATan()(u)
+
+
+def test_surrogates_follow_each_other():
+    """A module is a child of the node, its parameters are the node's; a function is neither."""
+    x, learnt = torch.rand(4, 5, requires_grad=True), Scaled()
+    node = IFNode(surrogate=learnt)
+    assert [name for name, _ in node.named_parameters()] == ["surrogate.size"]
+    node(x).sum().backward()
+    assert learnt.size.grad is not None
+    for surrogate in (Triangle(), Soft(), ATan(3.0), Scaled(), torch.sigmoid):
+        node.surrogate = surrogate
+        assert node.surrogate is surrogate
+        assert list(node.children()) == ([surrogate] if isinstance(surrogate, nn.Module) else [])
+        kept = pickle.loads(pickle.dumps(node)).surrogate
+        assert type(kept) is type(surrogate)
+    assert "surrogate.size" not in node.state_dict()
+    with pytest.raises(TypeError, match="surrogate must be one of"):
+        node.surrogate = Triangle
+    assert node.surrogate is torch.sigmoid
+
+
+def test_a_loaded_start_of_another_shape_learns_as_before():
+    state = {"v_threshold": torch.tensor(1.0), "v_init": torch.full((3,), 0.25)}
+    for learns in (True, False):
+        node = IFNode(learn=("v_init", "v_init"))
+        node.v_init.requires_grad_(learns)
+        node.load_state_dict(state)
+        assert node.v_init.requires_grad is learns and node.v_init.shape == (3,)
+        assert [name for name, _ in node.named_parameters()] == ["v_init"]
+
+
 def test_a_convolutional_network_learns():
     """Where a bar lies in an image, to the last one, at T = 4."""
     torch.manual_seed(0)

@@ -1,6 +1,10 @@
-"""What users give: numbers of NumPy, numbers that are too large, inputs that are none."""
+"""What users give: numbers of NumPy, numbers that are too large, inputs that are none, settings of
+neurons that no network has.
+"""
 
+import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -125,3 +129,25 @@ def test_negative_bit_views():
 def test_a_setting_of_another_name():
     with pytest.raises(TypeError, match=r"got \['timestep'\]"):
         network().nodes()["1"].configure(timestep=3)
+
+
+NEVER = {"keep_state": True, "store_v_seq": True, "time": "first", "step_mode": "s"}
+
+
+@pytest.mark.parametrize("made", [network, lambda: network(rho=0, trainable=True)])
+@pytest.mark.parametrize("name", NEVER)
+def test_neurons_of_a_network_do_not_go_on(made, name, tmp_path):
+    one = made()
+    one.save(tmp_path / "n.safetensors")
+    loaded = cos_ext.load_network(tmp_path / "n.safetensors", model())
+    x = torch.rand(2, 1, 8, 8)
+    for each in (one, copy.deepcopy(one), pickle.loads(pickle.dumps(one)), loaded):
+        node, before = each.nodes()["1"], each(x)
+        wanted = "must be .* in a converted network, whose neurons start anew at every call"
+        with pytest.raises(ValueError, match=f"{name} {wanted}.*record"):
+            setattr(node, name, NEVER[name])
+        assert torch.equal(each(x), before) and node.v is None
+        each.timesteps, each.rho = 5, 0
+        node.configure(v_reset=0.0, keep_state=False)  # what networks do, they go on doing
+        assert each(x).shape == (5, 2, 2)
+    setattr(IFNode(timesteps=2), name, NEVER[name])  # by themselves they do
