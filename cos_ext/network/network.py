@@ -361,8 +361,8 @@ class SpikingNetwork(Planned):
         The header has the format, cos_ext's version, timesteps, rho, iterations, emission,
         calibration, execution, trainable, layers of their own, the thresholds by call site
         (numbers, or the shape of a tensor), the shapes of fitted biases, static_calibration, and
-        convert()'s options. :func:`cos_ext.load_network` reads it beside the ANN's architecture. The file is
-        complete or not there.
+        convert()'s options. :func:`cos_ext.load_network` reads it beside the ANN's architecture.
+        The file is complete or not there.
         """
         save(self, path)
 
