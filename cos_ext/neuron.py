@@ -79,8 +79,8 @@ class IFNode(nn.Module):
     the reset took off (also with a float32 node under torch.autocast). The network is then the
     exact one with the rounded thresholds. Other residuals than these would be lost at every spike.
 
-    ``v_threshold`` and ``v_init`` are buffers and part of the state_dict; so is ``bias``, the
-    current of "light", once it is there.
+    ``v_threshold`` and ``v_init`` are buffers unless they are learned, and part of the state_dict;
+    so is ``bias``, the current of "light", once it is there.
 
     In float32 with ``v_init=0., v_threshold=1.`` the output equals, spike for spike, that of a
     SpikingJelly ``neuron.IFNode(v_reset=None)`` that is fresh or reset.

@@ -232,7 +232,7 @@ def test_train_with_noise(capsys, tiny_fashion, noise):
 
 def test_train_needs_the_training_set(capsys, tmp_path):
     code, _, err = run(capsys, "train", "--output", tmp_path / "x.safetensors", "--quiet")
-    assert code == 2 and "root must name the folder" in err
+    assert code == 2 and "--data must name the folder" in err
     code, _, err = run(
         capsys, "train", "--data", tmp_path, "--output", tmp_path / "x.safetensors", "--quiet"
     )

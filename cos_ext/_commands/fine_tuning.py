@@ -23,6 +23,7 @@ from .options import (
     chosen_device,
     read_record,
     training_batches,
+    training_set,
 )
 
 SURROGATES: dict[str, Callable[[], surrogates.Surrogate]] = {
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         "precision": args.precision,
         "seed": args.seed,
     }
-    train_set = data.load(args.dataset, args.data, train=True, size=args.size)
+    train_set = training_set(args)
     test_set = data.load(args.dataset, args.data, size=args.size)
     classes = record.get("num_classes", train_set.num_classes)
     if classes != train_set.num_classes:

@@ -151,6 +151,20 @@ def batch_size(args: argparse.Namespace, device: torch.device) -> int:
     return default if args.batch_size is None else args.batch_size
 
 
+def training_set(args: argparse.Namespace) -> data.ImageSet | data.ImageFolder:
+    """The training images that the options name.
+
+    Raises:
+        ValueError: there is no --data, and only the test images ship.
+    """
+    if args.dataset == "fashion-mnist" and args.data is None:
+        raise ValueError(
+            "--data must name the folder of Fashion-MNIST's training images: only the test images "
+            "ship (bench/fashion_split.py makes a small training set of these)"
+        )
+    return data.load(args.dataset, args.data, train=True, size=args.size)
+
+
 def training_batches(
     train_set: data.ImageSet | data.ImageFolder, batch_size: int, seed: int
 ) -> Any:

@@ -14,7 +14,7 @@ from ..qcfs import NOISES
 from ..training import train
 from ..training.noise import set_noise
 from ..training.state import beside, check_output
-from .options import add_data_set, add_device, chosen_device, training_batches
+from .options import add_data_set, add_device, chosen_device, training_batches, training_set
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         seed=args.seed,
     )
-    train_set = data.load(args.dataset, args.data, train=True, size=args.size)
+    train_set = training_set(args)
     test_set = data.load(args.dataset, args.data, size=args.size)
     held_out = None
     if args.noise == "residual":

@@ -244,10 +244,10 @@ def convert(
             torch.contiguous_format or torch.channels_last, on every device. Convolutions may sum in
             another order then, so that a current within rounding of a threshold may fall on the
             other side. The output has the layout that the model's has.
-        trainable: all parameters, and the θ and v(0) of every layer, get gradients
-            (:meth:`cos_ext.functional.if_forward` says which), and :meth:`SpikingNetwork.train`
-            works; see :func:`cos_ext.fine_tune`. rho must be 0: calibration has no gradient. Of
-            what `fuse` names only sums and pooling are fused.
+        trainable: all parameters, and the θ and v(0) of every layer, get surrogate gradients
+            (:func:`cos_ext.functional.if_forward`, with Triangle()), and
+            :meth:`SpikingNetwork.train` works; see :func:`cos_ext.fine_tune`. rho must be 0:
+            calibration has no gradient. Of what `fuse` names only sums and pooling are fused.
 
     Warns:
         UserWarning: less than half of the model's multiplications lie behind neurons, on

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from .._neuron.parameters import LEARNED, learn
+from ..surrogate import Triangle
 from .state import Conversion
 
 
@@ -25,6 +26,7 @@ class MakeTrainable:
             return
         for node in network.nodes().values():
             learn(node, LEARNED)
+            node.surrogate = Triangle()  # beside ATan the better one where networks are fine-tuned
         for parameter in network.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         if settings.fold_batchnorm == "frozen":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from .._batches import device_of
 from .._tables import table
 from ..network.inputs import in_dtype_of
 from ..network.network import SpikingNetwork
-from ..surrogate import Surrogate, Triangle, check_surrogate
+from ..surrogate import Surrogate, check_surrogate
 from .config import TrainConfig
 from .identity import Identity, digest
 from .loop import SizedBatches, accuracy_of, run
@@ -28,12 +28,12 @@ from .state import History
 from .train import parameter_groups
 
 SMALLEST = 0.01  # of what a θ was at first: an optimizer may take it to 0 and below
-DEFAULT_SURROGATE = Triangle()
 
 
 @dataclass(frozen=True)
 class FineTuneConfig(TrainConfig):
-    """Settings of :func:`cos_ext.fine_tune`: those of training, with defaults of their own, and
+    """Settings of :func:`cos_ext.fine_tune`. Those of
+    :class:`cos_ext.training.train.TrainConfig` have other defaults here, and there are more.
 
     Attributes:
         threshold_lr: the peak learning rate of θ, in units of each layer's own: it is the rate of
@@ -222,8 +222,8 @@ def fine_tune(
     epochs: int = FineTuneConfig.epochs,
     lr: float = FineTuneConfig.learning_rate,
     teacher: nn.Module | None = None,
-    surrogate: Callable[[Tensor], Tensor] = DEFAULT_SURROGATE,
-    detach_reset: bool = False,
+    surrogate: Callable[[Tensor], Tensor] | None = None,
+    detach_reset: bool | None = None,
     test_batches: Iterable[tuple[Tensor, Tensor]] | None = None,
     device: str | torch.device | None = None,
     state_path: str | Path | None = None,
@@ -241,29 +241,45 @@ def fine_tune(
             require a gradient are trained; θ stays above 1% of what it was.
         batches: a re-iterable of (images [B, ...], labels int64 [B]) with a length.
         epochs: passes over the batches.
-        lr: the peak learning rate of weights and biases; smaller where BatchNorm is folded.
+        lr: the peak learning rate of weights and biases. Take a smaller one where BatchNorm is
+            folded.
         teacher: the ANN, whose answers, logits [B, classes], are part of the loss; moved to
             `device` and put into eval mode.
-        surrogate, detach_reset: of all neurons, as for :func:`cos_ext.functional.if_forward`.
+        surrogate, detach_reset: set for all neurons, as for
+            :func:`cos_ext.functional.if_forward`; None: as each of them has it, Triangle() and
+            False after convert().
         test_batches: a re-iterable like batches; read before the first epoch and after each.
         device: where to train; None: where the network is.
-        state_path, resume, progress: as for :func:`cos_ext.training.train.fit`.
+        state_path, resume, progress: as for :func:`cos_ext.training.train.fit`. To resume, give a
+            network as it was at the start: converted anew, or loaded.
         settings: further ones of :class:`cos_ext.training.fine_tuning.FineTuneConfig`.
 
     Raises:
-        TypeError: a setting has another name; the network, or the teacher, is none.
-        ValueError: the network is not trainable, or calibrates (rho > 0); a setting is out of
-            range; the teacher does not return logits; test_batches yield nothing, as an iterator
-            that was read; and as for ``fit``.
+        TypeError: a setting has another name; the network is no SpikingNetwork, or the teacher no
+            ANN.
+        ValueError: resume comes without state_path; the network is not trainable, or calibrates
+            (rho > 0); a setting is out of range; the teacher does not return logits; test_batches
+            yield nothing, as an iterator that was read; and as for ``fit``.
         OSError, FloatingPointError: as for ``fit``.
     """
+    known = {field.name for field in fields(FineTuneConfig)} - {"epochs", "learning_rate"}
+    if unknown := sorted(settings.keys() - known):
+        raise TypeError(
+            f"fine_tune has no setting {unknown}; beside epochs and lr (the learning rate) they "
+            f"are {sorted(known)}"
+        )
     config = FineTuneConfig(epochs=epochs, learning_rate=lr, **settings)
     _check(network, teacher)
-    surrogate = check_surrogate(surrogate)
+    if resume and state_path is None:
+        raise ValueError("resume needs state_path, the file to go on from")
+    surrogate = None if surrogate is None else check_surrogate(surrogate)
     nodes = list(network.nodes().values())
     before = [(node.surrogate, node.detach_reset) for node in nodes]
     for node in nodes:
-        node.surrogate, node.detach_reset = surrogate, bool(detach_reset)
+        if surrogate is not None:
+            node.surrogate = surrogate
+        if detach_reset is not None:
+            node.detach_reset = bool(detach_reset)
     place = device_of(network) if device is None else torch.device(device)
     network.to(place)
     if teacher is not None:

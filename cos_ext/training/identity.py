@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from ..data import ImageSet
+from ..neuron import IFNode
 from ..qcfs import QCFS
 from .config import TrainConfig
 
@@ -83,6 +84,8 @@ def _of_model(model: nn.Module) -> Identity:
     for name, module in model.named_modules():
         # A threshold is trained, and is shown as it is.
         settings = "" if isinstance(module, QCFS) else module.extra_repr()
+        if isinstance(module, IFNode):
+            settings = str(sorted(module._settings.items(), key=str))
         lines.append(f"{name}: {type(module).__name__}({settings})")
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         lines.append(f"{name}: {value.dtype} {list(value.shape)} trained={value.requires_grad}")

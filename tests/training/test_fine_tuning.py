@@ -257,7 +257,7 @@ def test_settings_out_of_range(images, ann, name, value):
 
 
 def test_an_unknown_setting(images, ann):
-    with pytest.raises(TypeError, match="learn_rate"):
+    with pytest.raises(TypeError, match="no setting .'learn_rate'."):
         tune(trainable(ann), images, learn_rate=1.0)
 
 
@@ -282,7 +282,7 @@ def small(monkeypatch, tmp_path):
 
 def finetune(folder, *more):
     given = ("--checkpoint", folder / "ann.safetensors", "--output", folder / "snn.safetensors")
-    words = ("finetune", *given, "--timesteps", 1, "--epochs", 1, "--quiet", *more)
+    words = ("finetune", *given, "--timesteps", 1, "--epochs", 1, "--data", folder, "--quiet", *more)
     return main([str(word) for word in words])
 
 

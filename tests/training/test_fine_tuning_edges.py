@@ -159,7 +159,7 @@ def test_a_failure_leaves_neurons_and_mode_as_they_were():
     with pytest.raises(ValueError, match="labels must be"):
         tune(network, [(X, Y[:, None])], surrogate=Triangle(3.0))
     assert {(node.surrogate, node.detach_reset) for node in network.nodes().values()} == {
-        (ATan(), False)
+        (Triangle(), False)
     }
     assert not network.training
 
@@ -168,3 +168,35 @@ def test_nothing_to_train():
     network = trainable().requires_grad_(False)
     with pytest.raises(ValueError, match="parameters that require a gradient, it has none"):
         tune(network)
+
+
+def test_each_neuron_keeps_a_surrogate_of_its_own():
+    network = trainable()
+    first, second = network.nodes().values()
+    first.surrogate, first.detach_reset = ATan(3.0), True
+    tune(network)
+    assert (first.surrogate, first.detach_reset) == (ATan(3.0), True)
+    assert (second.surrogate, second.detach_reset) == (Triangle(), False)
+    tune(network, detach_reset=False)
+    assert (first.surrogate, first.detach_reset) == (ATan(3.0), False)
+
+
+def test_resuming_needs_a_file():
+    with pytest.raises(ValueError, match="resume needs state_path"):
+        tune(trainable(), resume=True)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_deacy"])
+def test_settings_of_other_names(name):
+    with pytest.raises(TypeError, match=f"no setting .'{name}'.; beside epochs and lr"):
+        tune(trainable(), **{name: 0.1})
+
+
+def test_a_trained_network_resumes_its_own_run(tmp_path):
+    """θ has moved, and is no other architecture."""
+    network, path = trainable(), tmp_path / "a.state"
+    tune(network, epochs=2, state_path=path)
+    learned = snapshot(network)
+    result = tune(network, epochs=2, state_path=path, resume=True)
+    assert_same(network, learned)
+    assert len(result.history) == 2
