@@ -282,7 +282,8 @@ def small(monkeypatch, tmp_path):
 
 def finetune(folder, *more):
     given = ("--checkpoint", folder / "ann.safetensors", "--output", folder / "snn.safetensors")
-    words = ("finetune", *given, "--timesteps", 1, "--epochs", 1, "--data", folder, "--quiet", *more)
+    few = ("--timesteps", 1, "--epochs", 1, "--data", folder, "--quiet")
+    words = ("finetune", *given, *few, *more)
     return main([str(word) for word in words])
 
 
