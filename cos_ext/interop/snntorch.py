@@ -30,8 +30,9 @@ def run(model: nn.Module, spikes: Tensor) -> Tensor:
 
     Raises:
         TypeError: spikes is no floating-point tensor.
-        ValueError: it lacks a batch, or a node has other timesteps, another step mode or a static
-            input, or one of SpikingJelly's contract stands beside folded ones.
+        ValueError: it lacks a batch, convert() made the model, a node has other timesteps, another
+            step mode or a static input, or one of SpikingJelly's contract stands beside folded
+            ones.
     """
     if not isinstance(spikes, Tensor) or not spikes.is_floating_point():
         got = spikes.dtype if isinstance(spikes, Tensor) else type(spikes).__name__
@@ -40,6 +41,11 @@ def run(model: nn.Module, spikes: Tensor) -> Tensor:
         raise ValueError(f"spikes must be [T, B, ...], got shape {tuple(spikes.shape)}")
     steps, batch = spikes.shape[:2]
     nodes = {name: node for name, node in model.named_modules() if isinstance(node, IFNode)}
+    if any(node.in_network for node in nodes.values()):
+        raise ValueError(
+            "model was made by convert(), whose networks are given images [B, ...], not spike "
+            "trains: call it on the images"
+        )
     folded = any(node.timesteps and node.time == "batch" for node in nodes.values())
     wanted = {"timesteps": steps, "time": "batch", "static_input": False, "step_mode": "m"}
     for name, node in nodes.items():

@@ -89,7 +89,12 @@ class IFNode(Base):
         self.v_reset = None if v_reset is None else real("v_reset", v_reset)
         self.register_memory("v", 0.0 if self.v_reset is None else self.v_reset)
         function = kernels.Sigmoid(4.0) if surrogate_function is None else surrogate_function
-        self.surrogate_function = kernels.check_surrogate(function)
+        if not callable(function) or isinstance(function, type):
+            raise TypeError(
+                "surrogate_function must be a function of m - θ, such as surrogate.ATan() of "
+                f"SpikingJelly or cos_ext, got {function!r}"
+            )
+        self.surrogate_function = function
         self.detach_reset = bool(detach_reset)
         self.step_mode = step_mode
         self.backend = backend

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from cos_ext import IFNode
+from cos_ext import IFNode, convert
 from cos_ext.interop import snntorch, spikingjelly
 
 with np.load(Path(__file__).parents[1] / "golden" / "snntorch_spikegen.npz") as record:
@@ -109,3 +109,10 @@ def test_neurons_of_spikingjellys_contract():
     other.step_mode = "s"
     with pytest.raises(ValueError, match="^1 takes its input for one step: .*must be 'm'"):
         snntorch.run(first, x)
+
+
+def test_a_converted_network_takes_images():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    network = convert(model, timesteps=4, thresholds={"1": 1.0})
+    with pytest.raises(ValueError, match="given images .*, not spike trains"):
+        snntorch.run(network, torch.ones(4, 2, 6))

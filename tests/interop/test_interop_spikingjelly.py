@@ -214,7 +214,12 @@ def test_backends():
     [
         ({"v_threshold": "1"}, TypeError, "v_threshold must be a float"),
         ({"v_reset": torch.zeros(1)}, TypeError, "v_reset must be a float"),
-        ({"surrogate_function": surrogate.ATan}, TypeError, "surrogate must be"),
+        (
+            {"surrogate_function": surrogate.ATan},
+            TypeError,
+            "surrogate_function must be a function",
+        ),
+        ({"surrogate_function": "atan"}, TypeError, "surrogate_function must be a function"),
         ({"step_mode": "x"}, ValueError, "step_mode"),
     ],
 )
