@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from .. import data, models
@@ -94,21 +94,8 @@ def run(args: argparse.Namespace) -> int:
             f"--output must have another name than --checkpoint, whose record it would replace, "
             f"got {args.output}"
         )
-    settings = {
-        "epochs": args.epochs,
-        "lr": args.lr,
-        "threshold_lr": args.threshold_lr,
-        "v_init_lr": args.v_init_lr,
-        "distillation": args.distillation,
-        "temperature": args.temperature,
-        "clip_norm": args.clip_norm,
-        "momentum": args.momentum,
-        "weight_decay": args.weight_decay,
-        "label_smoothing": args.label_smoothing,
-        "schedule": args.schedule,
-        "precision": args.precision,
-        "seed": args.seed,
-    }
+    names = {field.name for field in fields(FineTuneConfig)} - {"learning_rate"}
+    settings = {name: getattr(args, name) for name in ("lr", *sorted(names))}
     train_set = training_set(args)
     test_set = data.load(args.dataset, args.data, size=args.size)
     classes = record.get("num_classes", train_set.num_classes)

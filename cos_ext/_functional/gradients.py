@@ -22,7 +22,7 @@ from .currents import composed
 from .results import IFResult
 
 Step = Callable[[Tensor], Tensor]
-_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def if_gradient(
@@ -38,12 +38,12 @@ def if_gradient(
     pool: tuple[int, int],
 ) -> IFResult:
     """What if_forward returns, with a gradient for all of its tensors; v(T) has one, too."""
-    x_seq, theta, v_init = _tensors(given)
+    x_seq, theta, v_init = tensors_of(given)
     steps, v = x_seq.shape[0], None
     known = isinstance(surrogate, Surrogate) and type(surrogate) in KERNELS
     fused = known and steps <= MAX_FUSED_STEPS and not return_v
     tensors = [t for t in (x_seq, theta, v_init, scale, bias, residual) if t is not None]
-    apart = not torch.compiler.is_compiling() and any(map(_wrapped, tensors))
+    apart = not torch.compiler.is_compiling() and any(map(wrapped, tensors))
     if fused and not apart:
         assert isinstance(surrogate, Surrogate)
         if scale is not None:  # a pass of its own
@@ -76,7 +76,7 @@ def if_gradient(
     return IFResult(spikes, v if return_v else None, count)
 
 
-def _tensors(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+def tensors_of(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """x_seq, θ and v(0)."""
     x_seq, theta, theta_value, v_init, init_value = given
     state = _ops.state_dtype(x_seq.dtype)
@@ -181,15 +181,15 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (
         of_x,
         None,
-        _summed(by_theta, theta) if of_theta else None,
-        _summed(by_v_init, v_init) if of_v_init else None,
+        summed(by_theta, theta) if of_theta else None,
+        summed(by_v_init, v_init) if of_v_init else None,
         *[None] * 4,
-        _summed(by_bias, bias) if of_bias else None,
+        summed(by_bias, bias) if of_bias else None,
         of_x if of_residual else None,
     )
 
 
-def _summed(by_neuron: Tensor, parameter: Tensor) -> Tensor:
+def summed(by_neuron: Tensor, parameter: Tensor) -> Tensor:
     # In float64, so that threads hardly ever change a bit.
     if by_neuron.shape != parameter.shape:
         by_neuron = by_neuron.double().sum_to_size(parameter.shape)

@@ -18,7 +18,7 @@ from .. import _ops
 from .. import functional as F
 from .._functional.arguments import prepared
 from .._functional.checks import check_values, differentiates
-from .._functional.gradients import _summed, _tensors, _wrapped, loop
+from .._functional.gradients import loop, summed, tensors_of, wrapped
 from ..surrogate import KERNELS, Surrogate
 
 
@@ -47,7 +47,7 @@ def run_on(
     if learns and _has_kernel(tensors, surrogate) and math.isfinite(v_reset or 0.0):
         with torch.no_grad():
             given = prepared(x_seq, theta, start, False, check_values)
-        x_seq, *others = _tensors(given)
+        x_seq, *others = tensors_of(given)
         steps = x_seq.shape[0]
         if x_seq.stride(0) == 0:  # the same at every step: read once, and one gradient
             x_seq = x_seq[:1]
@@ -69,7 +69,7 @@ def run_on(
 def _has_kernel(tensors: list[Tensor], surrogate: Callable[[Tensor], Tensor]) -> bool:
     """Whether the kernel takes the backward pass; if_forward's way does otherwise."""
     known = isinstance(surrogate, Surrogate) and type(surrogate) in KERNELS
-    if not known or torch.compiler.is_compiling() or any(map(_wrapped, tensors)):
+    if not known or torch.compiler.is_compiling() or any(map(wrapped, tensors)):
         return False
     # A single step's potential is what the next one starts from: it has a gradient.
     return tensors[0].dim() > 0 and 1 < tensors[0].shape[0] <= F.MAX_FUSED_STEPS
@@ -130,6 +130,6 @@ def _by_kernel(
     )
     return (
         of_x,
-        _summed(by_theta, theta) if of_theta else None,
-        _summed(by_start, start) if of_start else None,
+        summed(by_theta, theta) if of_theta else None,
+        summed(by_start, start) if of_start else None,
     )

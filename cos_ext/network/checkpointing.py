@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from ..neuron import IFNode
 
 
-class Segments(fx.Interpreter):
-    """Runs a converted module in segments, and keeps between them what they hand on alone.
+class Segments:
+    """A converted module in segments. Called as it is, it keeps what they hand on alone.
 
     Args:
         module: a converted model that could be traced; its modules are shared.
@@ -36,11 +36,12 @@ class Segments(fx.Interpreter):
             numbers[node] = segment
             if node.op == "call_module" and isinstance(module.get_submodule(node.target), IFNode):
                 segment += 1
-        super().__init__(split_module(module, module, numbers.__getitem__))
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        segment = self.fetch_attr(target)
-        return checkpoint(segment, *args, use_reentrant=False, **kwargs)
+        self._parts = split_module(module, module, numbers.__getitem__)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        return self.run(*inputs)
+        return _Checkpointed(self._parts).run(*inputs)
+
+
+class _Checkpointed(fx.Interpreter):
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return checkpoint(self.fetch_attr(target), *args, use_reentrant=False, **kwargs)

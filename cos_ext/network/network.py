@@ -51,6 +51,7 @@ class SpikingNetwork(Planned):
         self._execution = "steps"
         self._memory_limit: int | str | None = "auto"
         self._checkpointing = False
+        self._segments: Segments | None = None  # made when first needed; no copy has it
         # For "counts", made when first needed: the rho of all layers, and functions, which no copy
         # or file takes along.
         self._shared_rho = 0
@@ -208,7 +209,13 @@ class SpikingNetwork(Planned):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None, "_readers": None, "_needs": {}}
+        forgotten: dict[str, Any] = {
+            "_plan": None,
+            "_readers": None,
+            "_segments": None,
+            "_needs": {},
+        }
+        return {**self.__dict__, **forgotten}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(
@@ -221,6 +228,7 @@ class SpikingNetwork(Planned):
                 "_readers": None,
                 "_memory_limit": "auto",
                 "_checkpointing": False,
+                "_segments": None,
                 "_needs": {},
                 **state,
             }
@@ -253,8 +261,7 @@ class SpikingNetwork(Planned):
                 "checkpointing needs BatchNorm that does not train, since every layer runs twice: "
                 'convert with fold_batchnorm=True or "frozen"'
             )
-        if value:
-            Segments(self.module)
+        self._segments = Segments(self.module) if value else None
         self._checkpointing = bool(value)
 
     def train(self, mode: bool = True) -> SpikingNetwork:
@@ -309,9 +316,11 @@ class SpikingNetwork(Planned):
             out = self._plan.outputs(self.module, self._timesteps, self._shared_rho, *inputs)
             out = layout.as_ann(self, out, inputs)
             return out.unflatten(0, (self._timesteps, batch))
-        segmented = self._checkpointing and torch.is_grad_enabled()
+        module: Callable[..., Tensor] = self.module
+        if self._checkpointing and torch.is_grad_enabled():
+            module = self._segments = self._segments or Segments(self.module)
         with running(Run() if torch.compiler.is_compiling() else self._eager()):
-            out = (Segments(self.module) if segmented else self.module)(*inputs)
+            out = module(*inputs)
         out = layout.as_ann(self, out, inputs)
         return out.unflatten(0, (self._steps, batch))[: self._timesteps]
 
@@ -322,7 +331,7 @@ class SpikingNetwork(Planned):
         return Run(keeps=keeps, waiting=waiting)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingNetwork:
-        self._needs, before = {}, device_of(self)
+        self._needs, self._segments, before = {}, None, device_of(self)
         super()._apply(fn, recurse)
         if device_of(self) != before:
             layout.lay_out(self)

@@ -13,6 +13,7 @@ from torch.nn import functional as TF
 
 import cos_ext
 from cos_ext import QCFS
+from cos_ext.network import memory
 from cos_ext.surrogate import Sigmoid
 
 T = 3
@@ -258,7 +259,9 @@ def test_the_zoo_learns_fused_and_apart(name):
 def test_memory_limits_split_no_batch_that_learns(ann, x):
     network = trainable(ann, fold_batchnorm=False).train()
     network.module.drop.p = 0.0
-    network.memory_limit = 2**20
+    network.memory_limit = network.activation_bytes(x) // 2
+    with torch.no_grad():  # what it would do to others
+        assert memory.parts(copy.deepcopy(network).eval(), (x,)) > 1
     parts = gradients(copy.deepcopy(network), x)
     network.memory_limit = None
     for name, found in gradients(network, x).items():
@@ -324,6 +327,8 @@ def test_the_zoo_in_segments(name):
     assert all(torch.equal(found[name], g) for name, g in expected.items())
     with torch.no_grad():
         assert not network(*inputs).requires_grad
+    copied = copy.deepcopy(network).double()  # constants of the model have moved
+    assert copied.checkpointing and copied(*(x.double() for x in inputs)).dtype == torch.float64
 
 
 def test_checkpointing_is_refused(ann):
