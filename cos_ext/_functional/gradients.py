@@ -174,22 +174,48 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x_seq, theta, v_init, bias, residual = ctx.saved_tensors
     _, _, of_theta, of_v_init, *_, of_bias, of_residual = ctx.needs_input_grad
-    every = x_seq.expand(ctx.steps, *x_seq.shape[1:])
-    given = (grad, every, theta, 0.0, v_init, None, *ctx.settings, of_v_init, of_theta)
+    given = (x_seq, theta, v_init), (of_theta, of_v_init), ctx.steps, tuple(ctx.settings)
+    of_x, by_theta, by_v_init, by_bias = by_kernel(grad, *given, bias, residual, of_bias)
+    return of_x, None, by_theta, by_v_init, *[None] * 4, by_bias, of_x if of_residual else None
+
+
+def by_kernel(
+    grad: Tensor,
+    tensors: tuple[Tensor, ...],
+    needed: tuple[bool, bool],
+    steps: int,
+    settings: tuple[Any, ...],
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    of_bias: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x_seq, θ, v(0) and the bias, each of the last three where it is needed.
+
+    Args:
+        grad: of the spikes ``[T, *neurons]``.
+        tensors: x_seq, ``[1, *neurons]`` where it is the same at every step; θ; v(0).
+        needed: whether those of θ and of v(0) are.
+        steps: T.
+        settings: v_reset, the surrogate's number and alpha, detach_reset.
+        bias, residual: what is added to x_seq.
+        of_bias: whether its gradient is needed.
+    """
+    x_seq, theta, v_init = tensors
+    of_theta, of_v_init = needed
+    every = x_seq.expand(steps, *x_seq.shape[1:])
+    given = (grad, every, theta, 0.0, v_init, None, *settings, of_v_init, of_theta)
     found = _ops.ops.if_backward(*given, bias, residual, of_bias)
     of_x, by_v_init, by_theta, by_bias = found
     return (
         of_x,
-        None,
-        summed(by_theta, theta) if of_theta else None,
-        summed(by_v_init, v_init) if of_v_init else None,
-        *[None] * 4,
-        summed(by_bias, bias) if of_bias else None,
-        of_x if of_residual else None,
+        _summed(by_theta, theta) if of_theta else None,
+        _summed(by_v_init, v_init) if of_v_init else None,
+        _summed(by_bias, bias) if of_bias else None,
     )
 
 
-def summed(by_neuron: Tensor, parameter: Tensor) -> Tensor:
+def _summed(by_neuron: Tensor, parameter: Tensor | None) -> Tensor:
+    assert parameter is not None  # its gradient is needed
     # In float64, so that threads hardly ever change a bit.
     if by_neuron.shape != parameter.shape:
         by_neuron = by_neuron.double().sum_to_size(parameter.shape)

@@ -18,7 +18,7 @@ from .. import _ops
 from .. import functional as F
 from .._functional.arguments import prepared
 from .._functional.checks import check_values, differentiates
-from .._functional.gradients import loop, summed, tensors_of, wrapped
+from .._functional.gradients import by_kernel, loop, tensors_of, wrapped
 from ..surrogate import KERNELS, Surrogate
 
 
@@ -97,7 +97,10 @@ class _RunOn(torch.autograd.Function):
         tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[:3]
         settings = (ctx.v_reset, ctx.surrogate, ctx.detach_reset)
         if of_v is None and grad is not None:
-            return *_by_kernel(grad, tensors, needed, ctx.steps, *settings), *[None] * 4
+            how = (ctx.v_reset, KERNELS.index(type(ctx.surrogate)), ctx.surrogate.alpha)
+            own = (*how, ctx.detach_reset)
+            gradients = by_kernel(grad, tensors, needed[1:], ctx.steps, own)
+            return *gradients[:3], *[None] * 4
         if torch.is_grad_enabled():
             raise RuntimeError("neurons have a first derivative alone; leave out create_graph=True")
         # v(T) has a gradient: the steps once more, in plain torch.
@@ -110,26 +113,3 @@ class _RunOn(torch.autograd.Function):
         given = [list(column) for column in zip(*came)]
         found = iter(torch.autograd.grad(given[0], wanted, given[1], allow_unused=True))
         return *(next(found) if need else None for need in needed), *[None] * 4
-
-
-def _by_kernel(
-    grad: Tensor,
-    tensors: tuple[Tensor, ...],
-    needed: tuple[bool, ...],
-    steps: int,
-    v_reset: float | None,
-    surrogate: Surrogate,
-    detach_reset: bool,
-) -> tuple[Tensor | None, ...]:
-    x_seq, theta, start = tensors
-    _, of_theta, of_start = needed
-    every = x_seq.expand(steps, *x_seq.shape[1:])
-    how = (v_reset, KERNELS.index(type(surrogate)), surrogate.alpha, detach_reset)
-    of_x, by_start, by_theta, _ = _ops.ops.if_backward(
-        grad, every, theta, 0.0, start, None, *how, of_start, of_theta
-    )
-    return (
-        of_x,
-        summed(by_theta, theta) if of_theta else None,
-        summed(by_start, start) if of_start else None,
-    )
