@@ -15,6 +15,7 @@ from .conversion.loading import load_network
 from .conversion.pipeline import convert
 from .conversion.report import ConversionError, ConversionReport
 from .network.network import SpikingNetwork
+from .general import Neuron
 from .neuron import IFNode
 from .qcfs import QCFS
 from .training.fine_tuning import FineTuning, fine_tune
@@ -28,6 +29,7 @@ __all__ = [
     "FineTuning",
     "IFNode",
     "NetworkStatistics",
+    "Neuron",
     "OffsetSpikeReport",
     "SpikingNetwork",
     "build_info",

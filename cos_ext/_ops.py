@@ -94,6 +94,7 @@ def build_info() -> dict[str, Any]:
 
 # What follows the histogram in a row of sums (csrc/core/statistics.h).
 TALLIES = ("spikes", "silent", "saturated", "clipping", "quantisation", "unbounded")
+_GENERAL_WANTED = slice(24, 28)  # of general_forward, after x_seq (csrc/ops.cpp)
 CUDA_SLOTS = 64  # rows of sums of a CUDA launch (csrc/cuda/kernels.cuh)
 
 _cuda_error = _load()
@@ -227,6 +228,23 @@ def _(
     return _cos_results(
         x_seq, rho, return_v, return_count, return_v_init, return_offset, return_statistics
     )
+
+
+@torch.library.register_fake("cos_ext::general_forward")
+def _(x_seq, *rest):
+    return torch.empty_like(x_seq), *_general_results(x_seq, *rest)
+
+
+@torch.library.register_fake("cos_ext::general_forward_")
+def _(x_seq, *rest):
+    return _general_results(x_seq, *rest)
+
+
+def _general_results(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    v, count, v_init, offset = rest[_GENERAL_WANTED]
+    state, whole = state_dtype(x.dtype), torch.int32
+    asked = ((v, state), (count, whole), (v_init, state), (offset, whole))
+    return tuple(_result(x, one, dtype) for one, dtype in asked)
 
 
 @torch.library.register_fake("cos_ext::rate_forward")

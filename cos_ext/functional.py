@@ -33,6 +33,7 @@ from ._functional.checks import (
 )
 from ._functional.desired import calibrate_v_init, rate_forward
 from ._functional.events import spike_conv2d, spike_linear
+from ._functional.general import neuron_forward
 from ._functional.gradients import if_gradient
 from ._functional.results import Calibration, COSResult, IFResult
 from ._ops import state_dtype
@@ -59,6 +60,7 @@ __all__ = [
     "check_values",
     "cos_forward",
     "if_forward",
+    "neuron_forward",
     "parallel_forward",
     "rate_forward",
     "spike_conv2d",

@@ -61,8 +61,8 @@ class Builder {
     job_.rho = rho;
     job_.iterations = iterations;
   }
-  void emission(int64_t emission, bool return_v) {
-    check_emission(emission, return_v);
+  void emission(int64_t emission, bool return_v, Emission last = Emission::Front) {
+    check_emission(emission, return_v, last);
     job_.emission = static_cast<Emission>(emission);
     if (emission) job_.iterations = 0;  // the count is all it takes
   }
@@ -110,6 +110,20 @@ class Builder {
     job_.v_reset = v_reset.value_or(0);
   }
 
+  // Makes general neurons of them (core/general.h). Must come before emit().
+  void general(const General& of, const std::optional<Tensor>& emitted, const std::optional<Tensor>& step_bias,
+               const std::optional<Tensor>& step_scale) {
+    check_general(of, x_.size(0), emitted.has_value(), step_scale.has_value());
+    if (emitted) check_parameter("emitted", *emitted, x_);
+    if (step_bias) check_step_bias(*step_bias, x_);
+    if (step_scale) check_step_scale(*step_scale, x_);
+    job_.general = of;
+    job_.general.on = true;
+    emitted_ = in_state(emitted);
+    step_bias_ = in_state(step_bias);
+    step_scale_ = step_scale;
+  }
+
   // Spikes to a fresh tensor of x's memory format, or over x.
   Tensor emit(bool inplace) {
     job_.steps = x_.size(0);
@@ -120,6 +134,8 @@ class Builder {
       check_apart("scale", scale_, x_);
       check_apart("bias", bias_, x_);
       check_apart("residual", residual_, x_);
+      check_apart("emitted", emitted_, x_);
+      check_apart("step_bias", step_bias_, x_);
     }
     spikes_ = inplace ? x_ : job_.pool.rows ? pooled() : torch::stable::empty_like(x_);
     return *spikes_;
@@ -196,6 +212,12 @@ class Builder {
     describe(job_.v_init, v_init_, order);
     describe(job_.scale, scale_, order);
     describe(job_.bias, bias_, order);
+    describe(job_.general.emitted, emitted_, order);
+    if (step_bias_) {
+      describe(job_.general.bias, torch::stable::select(*step_bias_, 0, 0), order);
+      job_.general.bias_time = step_bias_->size(0) > 1 ? step_bias_->stride(0) : 0;
+    }
+    if (step_scale_) job_.general.scales = step_scale_->const_data_ptr<double>();
     if (bits_ || level_) job_.channels = x_.size(2);
     if (bits_) job_.bits = {static_cast<uint64_t*>(bits_->mutable_data_ptr()), bits_->stride(0)};
     if (level_) {
@@ -281,6 +303,7 @@ class Builder {
   ScalarType state_;
   std::vector<int64_t> sizes_;
   std::optional<Tensor> theta_, v_init_, scale_, bias_, residual_, sent_, spikes_, bits_, level_, like_, result_like_;
+  std::optional<Tensor> emitted_, step_bias_, step_scale_;
 };
 
 }  // namespace cos_ext

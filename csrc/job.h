@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <numeric>
 #include <stdexcept>
@@ -13,7 +14,7 @@ namespace cos_ext {
 
 // How the spikes are ordered in time: as the calibrated neuron fires (the paper's), or planned (core/emission.h). Rate: no spikes
 // but their mean over rho steps, θ C*/rho, from an input that is the mean current over them.
-enum class Emission : int32_t { Calibrated, Even, Front, Rate };
+enum class Emission : int32_t { Calibrated, Even, Front, Block, Rate };
 
 // core/surrogate.h has their formulas.
 enum class Surrogate : int32_t { ATan, Sigmoid, Triangle, Rectangle, FastSigmoid };
@@ -70,6 +71,20 @@ struct Gradients {
   void* bias = nullptr;
 };
 
+// What makes a neuron a general one (core/general.h); numbers in its words.
+struct General {
+  bool on = false;
+  double s_min = 0, s_max = 1, n_min = -INFINITY, n_max = INFINITY;
+  double upper = 1, lower = INFINITY, leak = 1, ratio = 0.75;
+  bool strict = true, gated = false, prediction = false;
+  int32_t rungs = 0;  // 0: levels, no ladder
+  int64_t silent = 0;  // steps before the first spike
+  Parameter emitted;  // the value of one level; without data: θ
+  Parameter bias;  // b(t), in the state type; without data: 0
+  int64_t bias_time = 0;
+  const double* scales = nullptr;  // what θ is multiplied by at every step; null: 1
+};
+
 constexpr int64_t kMaxFusedSteps = 4096;
 
 struct Job {
@@ -115,6 +130,7 @@ struct Job {
   int32_t* offset = nullptr;
 
   Gradients gradients;
+  General general;
 
   // Sums over the neurons (core/statistics.h), added to [slots, tally_size(rho)]: where many add at once, to several rows.
   // Null: none.

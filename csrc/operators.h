@@ -93,6 +93,82 @@ struct Operators {
     return {v, count, shifted, offset, statistics};
   }
 
+  using GeneralResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+  static GeneralResults general_any(const Tensor& x, const MaybeTensor& theta, double theta_value, const MaybeTensor& v_init,
+                                    MaybeDouble v_init_value, MaybeDouble v_reset, const General& of, const MaybeTensor& emitted,
+                                    const MaybeTensor& step_bias, const MaybeTensor& step_scale, int64_t rho, int64_t iterations,
+                                    int64_t emission, bool return_v, bool return_count, bool return_v_init, bool return_offset,
+                                    const MaybeTensor& scale, const MaybeTensor& bias, const MaybeTensor& residual,
+                                    bool inplace) {
+    Builder build(x, theta, theta_value, v_init, v_init_value);
+    build.hard_reset(v_reset);
+    if (static_cast<Emission>(emission) == Emission::Rate) {
+      STD_TORCH_CHECK(x.size(0) == 1, "x_mean must be [1, *neurons]");
+      build.rate(rho);
+    } else {
+      if (rho) build.calibrate(rho, iterations);
+      STD_TORCH_CHECK(rho || emission == 0, "emission ", emission, " needs rho >= 1");
+      build.emission(emission, return_v, Emission::Block);
+    }
+    check_general_calibration(of, rho, emission, v_reset.has_value(), step_scale.has_value());
+    build.general(of, emitted, step_bias, step_scale);
+    build.fuse(scale, bias, residual);
+    Tensor spikes = build.emit(inplace);
+    Tensor v = build.result(return_v, build.state());
+    Tensor count = build.result(return_count, ScalarType::Int);
+    Tensor shifted = build.result(return_v_init, build.state());
+    Tensor offset = build.result(return_offset, ScalarType::Int);
+    build.v(v);
+    build.count(count);
+    build.v_init_out(shifted);
+    build.offset(offset);
+    build.launch(Launch::run);
+    return {spikes, v, count, shifted, offset};
+  }
+  static General general_of(int64_t s_min, int64_t s_max, double n_min, double n_max, double upper, double lower, bool strict,
+                            double leak, int64_t silent, bool prediction, int64_t rungs, double ratio, bool gated) {
+    General of;
+    of.s_min = static_cast<double>(s_min);
+    of.s_max = static_cast<double>(s_max);
+    of.n_min = n_min;
+    of.n_max = n_max;
+    of.upper = upper;
+    of.lower = lower;
+    of.strict = strict;
+    of.leak = leak;
+    of.silent = silent;
+    of.prediction = prediction;
+    of.rungs = static_cast<int32_t>(std::min<int64_t>(rungs, kMostRungs + 1));
+    of.ratio = ratio;
+    of.gated = gated;
+    return of;
+  }
+  static GeneralResults general_forward(Tensor x, MaybeTensor theta, double theta_value, MaybeTensor v_init,
+                                        MaybeDouble v_init_value, MaybeDouble v_reset, int64_t s_min, int64_t s_max, double n_min,
+                                        double n_max, double upper, double lower, bool strict, double leak, int64_t silent,
+                                        bool prediction, int64_t rungs, double ratio, bool gated, MaybeTensor emitted,
+                                        MaybeTensor step_bias, MaybeTensor step_scale, int64_t rho, int64_t iterations,
+                                        int64_t emission, bool return_v, bool return_count, bool return_v_init,
+                                        bool return_offset, MaybeTensor scale, MaybeTensor bias, MaybeTensor residual) {
+    const General of =
+        general_of(s_min, s_max, n_min, n_max, upper, lower, strict, leak, silent, prediction, rungs, ratio, gated);
+    return general_any(x, theta, theta_value, v_init, v_init_value, v_reset, of, emitted, step_bias, step_scale, rho, iterations,
+                       emission, return_v, return_count, return_v_init, return_offset, scale, bias, residual, false);
+  }
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> general_forward_(
+      Tensor x, MaybeTensor theta, double theta_value, MaybeTensor v_init, MaybeDouble v_init_value, MaybeDouble v_reset,
+      int64_t s_min, int64_t s_max, double n_min, double n_max, double upper, double lower, bool strict, double leak,
+      int64_t silent, bool prediction, int64_t rungs, double ratio, bool gated, MaybeTensor emitted, MaybeTensor step_bias,
+      MaybeTensor step_scale, int64_t rho, int64_t iterations, int64_t emission, bool return_v, bool return_count,
+      bool return_v_init, bool return_offset, MaybeTensor scale, MaybeTensor bias, MaybeTensor residual) {
+    const General of =
+        general_of(s_min, s_max, n_min, n_max, upper, lower, strict, leak, silent, prediction, rungs, ratio, gated);
+    auto [spikes, v, count, shifted, offset] =
+        general_any(x, theta, theta_value, v_init, v_init_value, v_reset, of, emitted, step_bias, step_scale, rho, iterations,
+                    emission, return_v, return_count, return_v_init, return_offset, scale, bias, residual, true);
+    return {v, count, shifted, offset};
+  }
+
   static Tensor rate_any(const Tensor& x, const MaybeTensor& theta, double theta_value, const MaybeTensor& v_init,
                          MaybeDouble v_init_value, int64_t rho, const MaybeTensor& scale, const MaybeTensor& bias,
                          const MaybeTensor& residual, bool inplace) {
@@ -148,14 +224,16 @@ struct Operators {
   }
 };
 
-#define COS_EXT_REGISTER(m, Launch)                                               \
-  m.impl("if_forward", TORCH_BOX(&cos_ext::Operators<Launch>::if_forward));       \
-  m.impl("if_forward_", TORCH_BOX(&cos_ext::Operators<Launch>::if_forward_));     \
-  m.impl("if_backward", TORCH_BOX(&cos_ext::Operators<Launch>::if_backward));     \
-  m.impl("cos_forward", TORCH_BOX(&cos_ext::Operators<Launch>::cos_forward));     \
-  m.impl("cos_forward_", TORCH_BOX(&cos_ext::Operators<Launch>::cos_forward_));   \
-  m.impl("rate_forward", TORCH_BOX(&cos_ext::Operators<Launch>::rate_forward));   \
-  m.impl("rate_forward_", TORCH_BOX(&cos_ext::Operators<Launch>::rate_forward_)); \
+#define COS_EXT_REGISTER(m, Launch)                                                     \
+  m.impl("if_forward", TORCH_BOX(&cos_ext::Operators<Launch>::if_forward));             \
+  m.impl("if_forward_", TORCH_BOX(&cos_ext::Operators<Launch>::if_forward_));           \
+  m.impl("if_backward", TORCH_BOX(&cos_ext::Operators<Launch>::if_backward));           \
+  m.impl("cos_forward", TORCH_BOX(&cos_ext::Operators<Launch>::cos_forward));           \
+  m.impl("cos_forward_", TORCH_BOX(&cos_ext::Operators<Launch>::cos_forward_));         \
+  m.impl("general_forward", TORCH_BOX(&cos_ext::Operators<Launch>::general_forward));   \
+  m.impl("general_forward_", TORCH_BOX(&cos_ext::Operators<Launch>::general_forward_)); \
+  m.impl("rate_forward", TORCH_BOX(&cos_ext::Operators<Launch>::rate_forward));         \
+  m.impl("rate_forward_", TORCH_BOX(&cos_ext::Operators<Launch>::rate_forward_));       \
   m.impl("calibrate_v_init", TORCH_BOX(&cos_ext::Operators<Launch>::calibrate_v_init))
 
 }  // namespace cos_ext

@@ -17,6 +17,11 @@
 #define COS_WINDOW "int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w"
 #define COS_FUSED_BITS COS_FUSED ", Tensor? residual_level=None"
 #define COS_POOL ", int pool_rows=0, int pool_columns=0"
+#define COS_GENERAL                                                                                                         \
+  "float? v_reset, int s_min, int s_max, float n_min, float n_max, float upper, float lower, bool strict, float leak, int " \
+  "silent, "                                                                                                                \
+  "bool prediction, int rungs, float ratio, bool gated, Tensor? emitted, Tensor? step_bias, Tensor? step_scale, int rho, "  \
+  "int iterations, int emission, bool return_v, bool return_count, bool return_v_init, bool return_offset"
 #define COS_RESULTS "Tensor v, Tensor spike_count, Tensor v_init_out, Tensor offset_spikes, Tensor statistics)"
 
 STABLE_TORCH_LIBRARY(COS_EXT_LIBRARY, m) {
@@ -25,6 +30,12 @@ STABLE_TORCH_LIBRARY(COS_EXT_LIBRARY, m) {
   m.def("if_forward_(Tensor(a!) x_seq, " COS_PARAMETERS COS_IF COS_FUSED ") -> (Tensor v, Tensor spike_count)");
   m.def("cos_forward(Tensor x_seq, " COS_PARAMETERS COS_COS COS_FUSED COS_POOL ") -> (Tensor spikes, " COS_RESULTS);
   m.def("cos_forward_(Tensor(a!) x_seq, " COS_PARAMETERS COS_COS COS_FUSED ") -> (" COS_RESULTS);
+  // core/general.h. rho 0: no calibration. emission 3 is block: planned again in every rho steps. emission 4 is the mean over rho
+  // steps, from x_seq [1, *neurons], the mean of the input.
+  m.def("general_forward(Tensor x_seq, " COS_PARAMETERS COS_GENERAL COS_FUSED
+        ") -> (Tensor spikes, Tensor v, Tensor spike_count, Tensor v_init_out, Tensor offset_spikes)");
+  m.def("general_forward_(Tensor(a!) x_seq, " COS_PARAMETERS COS_GENERAL COS_FUSED
+        ") -> (Tensor v, Tensor spike_count, Tensor v_init_out, Tensor offset_spikes)");
   m.def("rate_forward(Tensor x_mean, " COS_PARAMETERS "int rho" COS_FUSED ") -> Tensor rates");
   m.def("rate_forward_(Tensor(a!) x_mean, " COS_PARAMETERS "int rho" COS_FUSED ") -> ()");
   m.def("calibrate_v_init(Tensor x_seq, " COS_PARAMETERS

@@ -19,6 +19,7 @@ LEVELS = {
     "_batches": 0,
     "_loops": 1,
     "surrogate": 1,
+    "general": 1,
     "_functional": 2,
     "functional": 3,
     "qcfs": 3,

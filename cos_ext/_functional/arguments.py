@@ -49,7 +49,7 @@ def prepared(
     theta, theta_value = None, 0.0
     if isinstance(v_threshold, Tensor):
         theta = v_threshold
-        _check_parameter("v_threshold", theta, x_seq)
+        check_parameter("v_threshold", theta, x_seq)
         if theta.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_fake(theta):
             check_values("v_threshold", theta, x_seq.dtype)
     else:
@@ -57,7 +57,7 @@ def prepared(
     init, init_value = None, None
     if isinstance(v_init, Tensor):
         init = v_init
-        _check_parameter("v_init", init, x_seq)
+        check_parameter("v_init", init, x_seq)
     elif v_init is not None:
         init_value = check_number("v_init", v_init)
     _check_no_gradient([t for t in (x_seq, theta, init) if t is not None])
@@ -93,7 +93,7 @@ def check_fused(
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor or None, got {type(tensor).__name__}")
         if name != "residual":
-            _check_parameter(name, tensor, x_seq)
+            check_parameter(name, tensor, x_seq)
     if residual is not None:
         _check_residual(residual, x_seq)
     if (given or pool is not None) and x_seq.shape[0] > MAX_FUSED_STEPS:
@@ -156,7 +156,8 @@ def _check_input(x_seq: Tensor, inplace: bool) -> None:
         raise RuntimeError(f"x_seq is on {x_seq.device}; cos_ext has kernels for cpu and cuda")
 
 
-def _check_parameter(name: str, parameter: Tensor, x_seq: Tensor) -> None:
+def check_parameter(name: str, parameter: Tensor, x_seq: Tensor) -> None:
+    """Validate a tensor that broadcasts to the neurons: dtype, device and shape."""
     allowed = (x_seq.dtype, state_dtype(x_seq.dtype))
     if parameter.dtype not in allowed:
         raise TypeError(

@@ -75,10 +75,10 @@ COS_HD double exact_floor(double x) { return floor(x); }
 COS_HD float fused(float a, float b, float c) { return fmaf(a, b, c); }
 COS_HD double fused(double a, double b, double c) { return fma(a, b, c); }
 
-// ψ of one neuron: positive, spikes missing; negative, spikes too many.
+// ψ of one neuron whose count may end at fewest..most: positive, spikes missing; negative, spikes too many.
 template <class S>
-COS_HD int32_t offset_spikes(S r, S theta, int32_t count, int32_t rho) {
-  const S low = static_cast<S>(-count), high = static_cast<S>(rho - count);
+COS_HD int32_t offset_spikes(S r, S theta, int32_t count, int32_t fewest, int32_t most) {
+  const S low = static_cast<S>(fewest - count), high = static_cast<S>(most - count);
   S q = exact_floor(r / theta);
   // The division may round up to the next integer. A correctly rounded r - qθ has the exact sign, so one look mends it.
   q = fused(-q, theta, r) < 0 ? q - 1 : q;
@@ -90,7 +90,7 @@ COS_HD int32_t offset_spikes(S r, S theta, int32_t count, int32_t rho) {
 // C* of one neuron that is driven by the same mean current for rho steps.
 template <class S>
 COS_HD int32_t desired_count(S mean, S v_init, S theta, int32_t rho) {
-  return offset_spikes(mean * static_cast<S>(rho) + v_init, theta, 0, rho);
+  return offset_spikes(mean * static_cast<S>(rho) + v_init, theta, 0, 0, rho);
 }
 
 // One shift of v(0) of one neuron, from the latest watch. Rounding can leave nothing to remove or to add where inputs
@@ -111,16 +111,16 @@ COS_HD S shifted(S v_init, S theta, int32_t psi, int32_t k, S min_fired, S max_s
 // The whole calibration of a group of W neurons. v_init is shifted in place; psi and count (N) are those before calibration.
 // `look(w, v_init, k)` watches rho steps from v_init with watch(); for k > 0 it may leave out neurons with |ψ| <= k.
 // `noted(w, v_init)` is called once, after the first watch, with psi and count set and v_init not shifted yet.
-// iterations < 0: until no neuron of the group is left, at most rho rounds.
+// The count may end at fewest..most; of a neuron of one level, at 0..rho. iterations < 0: until no neuron of the group is left.
 template <class S, int W, class Theta, class Look, class Noted>
-COS_HD void calibrate(S (&v_init)[W], int32_t (&psi)[W], int32_t (&count)[W], const Theta& theta, int64_t rho, int64_t iterations,
-                      const Look& look, const Noted& noted) {
+COS_HD void calibrate(S (&v_init)[W], int32_t (&psi)[W], int32_t (&count)[W], const Theta& theta, int32_t fewest, int32_t most,
+                      int64_t iterations, const Look& look, const Noted& noted) {
   Watch<S, W> w;
   look(w, v_init, 0);
   COS_LANES
   for (int i = 0; i < W; ++i) {
     count[i] = w.count[i];
-    psi[i] = offset_spikes(w.v[i], theta[i], w.count[i], static_cast<int32_t>(rho));
+    psi[i] = offset_spikes(w.v[i], theta[i], w.count[i], fewest, most);
   }
   noted(w, v_init);
   int32_t worst = 0;

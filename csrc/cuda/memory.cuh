@@ -141,7 +141,9 @@ __device__ __forceinline__ void get(S (&lanes)[V], const Source& source, const T
   if (V > 1 && source.fetch == Fetch::Split) {
     const int64_t left = source.run.size - (start - source.run.divide(start) * source.run.size);
     if (left < V) {
-      const S second = data[place<kOperands>(task.walk, start + V - 1).offset[operand]];
+      const int64_t last = start + V - 1;
+      const S second = data[operand < kOperands ? place<kOperands>(task.walk, last).offset[operand]
+                                                : place<kAllOperands>(task.walk, last).offset[operand]];
       COS_UNROLL
       for (int i = 1; i < V; ++i) lanes[i] = i < left ? first : second;
     }

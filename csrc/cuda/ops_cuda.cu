@@ -5,6 +5,7 @@
 
 #include "../operators.h"
 #include "../qcfs.h"
+#include "general.cuh"
 #include "learning.cuh"
 #include "qcfs.cuh"
 
@@ -38,7 +39,8 @@ struct CudaLaunch {
     STD_TORCH_CHECK(job.pool.rows == 0 || (job.pool.rows == 2 && job.pool.columns == 2), "pool must be 2 x 2 on CUDA, got ",
                     job.pool.rows, " x ", job.pool.columns);
     const Place place(job, x);
-    cos_ext::cuda::launch(job, place.stream, place.cache);
+    job.general.on ? cos_ext::cuda::launch_general(job, place.stream, place.cache)
+                   : cos_ext::cuda::launch(job, place.stream, place.cache);
     check_launch();
   }
   static void back(const cos_ext::Job& job, const cos_ext::Tensor& x) {

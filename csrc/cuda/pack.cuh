@@ -96,7 +96,7 @@ __device__ __forceinline__ void run_pack(const Task& task, int64_t start, const 
   if (M != Mode::Fire) {
     int32_t psi[V];
     calibrate(
-        v, psi, count, theta, task.rho, task.iterations,
+        v, psi, count, theta, 0, task.rho, task.iterations,
         [&](Watch<S, V>& w, const S(&from)[V], int32_t) { watch(w, from, theta, task.rho, in); },
         [&](const Watch<S, V>& w, const S(&from)[V]) {
           if (E != Extra::Plain && task.tally) tally_watch(task, w, from, theta, psi, count);

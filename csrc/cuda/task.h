@@ -40,8 +40,8 @@ struct Divider {
   }
 };
 
-// The first kPlain are those of every kernel, kOperands those of kernels with a fused input, all of them those of
-// backpropagation, where kSpikes is the gradient of x and kSent that of the spikes.
+// The first kPlain are those of every kernel, kOperands those of kernels with a fused input. The others have a fourth group:
+// backpropagation, where kSpikes is the gradient of x and kSent that of the spikes, and general neurons.
 enum Operand {
   kX,
   kSpikes,
@@ -54,6 +54,8 @@ enum Operand {
   kResidual,
   kOperands,
   kSent = kOperands,
+  kEmitted = kOperands,
+  kStepBias,
   kAllOperands
 };
 
@@ -119,7 +121,7 @@ struct Task {
   int64_t x_time = 0;
   void* spikes = nullptr;
   int64_t spikes_time = 0;
-  Source theta, v_init, scale, bias;
+  Source theta, v_init, scale, bias, emitted, step_bias;
   const void* residual = nullptr;
   int64_t residual_time = 0;
   // Windows of 2 x 2: from a lane of x or of the residual to the next, and to the lower two.
@@ -225,8 +227,12 @@ inline bool make_task(Task& task, const Job& job, int64_t lanes, int64_t bytes, 
   }
   const bool found =
       make_source(task.theta, job.theta, lanes, lanes * state) && make_source(task.v_init, job.v_init, lanes, lanes * state) &&
-      make_source(task.scale, job.scale, lanes, lanes * state) && make_source(task.bias, job.bias, lanes, lanes * state);
+      make_source(task.scale, job.scale, lanes, lanes * state) && make_source(task.bias, job.bias, lanes, lanes * state) &&
+      make_source(task.emitted, job.general.emitted, lanes, lanes * state) &&
+      make_source(task.step_bias, job.general.bias, lanes, lanes * state);
   if (!found) return false;
+  const bool stepped = task.step_bias.fetch == Fetch::Run;  // a row of it at every step
+  if (stepped && job.general.bias_time % lanes) return false;
   if (job.half_theta_init) task.v_init.fetch = Fetch::HalfTheta;
   task.neurons = job.neurons;
   describe(task, job);
@@ -238,7 +244,10 @@ inline bool make_task(Task& task, const Job& job, int64_t lanes, int64_t bytes, 
                                          job.scale.data ? &job.scale.layout : &nothing,
                                          job.bias.data ? &job.bias.layout : &nothing,
                                          job.residual ? &job.residual_layout : &nothing,
-                                         back.sent ? &back.sent_layout : &nothing};
+                                         back.sent                  ? &back.sent_layout
+                                         : job.general.emitted.data ? &job.general.emitted.layout
+                                                                    : &nothing,
+                                         job.general.bias.data ? &job.general.bias.layout : &nothing};
   task.walk = make_walk(layouts);
   return true;
 }
@@ -308,7 +317,7 @@ inline void make_window_task(Task& task, const Job& job) {
   spikes.stride[0] = 1;
   task.neurons = job.neurons / 4;
   describe(task, job);
-  const Layout* layouts[kAllOperands] = {&x, &spikes, &theta, &v_init, &nothing, &scale, &bias, &residual, &nothing};
+  const Layout* layouts[kAllOperands] = {&x, &spikes, &theta, &v_init, &nothing, &scale, &bias, &residual, &nothing, &nothing};
   task.walk = make_walk(layouts);
 }
 

@@ -5,6 +5,7 @@
 #define COS_EXT_LIBRARY cos_ext_cuda_on_host
 #include "ops.cpp"
 
+#include "cuda/general.cuh"
 #include "cuda/learning.cuh"
 #include "cuda/qcfs.cuh"
 #include "operators.h"
@@ -19,7 +20,9 @@ struct ShimLaunch {
     static int64_t calls = 0;
     return ++calls % 2 ? 0 : INT64_MAX;
   }
-  static void run(const cos_ext::Job& job, const cos_ext::Tensor&) { cos_ext::cuda::launch(job, 0, cache()); }
+  static void run(const cos_ext::Job& job, const cos_ext::Tensor&) {
+    job.general.on ? cos_ext::cuda::launch_general(job, 0, cache()) : cos_ext::cuda::launch(job, 0, cache());
+  }
   static void back(const cos_ext::Job& job, const cos_ext::Tensor& x) {
     const auto starts = torch::stable::new_empty(x, {cos_ext::cuda::starts_size(job)}, cos_ext::state_type(x.scalar_type()));
     cos_ext::cuda::launch_back(job, starts.mutable_data_ptr(), 0, cache());

@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "cuda/general.cuh"
 #include "cuda/learning.cuh"
 #include "cuda/qcfs.cuh"
 #include "under_test.h"
@@ -18,7 +19,7 @@ int64_t cache() {  // streaming stores and plain ones
 }
 }  // namespace
 
-void run_kernel(const Job& job) { cuda::launch(job, 0, cache()); }
+void run_kernel(const Job& job) { job.general.on ? cuda::launch_general(job, 0, cache()) : cuda::launch(job, 0, cache()); }
 
 void run_backward(const Job& job) {
   // Exactly as much room as there must be, as aligned as a device's.

@@ -1,0 +1,336 @@
+"""The general neuron as an operator: its arguments, and its gradient in plain torch.
+
+What the neuron may be is in cos_ext/general.py; the arithmetic, in csrc/core/general.h. Public in
+cos_ext/functional.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _ops
+from .._ops import state_dtype
+from ..general import Neuron
+from ..surrogate import check_surrogate
+from .arguments import check_fused, check_parameter, check_watch, mark_written, prepared
+from .checks import (
+    GENERAL_EMISSIONS,
+    MAX_STEPS,
+    check_calibration,
+    check_choice,
+    check_number,
+    check_values,
+    differentiates,
+)
+from .currents import composed
+from .results import COSResult
+
+
+def neuron_forward(
+    x_seq: Tensor,
+    v_threshold: float | Tensor,
+    v_init: float | Tensor | None = None,
+    *,
+    neuron: Neuron,
+    v_reset: float | None = None,
+    rho: int = 0,
+    iterations: int | None = 1,
+    emission: str = "calibrated",
+    inplace: bool = False,
+    return_v: bool = False,
+    return_count: bool = False,
+    return_v_init: bool = False,
+    return_offset: bool = False,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    surrogate: Callable[[Tensor], Tensor] | None = None,
+    detach_reset: bool = False,
+) -> COSResult:
+    r"""Simulates neurons of any :class:`~cos_ext.Neuron` for T steps in one pass over memory.
+
+    With rho >= 1 their offset spikes are calibrated first, as by
+    :func:`~cos_ext.functional.cos_forward`. The count may then end at every number of levels that
+    rho steps can send:
+
+    .. math:: \psi = \mathrm{clip}(\lfloor r/\theta \rfloor,
+              \max(n_\min, \rho s_\min) - N, \min(n_\max, \rho s_\max) - N)
+
+    A shift of v(0) acts on the step that has the least to lose, or to gain, for one level. That
+    extends the paper's proof to more levels; it is ours, not published.
+
+    Args:
+        x_seq, v_threshold, v_init, v_reset, inplace, return_v, scale, bias, residual, surrogate,
+            detach_reset: as for :func:`~cos_ext.functional.if_forward`.
+        neuron: what it does in a step.
+        rho, iterations, return_v_init, return_offset: as for
+            :func:`~cos_ext.functional.cos_forward`; rho 0 is no calibration.
+        emission: "calibrated", "even" or "front" as there; front sends as many levels as a step
+            takes. "block" plans again in every rho steps: each block sends, evenly, what its own
+            input and what was left before ask for.
+        return_count: return the levels sent up or down, ``[*neurons]``, int32: of a ladder, the
+            rungs.
+
+    Returns:
+        COSResult(spikes, v, spike_count, v_init, offset_spikes, None).
+
+    In float16 and bfloat16, what is sent is rounded, and a reset takes off what was sent. With
+    ``emitted`` or prediction it takes off θ q.
+
+    Where a gradient is needed, each level is a step of the surrogate, in plain torch, step by step.
+    A ladder, and calibration, have none.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for :func:`~cos_ext.functional.cos_forward`;
+            ValueError also for settings of the neuron that do not go together with each other, with
+            T or with rho.
+
+    Example:
+        >>> x_seq = torch.rand(2, 3, 5)
+        >>> sent = neuron_forward(x_seq, 0.25, neuron=Neuron(levels=(0, 4))).spikes
+    """
+    reset = None if v_reset is None else check_number("v_reset", v_reset)
+    if not isinstance(neuron, Neuron):
+        raise TypeError(f"neuron must be a cos_ext.Neuron, got {type(neuron).__name__}")
+    rounds = _check_watching(x_seq, neuron, reset, rho, iterations, emission, return_v)
+    extra = _extra(x_seq, neuron)
+    tensors = (x_seq, v_threshold, v_init, *extra[:2], scale, bias, residual)
+    learns = differentiates([each for each in tensors if isinstance(each, Tensor)])
+    if learns and not rho:
+        return _gradient(
+            (x_seq, v_threshold, v_init, reset),
+            neuron,
+            extra,
+            (scale, bias, residual),
+            (check_surrogate(surrogate), detach_reset),
+            (inplace, return_v, return_count),
+        )
+    given = prepared(x_seq, v_threshold, v_init, inplace, check_values)
+    check_fused(x_seq, scale, bias, residual, None, inplace, False)
+    wanted = (return_v, return_count, return_v_init and rho > 0, return_offset and rho > 0)
+    order = GENERAL_EMISSIONS.index(emission) if rho else 0
+    own = (*as_operands(neuron), *extra)
+    options = (reset, *own, rho, rounds, order, *wanted, scale, bias, residual)
+    if inplace:
+        results = _ops.ops.general_forward_(*given, *options)
+        mark_written(x_seq)
+        spikes = x_seq
+    else:
+        spikes, *results = _ops.ops.general_forward(*given, *options)
+    kept = (result if asked else None for result, asked in zip(results, wanted))
+    return COSResult(spikes, *kept)
+
+
+def general_rate(
+    x_mean: Tensor, v_threshold: Tensor, v_init: Tensor, neuron: Neuron, rho: int, inplace: bool
+) -> Tensor:
+    """What :func:`~cos_ext.functional.rate_forward` is for the general neuron: the mean of its
+    calibrated spikes over rho steps, from its mean input ``[*neurons]``.
+    """
+    x_seq = x_mean.unsqueeze(0)
+    given = prepared(x_seq, v_threshold, v_init, inplace, check_values)
+    own = (*as_operands(neuron), *_extra(x_seq, neuron))
+    options = (None, *own, rho, 0, len(GENERAL_EMISSIONS), *[False] * 4)
+    if inplace:
+        _ops.ops.general_forward_(*given, *options)
+        mark_written(x_mean)
+        return x_mean
+    return _ops.ops.general_forward(*given, *options)[0].squeeze(0)
+
+
+def as_operands(neuron: Neuron) -> tuple[Any, ...]:
+    """The numbers of a neuron as the operator's schema orders them."""
+    fewest, most = neuron.count
+    return (
+        *neuron.levels,
+        -math.inf if fewest is None else float(fewest),
+        math.inf if most is None else float(most),
+        neuron.upper,
+        math.inf if neuron.lower is None else neuron.lower,
+        neuron.strict,
+        neuron.leak,
+        neuron.silent,
+        neuron.prediction,
+        neuron.ladder or 0,
+        neuron.ratio,
+        neuron.gated,
+    )
+
+
+def _extra(x_seq: Tensor, neuron: Neuron) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """emitted, b ``[T, ...]`` and the scales ``[T]`` as the operator takes them."""
+    if not isinstance(x_seq, Tensor) or x_seq.dim() == 0:
+        return None, None, None  # prepared() refuses it
+    steps, neurons, state = x_seq.shape[0], x_seq.shape[1:], state_dtype(x_seq.dtype)
+    emitted, step_bias, scales = neuron.emitted, neuron.step_bias, None
+    if isinstance(emitted, Tensor):
+        check_parameter("emitted", emitted, x_seq)
+    elif emitted is not None:
+        emitted = x_seq.new_full((), emitted, dtype=state)
+    if step_bias is not None:
+        if step_bias.shape[0] != steps:
+            raise ValueError(
+                f"step_bias must have a value for each of the {steps} steps, got shape "
+                f"{tuple(step_bias.shape)}"
+            )
+        own = step_bias.shape[1:]
+        step_bias = step_bias.reshape(steps, *own, *[1] * (len(neurons) - 2 if own else 0))
+        check_parameter("step_bias", step_bias[0], x_seq)
+    if neuron.step_scale is not None:
+        if len(neuron.step_scale) != steps:
+            raise ValueError(
+                f"step_scale must have a number for each of the {steps} steps, got "
+                f"{len(neuron.step_scale)}"
+            )
+        scales = torch.tensor(neuron.step_scale, dtype=torch.float64, device=x_seq.device)
+    return emitted, step_bias, scales
+
+
+def _check_watching(
+    x_seq: Tensor,
+    neuron: Neuron,
+    v_reset: float | None,
+    rho: int,
+    iterations: int | None,
+    emission: str,
+    return_v: bool,
+) -> int:
+    """Validate what must fit together; the iterations as the operator takes them."""
+    check_choice("emission", emission, GENERAL_EMISSIONS)
+    if isinstance(x_seq, Tensor) and x_seq.dim():
+        most = max(-neuron.levels[0], neuron.levels[1]) * x_seq.shape[0]
+        if most > MAX_STEPS:
+            raise ValueError(
+                f"levels times steps must be at most {MAX_STEPS}, got {neuron.levels} and "
+                f"{x_seq.shape[0]} steps"
+            )
+    if neuron.prediction and v_reset is not None:
+        raise ValueError("prediction needs soft reset, got a v_reset")
+    if rho == 0:
+        if emission != "calibrated":
+            raise ValueError(f"emission {emission!r} needs rho >= 1, got 0")
+        return 0
+    rounds = check_calibration(rho, iterations)
+    check_watch("rho", rho, x_seq)
+    if reason := uncalibrated(neuron, v_reset, emission):
+        raise ValueError(f"rho must be 0 with {reason}, got {rho}")
+    if emission != "calibrated" and return_v:
+        raise ValueError(
+            f"return_v must be False with emission {emission!r}: only calibrated neurons have a "
+            "potential"
+        )
+    return rounds
+
+
+def uncalibrated(neuron: Neuron, v_reset: float | None, emission: str) -> str:
+    """Why neurons cannot be calibrated, or nothing."""
+    reasons = {
+        "hard reset": v_reset is not None,
+        "a ladder": neuron.ladder is not None,
+        "prediction": neuron.prediction,
+        "a leak": neuron.leak != 1,
+        "silent steps": neuron.silent > 0,
+        "step_scale": neuron.step_scale is not None,
+        "emission 'calibrated' and an upper other than 1": emission == "calibrated"
+        and neuron.upper != 1,
+        f"emission {emission!r} and a bounded count": emission in ("calibrated", "block")
+        and neuron.count != (None, None),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _gradient(
+    simulated: tuple[Tensor, float | Tensor, float | Tensor | None, float | None],
+    neuron: Neuron,
+    extra: tuple[Tensor | None, Tensor | None, Tensor | None],
+    fused: tuple[Tensor | None, Tensor | None, Tensor | None],
+    through: tuple[Callable[[Tensor], Tensor], bool],
+    asked: tuple[bool, bool, bool],
+) -> COSResult:
+    """The steps in plain torch, with a gradient."""
+    x_seq, v_threshold, v_init, v_reset = simulated
+    inplace, return_v, return_count = asked
+    if inplace:
+        raise RuntimeError("a gradient is needed, which needs x_seq: inplace must be False")
+    if neuron.ladder is not None:
+        raise RuntimeError("a ladder has no gradient: an input requires one and grad mode is on")
+    with torch.no_grad():
+        prepared(x_seq, v_threshold, v_init, False, check_values)
+        check_fused(x_seq, *fused, None, False, False)
+    current = composed(x_seq, *fused)
+    spikes, v, count = loop(current, v_threshold, v_init, v_reset, neuron, extra, through)
+    return COSResult(spikes, v if return_v else None, count if return_count else None, None, None)
+
+
+def loop(
+    x_seq: Tensor,
+    v_threshold: float | Tensor,
+    v_init: float | Tensor | None,
+    v_reset: float | None,
+    neuron: Neuron,
+    extra: tuple[Tensor | None, Tensor | None, Tensor | None],
+    through: tuple[Callable[[Tensor], Tensor], bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Levels step by step in plain torch: what is sent, v(T), and the levels up or down."""
+    surrogate, detach_reset = through
+    emitted, step_bias, scales = extra
+    state = state_dtype(x_seq.dtype)
+    own = torch.as_tensor(v_threshold, dtype=state, device=x_seq.device)
+    v = own / 2 if v_init is None else torch.as_tensor(v_init, dtype=state, device=x_seq.device)
+    v = v.expand(x_seq.shape[1:])
+    n, mean = torch.zeros_like(v), torch.zeros_like(v)
+    count = torch.zeros_like(v, dtype=torch.int32)
+    sent_at = []
+    for t, x in enumerate(x_seq):
+        theta = own if scales is None else own * scales[t].to(state)
+        m = neuron.leak * v + x.to(state)
+        m = m if step_bias is None else m + step_bias[t].to(state)
+        if t < neuron.silent:
+            v = m
+            sent_at.append(torch.zeros_like(x))
+            continue
+        d = m - mean if neuron.prediction else m
+        q = _levels(neuron, d, theta, n, surrogate)
+        taken = q * theta
+        sent = taken if emitted is None else q * emitted.to(state)
+        if not neuron.prediction and emitted is None:
+            taken = taken + (taken.to(x.dtype).to(state) - taken).detach()
+        value = mean + sent if neuron.prediction else sent
+        sent_at.append(value.to(x.dtype))
+        left = d - (taken.detach() if detach_reset else taken)
+        v = left if v_reset is None else torch.where(q.detach() != 0, v_reset, left)
+        n = n + q.detach()
+        mean = mean + sent / (t + 1) if neuron.prediction else mean
+        count += q.detach().abs().to(torch.int32)
+    return torch.stack(sent_at), v, count
+
+
+def _levels(
+    neuron: Neuron, d: Tensor, theta: Tensor, n: Tensor, surrogate: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """q, each of whose levels is a step of the surrogate."""
+    q = torch.zeros_like(d)
+    low, high = neuron.levels
+    fewest, most = neuron.count
+    up = neuron.upper * theta
+    for k in range(high):
+        bound = up + k * theta
+        q = q + _step(surrogate, (d - bound) / theta, d >= bound)
+    for k in range(-low):
+        bound = -(neuron.lower * theta + k * theta)  # type: ignore[operator]
+        below = d < bound if neuron.strict else d <= bound
+        q = q - _step(surrogate, (bound - d) / theta, below)
+    floor = q.new_tensor(low) if fewest is None else (fewest - n).clamp(min=low)
+    ceiling = q.new_tensor(high) if most is None else (most - n).clamp(max=high)
+    return torch.minimum(torch.maximum(q, floor), ceiling)
+
+
+def _step(surrogate: Callable[[Tensor], Tensor], u: Tensor, reached: Tensor) -> Tensor:
+    """Whether a bound is reached, as a number with the surrogate's gradient."""
+    s = surrogate(u).to(u.dtype)
+    return s + (reached.to(s.dtype) - s).detach()
