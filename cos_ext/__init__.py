@@ -14,8 +14,8 @@ from .calibration.thresholds import calibrate_thresholds, load_thresholds, save_
 from .conversion.loading import load_network
 from .conversion.pipeline import convert
 from .conversion.report import ConversionError, ConversionReport
-from .network.network import SpikingNetwork
 from .general import Neuron
+from .network.network import SpikingNetwork
 from .neuron import IFNode
 from .qcfs import QCFS
 from .training.fine_tuning import FineTuning, fine_tune

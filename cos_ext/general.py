@@ -185,9 +185,9 @@ class Neuron:
                 shown.append(f"{name}={_shown(getattr(self, name))}")
         return f"Neuron({', '.join(shown)})"
 
-    def with_tensors(self, **tensors: Tensor | None) -> Neuron:
-        """This neuron with these values of ``emitted`` and ``step_bias``."""
-        return replace(self, **tensors)
+    def with_tensors(self, emitted: float | Tensor | None, step_bias: Tensor | None) -> Neuron:
+        """This neuron with these values instead of its own."""
+        return replace(self, emitted=emitted, step_bias=step_bias)
 
 
 def _two(name: str, value: Any) -> tuple[Any, Any]:
