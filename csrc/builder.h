@@ -150,8 +150,8 @@ class Builder {
     return *bits_;
   }
 
-  Tensor result(bool wanted, ScalarType type) {
-    if (!wanted) return torch::stable::new_empty(x_, {0}, type);
+  std::optional<Tensor> result(bool wanted, ScalarType type) {
+    if (!wanted) return std::nullopt;
     STD_TORCH_CHECK(!job_.pool.rows, "with pool there are no results by neuron");
     if (!like_) like_ = torch::stable::select(x_, 0, 0);
     Tensor made = empty_like_as(*like_, type);
@@ -159,8 +159,8 @@ class Builder {
     return made;
   }
   // Sums over the neurons, [slots, tally_size(rho)].
-  Tensor tally(bool wanted, int64_t slots) {
-    if (!wanted) return torch::stable::new_empty(x_, {0}, ScalarType::Long);
+  std::optional<Tensor> tally(bool wanted, int64_t slots) {
+    if (!wanted) return std::nullopt;
     check_statistics(job_.rho);
     Tensor made = torch::stable::new_zeros(x_, {slots, tally_size(job_.rho)}, ScalarType::Long);
     job_.tally = made.mutable_data_ptr<int64_t>();
@@ -169,13 +169,13 @@ class Builder {
   }
   ScalarType state() const { return state_; }
 
-  void v(const Tensor& t) { job_.v = pointer(t); }
-  void count(const Tensor& t) { job_.count = static_cast<int32_t*>(pointer(t)); }
-  void v_init_out(const Tensor& t) { job_.v_init_out = pointer(t); }
-  void gradient_of_theta(const Tensor& t) { job_.gradients.theta = pointer(t); }
-  void gradient_of_bias(const Tensor& t) { job_.gradients.bias = pointer(t); }
-  void gradient_of_v_init(const Tensor& t) { job_.gradients.v_init = pointer(t); }
-  void offset(const Tensor& t) { job_.offset = static_cast<int32_t*>(pointer(t)); }
+  void v(const std::optional<Tensor>& t) { job_.v = pointer(t); }
+  void count(const std::optional<Tensor>& t) { job_.count = static_cast<int32_t*>(pointer(t)); }
+  void v_init_out(const std::optional<Tensor>& t) { job_.v_init_out = pointer(t); }
+  void gradient_of_theta(const std::optional<Tensor>& t) { job_.gradients.theta = pointer(t); }
+  void gradient_of_bias(const std::optional<Tensor>& t) { job_.gradients.bias = pointer(t); }
+  void gradient_of_v_init(const std::optional<Tensor>& t) { job_.gradients.v_init = pointer(t); }
+  void offset(const std::optional<Tensor>& t) { job_.offset = static_cast<int32_t*>(pointer(t)); }
 
   template <class Launch>
   void launch(const Launch& launch) {
@@ -221,7 +221,7 @@ class Builder {
     return {x_.size(0), x_.size(1), x_.size(3), x_.size(4), words(x_.size(2))};
   }
 
-  static void* pointer(const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; }
+  static void* pointer(const std::optional<Tensor>& t) { return t ? t->mutable_data_ptr() : nullptr; }
 
   std::optional<Tensor> in_state(const std::optional<Tensor>& parameter) const {
     if (!parameter || parameter->scalar_type() == state_) return parameter;

@@ -14,11 +14,15 @@ namespace cos_ext {
 using MaybeTensor = std::optional<Tensor>;
 using MaybeDouble = std::optional<double>;
 
+// What an operator that writes over its input returns: torch functionalizes such an operator only where its schema returns `Tensor`,
+// never `Tensor?` (can_auto_functionalize). An undefined tensor is None in Python.
+inline Tensor or_none(const MaybeTensor& result) { return result ? *result : Tensor(); }
+
 // Launch is a stateless type with `static void run(const Job&, const Tensor& x)`, `back` alike for backpropagation, and kSlots,
 // the rows of a tally.
 template <class Launch>
 struct Operators {
-  static std::tuple<Tensor, Tensor, Tensor> if_any(const Tensor& x, const MaybeTensor& theta, double theta_value,
+  static std::tuple<Tensor, MaybeTensor, MaybeTensor> if_any(const Tensor& x, const MaybeTensor& theta, double theta_value,
                                                    const MaybeTensor& v_init, MaybeDouble v_init_value, MaybeDouble v_reset,
                                                    bool return_v, bool return_count, const MaybeTensor& scale,
                                                    const MaybeTensor& bias, const MaybeTensor& residual, int64_t pool_rows,
@@ -28,15 +32,15 @@ struct Operators {
     build.fuse(scale, bias, residual);
     build.pool(pool_rows, pool_columns);
     Tensor spikes = build.emit(inplace);
-    Tensor v = build.result(return_v, build.state());
-    Tensor count = build.result(return_count, ScalarType::Int);
+    const MaybeTensor v = build.result(return_v, build.state());
+    const MaybeTensor count = build.result(return_count, ScalarType::Int);
     build.v(v);
     build.count(count);
     build.launch(Launch::run);
     return {spikes, v, count};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> if_forward(Tensor x, MaybeTensor theta, double theta_value, MaybeTensor v_init,
+  static std::tuple<Tensor, MaybeTensor, MaybeTensor> if_forward(Tensor x, MaybeTensor theta, double theta_value, MaybeTensor v_init,
                                                        MaybeDouble v_init_value, MaybeDouble v_reset, bool return_v,
                                                        bool return_count, MaybeTensor scale, MaybeTensor bias,
                                                        MaybeTensor residual, int64_t pool_rows, int64_t pool_columns) {
@@ -48,10 +52,10 @@ struct Operators {
                                                 MaybeTensor scale, MaybeTensor bias, MaybeTensor residual) {
     auto [spikes, v, count] =
         if_any(x, theta, theta_value, v_init, v_init_value, v_reset, return_v, return_count, scale, bias, residual, 0, 0, true);
-    return {v, count};
+    return {or_none(v), or_none(count)};
   }
 
-  using CosResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+  using CosResults = std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor, MaybeTensor, MaybeTensor>;
   static CosResults cos_any(const Tensor& x, const MaybeTensor& theta, double theta_value, const MaybeTensor& v_init,
                             MaybeDouble v_init_value, int64_t rho, int64_t iterations, bool return_v, bool return_count,
                             bool return_v_init, bool return_offset, int64_t emission, bool return_statistics,
@@ -63,11 +67,11 @@ struct Operators {
     build.fuse(scale, bias, residual);
     build.pool(pool_rows, pool_columns);
     Tensor spikes = build.emit(inplace);
-    Tensor v = build.result(return_v, build.state());
-    Tensor count = build.result(return_count, ScalarType::Int);
-    Tensor shifted = build.result(return_v_init, build.state());
-    Tensor offset = build.result(return_offset, ScalarType::Int);
-    Tensor statistics = build.tally(return_statistics, Launch::kSlots);
+    const MaybeTensor v = build.result(return_v, build.state());
+    const MaybeTensor count = build.result(return_count, ScalarType::Int);
+    const MaybeTensor shifted = build.result(return_v_init, build.state());
+    const MaybeTensor offset = build.result(return_offset, ScalarType::Int);
+    const MaybeTensor statistics = build.tally(return_statistics, Launch::kSlots);
     build.v(v);
     build.count(count);
     build.v_init_out(shifted);
@@ -90,7 +94,7 @@ struct Operators {
     auto [spikes, v, count, shifted, offset, statistics] =
         cos_any(x, theta, theta_value, v_init, v_init_value, rho, iterations, return_v, return_count, return_v_init,
                 return_offset, emission, return_statistics, scale, bias, residual, 0, 0, true);
-    return {v, count, shifted, offset, statistics};
+    return {or_none(v), or_none(count), or_none(shifted), or_none(offset), or_none(statistics)};
   }
 
   static Tensor rate_any(const Tensor& x, const MaybeTensor& theta, double theta_value, const MaybeTensor& v_init,
@@ -117,17 +121,17 @@ struct Operators {
                                                              MaybeDouble v_init_value, int64_t rho, int64_t iterations) {
     Builder build(x, theta, theta_value, v_init, v_init_value);
     build.calibrate(rho, iterations);
-    Tensor shifted = build.result(true, build.state());
-    Tensor offset = build.result(true, ScalarType::Int);
-    Tensor count = build.result(true, ScalarType::Int);
+    const MaybeTensor shifted = build.result(true, build.state());
+    const MaybeTensor offset = build.result(true, ScalarType::Int);
+    const MaybeTensor count = build.result(true, ScalarType::Int);
     build.v_init_out(shifted);
     build.offset(offset);
     build.count(count);
     build.launch(Launch::run);
-    return {shifted, offset, count};
+    return {*shifted, *offset, *count};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor> if_backward(Tensor grad, Tensor x, MaybeTensor theta, double theta_value,
+  static std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor> if_backward(Tensor grad, Tensor x, MaybeTensor theta, double theta_value,
                                                                 MaybeTensor v_init, MaybeDouble v_init_value, MaybeDouble v_reset,
                                                                 int64_t surrogate, double alpha, bool detach_reset,
                                                                 bool of_v_init, bool of_theta, MaybeTensor bias,
@@ -137,9 +141,9 @@ struct Operators {
     build.hard_reset(v_reset);
     build.fuse(std::nullopt, bias, residual);
     Tensor grad_x = build.emit_gradient(grad, surrogate, alpha, detach_reset);
-    Tensor grad_v_init = build.result(of_v_init, build.state());
-    Tensor grad_theta = build.result(of_theta, build.state());
-    Tensor grad_bias = build.result(of_bias, build.state());
+    const MaybeTensor grad_v_init = build.result(of_v_init, build.state());
+    const MaybeTensor grad_theta = build.result(of_theta, build.state());
+    const MaybeTensor grad_bias = build.result(of_bias, build.state());
     build.gradient_of_v_init(grad_v_init);
     build.gradient_of_theta(grad_theta);
     build.gradient_of_bias(grad_bias);
