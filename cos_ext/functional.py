@@ -1,7 +1,8 @@
 """The operators as functions: what each one takes, does and returns.
 
-The operators that emit spikes are described here, and run in _functional/passes.py. Those that emit
-none, the checks and the results are in _functional/ and public here. The arithmetic is in csrc/core.
+The operators that emit spikes are described here, and run in _functional/passes.py. Those that
+emit none, the checks and the results are in _functional/ and public here. The arithmetic is in
+csrc/core.
 """
 
 from __future__ import annotations

@@ -14,15 +14,16 @@ namespace cos_ext {
 using MaybeTensor = std::optional<Tensor>;
 using MaybeDouble = std::optional<double>;
 
-// What an operator that writes over its input returns: torch functionalizes such an operator only where its schema returns `Tensor`,
-// never `Tensor?` (can_auto_functionalize). An undefined tensor is None in Python.
+// A result that was not asked for: an undefined tensor, which is None in Python, as aten's convolution_backward returns it. With
+// `Tensor?` in the schema torch would neither functionalize an operator that writes over its input (can_auto_functionalize) nor
+// trace one (torch.jit.trace).
 inline Tensor or_none(const MaybeTensor& result) { return result ? *result : Tensor(); }
 
 // Launch is a stateless type with `static void run(const Job&, const Tensor& x)`, `back` alike for backpropagation, and kSlots,
 // the rows of a tally.
 template <class Launch>
 struct Operators {
-  static std::tuple<Tensor, MaybeTensor, MaybeTensor> if_any(const Tensor& x, const MaybeTensor& theta, double theta_value,
+  static std::tuple<Tensor, Tensor, Tensor> if_any(const Tensor& x, const MaybeTensor& theta, double theta_value,
                                                    const MaybeTensor& v_init, MaybeDouble v_init_value, MaybeDouble v_reset,
                                                    bool return_v, bool return_count, const MaybeTensor& scale,
                                                    const MaybeTensor& bias, const MaybeTensor& residual, int64_t pool_rows,
@@ -37,10 +38,10 @@ struct Operators {
     build.v(v);
     build.count(count);
     build.launch(Launch::run);
-    return {spikes, v, count};
+    return {spikes, or_none(v), or_none(count)};
   }
 
-  static std::tuple<Tensor, MaybeTensor, MaybeTensor> if_forward(Tensor x, MaybeTensor theta, double theta_value, MaybeTensor v_init,
+  static std::tuple<Tensor, Tensor, Tensor> if_forward(Tensor x, MaybeTensor theta, double theta_value, MaybeTensor v_init,
                                                        MaybeDouble v_init_value, MaybeDouble v_reset, bool return_v,
                                                        bool return_count, MaybeTensor scale, MaybeTensor bias,
                                                        MaybeTensor residual, int64_t pool_rows, int64_t pool_columns) {
@@ -52,10 +53,10 @@ struct Operators {
                                                 MaybeTensor scale, MaybeTensor bias, MaybeTensor residual) {
     auto [spikes, v, count] =
         if_any(x, theta, theta_value, v_init, v_init_value, v_reset, return_v, return_count, scale, bias, residual, 0, 0, true);
-    return {or_none(v), or_none(count)};
+    return {v, count};
   }
 
-  using CosResults = std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor, MaybeTensor, MaybeTensor>;
+  using CosResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
   static CosResults cos_any(const Tensor& x, const MaybeTensor& theta, double theta_value, const MaybeTensor& v_init,
                             MaybeDouble v_init_value, int64_t rho, int64_t iterations, bool return_v, bool return_count,
                             bool return_v_init, bool return_offset, int64_t emission, bool return_statistics,
@@ -77,7 +78,7 @@ struct Operators {
     build.v_init_out(shifted);
     build.offset(offset);
     build.launch(Launch::run);
-    return {spikes, v, count, shifted, offset, statistics};
+    return {spikes, or_none(v), or_none(count), or_none(shifted), or_none(offset), or_none(statistics)};
   }
 
   static CosResults cos_forward(Tensor x, MaybeTensor theta, double theta_value, MaybeTensor v_init, MaybeDouble v_init_value,
@@ -94,7 +95,7 @@ struct Operators {
     auto [spikes, v, count, shifted, offset, statistics] =
         cos_any(x, theta, theta_value, v_init, v_init_value, rho, iterations, return_v, return_count, return_v_init,
                 return_offset, emission, return_statistics, scale, bias, residual, 0, 0, true);
-    return {or_none(v), or_none(count), or_none(shifted), or_none(offset), or_none(statistics)};
+    return {v, count, shifted, offset, statistics};
   }
 
   static Tensor rate_any(const Tensor& x, const MaybeTensor& theta, double theta_value, const MaybeTensor& v_init,
@@ -131,7 +132,7 @@ struct Operators {
     return {*shifted, *offset, *count};
   }
 
-  static std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor> if_backward(Tensor grad, Tensor x, MaybeTensor theta, double theta_value,
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> if_backward(Tensor grad, Tensor x, MaybeTensor theta, double theta_value,
                                                                 MaybeTensor v_init, MaybeDouble v_init_value, MaybeDouble v_reset,
                                                                 int64_t surrogate, double alpha, bool detach_reset,
                                                                 bool of_v_init, bool of_theta, MaybeTensor bias,
@@ -148,7 +149,7 @@ struct Operators {
     build.gradient_of_theta(grad_theta);
     build.gradient_of_bias(grad_bias);
     build.launch(Launch::back);
-    return {grad_x, grad_v_init, grad_theta, grad_bias};
+    return {grad_x, or_none(grad_v_init), or_none(grad_theta), or_none(grad_bias)};
   }
 };
 

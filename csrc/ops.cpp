@@ -1,7 +1,7 @@
 // Every operator's schema. A parameter is a tensor or, where that is None, the float after it; v_init None and
 // v_init_value None is θ/2. iterations -1 is "until exact"; emission 0 is calibrated, 1 even, 2 front (core/emission.h). The
 // neurons see x_seq · scale + bias + residual; pool_rows and pool_columns 0 are no pooling of the spikes. Results that were not
-// asked for are None; statistics are rows of sums that belong added up (core/statistics.h).
+// asked for are None (or_none in operators.h); statistics are rows of sums that belong added up (core/statistics.h).
 #include <torch/csrc/stable/library.h>
 
 #ifndef COS_EXT_LIBRARY  // tests/cpp/shim_ops.cpp gives the same operators another name
@@ -17,15 +17,14 @@
 #define COS_WINDOW "int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w"
 #define COS_FUSED_BITS COS_FUSED ", Tensor? residual_level=None"
 #define COS_POOL ", int pool_rows=0, int pool_columns=0"
-#define COS_RESULTS "Tensor? v, Tensor? spike_count, Tensor? v_init_out, Tensor? offset_spikes, Tensor? statistics)"
-#define COS_RESULTS_ "Tensor v, Tensor spike_count, Tensor v_init_out, Tensor offset_spikes, Tensor statistics)"  // or_none
+#define COS_RESULTS "Tensor v, Tensor spike_count, Tensor v_init_out, Tensor offset_spikes, Tensor statistics)"
 
 STABLE_TORCH_LIBRARY(COS_EXT_LIBRARY, m) {
   m.def("if_forward(Tensor x_seq, " COS_PARAMETERS COS_IF COS_FUSED COS_POOL
-        ") -> (Tensor spikes, Tensor? v, Tensor? spike_count)");
+        ") -> (Tensor spikes, Tensor v, Tensor spike_count)");
   m.def("if_forward_(Tensor(a!) x_seq, " COS_PARAMETERS COS_IF COS_FUSED ") -> (Tensor v, Tensor spike_count)");
   m.def("cos_forward(Tensor x_seq, " COS_PARAMETERS COS_COS COS_FUSED COS_POOL ") -> (Tensor spikes, " COS_RESULTS);
-  m.def("cos_forward_(Tensor(a!) x_seq, " COS_PARAMETERS COS_COS COS_FUSED ") -> (" COS_RESULTS_);
+  m.def("cos_forward_(Tensor(a!) x_seq, " COS_PARAMETERS COS_COS COS_FUSED ") -> (" COS_RESULTS);
   m.def("rate_forward(Tensor x_mean, " COS_PARAMETERS "int rho" COS_FUSED ") -> Tensor rates");
   m.def("rate_forward_(Tensor(a!) x_mean, " COS_PARAMETERS "int rho" COS_FUSED ") -> ()");
   m.def("calibrate_v_init(Tensor x_seq, " COS_PARAMETERS
@@ -34,7 +33,7 @@ STABLE_TORCH_LIBRARY(COS_EXT_LIBRARY, m) {
   // x_seq with stride 0 in time has a gradient [1, ...]. That of a residual is that of x_seq.
   m.def("if_backward(Tensor grad, Tensor x_seq, " COS_PARAMETERS
         "float? v_reset, int surrogate, float alpha, bool detach_reset, bool of_v_init, bool of_v_threshold, Tensor? bias=None, "
-        "Tensor? residual=None, bool of_bias=False) -> (Tensor x_seq, Tensor? v_init, Tensor? v_threshold, Tensor? bias)");
+        "Tensor? residual=None, bool of_bias=False) -> (Tensor x_seq, Tensor v_init, Tensor v_threshold, Tensor bias)");
   // a = θ clip(floor(z L/θ + noise + 1/2)/L, 0, 1), and its straight-through gradients from that of a (core/quantise.h). The
   // threshold is one value in z's state dtype.
   m.def("qcfs(Tensor z, Tensor threshold, int levels, Tensor? noise=None) -> Tensor");

@@ -7,7 +7,7 @@ desired.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.autograd.forward_ad as fwAD
@@ -17,6 +17,8 @@ from .. import _ops
 from .._numbers import whole
 from .._ops import state_dtype
 from .checks import FLOAT_DTYPES, MAX_FUSED_STEPS, MAX_STEPS, check_number, check_threshold
+
+CPU = torch.device("cpu")
 
 
 class Arguments(NamedTuple):
@@ -75,7 +77,12 @@ def prepared(
 
 def has_values(tensor: Tensor) -> bool:
     """Whether the values of a tensor can be looked at, and without waiting for a device."""
-    return tensor.is_cpu and not torch.compiler.is_compiling() and not _is_fake(tensor)
+    return tensor.is_cpu and is_real(tensor)
+
+
+def is_real(tensor: Tensor) -> bool:
+    """Whether a tensor has values now: nothing is traced, and no transform wraps it."""
+    return not torch.compiler.is_compiling() and not _is_fake(tensor)
 
 
 def check_fused(
@@ -86,7 +93,7 @@ def check_fused(
     pool: int | tuple[int, int] | None,
     inplace: bool,
     by_neuron: bool,
-) -> tuple[int, int]:
+) -> tuple[Any, ...]:
     """Validate what is fused into a pass.
 
     Args:
@@ -94,10 +101,11 @@ def check_fused(
         by_neuron: whether a result by neuron is asked for.
 
     Returns:
-        The windows of pooling as the operators take them, (rows, columns), or (0, 0) for none.
+        The last arguments of the operators: scale, bias, residual, and the rows and columns of the
+        windows, 0 for no pooling. Where there is nothing, no arguments: each one costs time.
     """
     if scale is bias is residual is pool is None:
-        return 0, 0
+        return ()
     operands = {"scale": scale, "bias": bias, "residual": residual}
     given = {name: tensor for name, tensor in operands.items() if tensor is not None}
     for name, tensor in given.items():
@@ -119,7 +127,8 @@ def check_fused(
     if inplace:
         for name, tensor in given.items():
             _check_apart(name, tensor, x_seq)
-    return (0, 0) if pool is None else _windows(x_seq, pool, inplace, by_neuron)
+    windows = (0, 0) if pool is None else _windows(x_seq, pool, inplace, by_neuron)
+    return scale, bias, residual, *windows
 
 
 def fits_neurons(own: Sequence[int], neurons: Sequence[int]) -> bool:
@@ -156,7 +165,7 @@ def _check_input(x_seq: Tensor, inplace: bool) -> None:
             "x_seq must not be a negative-bit view with inplace, such as the imaginary part of a "
             "conjugate; give x_seq.resolve_neg()"
         )
-    if not x_seq.is_cpu:
+    if x_seq.device != CPU:
         _check_served(x_seq.device)
 
 
@@ -204,7 +213,7 @@ def _check_no_gradient(*given: Tensor | None) -> None:
     if not (grad or forward):
         return
     tensors = [tensor for tensor in given if tensor is not None]
-    if grad and any([tensor.requires_grad for tensor in tensors]):
+    if grad and any(tensor.requires_grad for tensor in tensors):
         raise RuntimeError(
             "calibration has no gradient: an input requires one and grad mode is on; call under "
             "torch.no_grad(), train with cos_ext.QCFS, or with neurons that are not calibrated "

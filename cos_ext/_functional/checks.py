@@ -41,7 +41,7 @@ def differentiates(values: Iterable[object]) -> bool:
     if not (grad or forward):
         return False
     tensors = [value for value in values if isinstance(value, Tensor)]
-    if grad and any([tensor.requires_grad for tensor in tensors]):
+    if grad and any(tensor.requires_grad for tensor in tensors):
         return True
     return forward and any(fwAD.unpack_dual(tensor).tangent is not None for tensor in tensors)
 

@@ -53,17 +53,17 @@ def if_pass(
             raise ValueError(f"a gradient is needed: v_reset must be finite, got {reset}")
         with torch.no_grad():
             given = prepared(x_seq, v_threshold, v_init, False, check_values)
-            windows = check_fused(x_seq, *fused, pool, False, return_v or return_count)
+            taken = check_fused(x_seq, *fused, pool, False, return_v or return_count)
         through, want = (check_surrogate(surrogate), detach_reset), (return_v, return_count)
-        return if_gradient(given, reset, *through, *want, *fused, windows)
+        return if_gradient(given, reset, *through, *want, *fused, taken[3:] or (0, 0))
     given = prepared(x_seq, v_threshold, v_init, inplace, check_values)
-    windows = check_fused(x_seq, *fused, pool, inplace, return_v or return_count)
-    options = (reset, return_v, return_count, *fused)
+    taken = check_fused(x_seq, *fused, pool, inplace, return_v or return_count)
+    options = (reset, return_v, return_count)
     if inplace:
-        results = _ops.ops.if_forward_(*given, *options)
+        results = _ops.ops.if_forward_.default(*given, *options, *taken[:3])
         mark_written(x_seq)
         return IFResult(x_seq, *results)
-    return IFResult(*_ops.ops.if_forward(*given, *options, *windows))
+    return IFResult(*_ops.ops.if_forward.default(*given, *options, *taken))
 
 
 def cos_pass(
@@ -94,13 +94,13 @@ def cos_pass(
         raise ValueError(
             f"rho must be at most {MAX_STATISTICS_RHO} with return_statistics, got {rho}"
         )
-    windows = check_fused(x_seq, *fused, pool, inplace, any(wanted))
-    options = (rho, rounds, *wanted, order, return_statistics, *fused)
+    taken = check_fused(x_seq, *fused, pool, inplace, any(wanted))
+    options = (rho, rounds, *wanted, order, return_statistics)
     if inplace:
-        result = COSResult(x_seq, *_ops.ops.cos_forward_(*given, *options))
+        result = COSResult(x_seq, *_ops.ops.cos_forward_.default(*given, *options, *taken[:3]))
         mark_written(x_seq)
     else:
-        result = COSResult(*_ops.ops.cos_forward(*given, *options, *windows))
+        result = COSResult(*_ops.ops.cos_forward.default(*given, *options, *taken))
     if result.statistics is None:
         return result
     return result._replace(statistics=result.statistics.sum(0))
