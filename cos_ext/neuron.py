@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as TF
 
@@ -229,7 +230,8 @@ class IFNode(nn.Module):
         if x.dtype not in F.FLOAT_DTYPES:
             raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
         settings, watched = self._settings, watch(self)
-        note_call(self, x)
+        if watched is not NOBODY:
+            note_call(self, x)
         if self.v is not None and settings["step_mode"] == "m" and not settings["keep_state"]:
             warn_left()
         operands: dict[str, Tensor] = {}
@@ -264,7 +266,7 @@ class IFNode(nn.Module):
                 f"the batch must be divisible by timesteps = {steps} (time is folded into it), "
                 f"got shape {tuple(shape)}"
             )
-        return x.view(steps, shape[0] // steps, *shape[1:])
+        return torch.unflatten(x, 0, (steps, shape[0] // steps))  # faster than the method
 
     def _emit(
         self,
@@ -317,8 +319,9 @@ class IFNode(nn.Module):
 
     def _operands(self, x: Tensor) -> dict[str, Tensor]:
         """scale and bias as the kernels take them, each where there is one."""
-        bias = light_bias(self._settings["calibration"], own(self, "bias"))
-        return operands(x.dtype, own(self, "in_scale"), own(self, "in_bias"), bias)
+        light = self._settings["calibration"] == "light"
+        current = light_bias(own(self, "bias")) if light else None
+        return operands(x.dtype, own(self, "in_scale"), own(self, "in_bias"), current)
 
     def _currents(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, bool]:
         """What the neurons see, in passes of their own; whether spikes may be written over it."""

@@ -2,6 +2,7 @@
 // The operators are in operators.h.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -33,6 +34,19 @@ inline Tensor empty_like_as(const Tensor& like, ScalarType type) {
   std::array<StableIValue, 6> stack{from(like), from(std::optional<ScalarType>(type)), none, none, none, none};
   STD_TORCH_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION) == 0, "empty_like failed");
   return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// torch::stable::empty_like(t); of a contiguous one by a third of the way, without the dispatcher.
+inline Tensor room_like(const Tensor& t) {
+  if (!t.is_contiguous()) return torch::stable::empty_like(t);
+  int32_t dtype = 0, device = 0;
+  STD_TORCH_CHECK(aoti_torch_get_dtype(t.get(), &dtype) == 0 && aoti_torch_get_device_type(t.get(), &device) == 0,
+                  "no dtype or device");
+  AtenTensorHandle made = nullptr;
+  STD_TORCH_CHECK(
+      aoti_torch_empty_strided(t.dim(), t.sizes().data(), t.strides().data(), dtype, device, t.get_device_index(), &made) == 0,
+      "empty_strided failed");
+  return Tensor(made);
 }
 
 // Gathers what a job needs; `launch` runs it. The tensors it holds outlive the launch.
@@ -121,7 +135,7 @@ class Builder {
       check_apart("bias", bias_, x_);
       check_apart("residual", residual_, x_);
     }
-    spikes_ = inplace ? x_ : job_.pool.rows ? pooled() : torch::stable::empty_like(x_);
+    spikes_ = inplace ? x_ : job_.pool.rows ? pooled() : room_like(x_);
     return *spikes_;
   }
   // The gradient of x where that of the spikes is `sent`; x that is the same at every step has one.

@@ -133,8 +133,11 @@ def check_fused(
 
 def fits_neurons(own: Sequence[int], neurons: Sequence[int]) -> bool:
     """Whether a parameter broadcasts to the neurons, by their shapes."""
-    pairs = zip(reversed(own), reversed(neurons))
-    return len(own) <= len(neurons) and all(a in (1, b) for a, b in pairs)
+    missing = len(neurons) - len(own)
+    if missing < 0:
+        return False
+    last = neurons[missing:]
+    return own == last or all(size in (1, wanted) for size, wanted in zip(own, last))
 
 
 def check_watch(name: str, steps: int | torch.SymInt, x_seq: Tensor) -> None:

@@ -44,7 +44,7 @@ class Kept(NamedTuple):
         )
 
     def _serve_here(self) -> bool:
-        place = _place(self.own[0].device)
+        place = _place(self.own[0])
         return place is not None and place == self.place and not differentiates(self.own)
 
 
@@ -68,7 +68,7 @@ def parameters_for(node: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         F.check_values("v_threshold", theta, dtype)
     state = F.state_dtype(dtype)
     converted = not (theta.dtype == dtype == state and v_init.dtype == state)
-    place = _place(theta.device)
+    place = _place(theta)
     if converted and (place is None or differentiates((theta, v_init))):
         return _in_dtypes(theta, v_init, dtype)
     with torch.inference_mode(False), torch.no_grad():
@@ -97,7 +97,7 @@ def _counts(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, nn.Parameter) and not wrapped and not tensor.is_inference()
 
 
-def _place(device: torch.device) -> int | None:
+def _place(theta: Tensor) -> int | None:
     """Where a conversion is done before what follows: a CPU, or a stream.
 
     None: nowhere else. Somebody records what runs here, a trace or a CUDA graph, and it should
@@ -105,8 +105,8 @@ def _place(device: torch.device) -> int | None:
     """
     if torch.jit.is_tracing():
         return None
-    if device.type != "cuda":
+    if not theta.is_cuda:
         return 0
     if torch.cuda.is_current_stream_capturing():
         return None
-    return torch.cuda.current_stream(device).cuda_stream
+    return torch.cuda.current_stream(theta.device).cuda_stream

@@ -63,17 +63,17 @@ def own(node: nn.Module, name: str) -> Any:
     return buffers[name] if name in buffers else getattr(node, name)
 
 
-def light_bias(calibration: str, bias: Tensor | None) -> Tensor | None:
-    """The current that calibration "light" adds at every step; None with another.
+def light_bias(bias: Tensor | None) -> Tensor:
+    """The current that calibration "light" adds at every step.
 
     Raises:
         RuntimeError: it has not been fitted.
     """
-    if calibration == "light" and bias is None:
+    if bias is None:
         raise RuntimeError(
             'calibration is "light" and this layer has no fitted bias; call cos_ext.fit_light first'
         )
-    return bias if calibration == "light" else None
+    return bias
 
 
 def operands(
