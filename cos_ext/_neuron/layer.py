@@ -54,7 +54,8 @@ def spikes_or_currents(node: Node, x: Any, residual: Any) -> tuple[Any, Any, Any
     """The spikes ``[T*B, ...]`` of what is pending, and as bits where the run wants these; where
     there are none, the currents and the residual.
     """
-    spikes, wanted = None, any(node in run.waiting for run in active())
+    spikes, runs = None, active()
+    wanted = bool(runs) and any(node in run.waiting for run in runs)
     if isinstance(x, Pending):
         spikes = _in_one_pass(node, x, residual, wanted)
         x = x.compute() if spikes is None else None
@@ -106,7 +107,6 @@ def _neurons(node: Node, x: Tensor | Pending, residual: Any) -> Neurons | None:
         return None
     if not all(fits_neurons(tensor.shape, x.shape[1:]) for tensor in given):
         return None
-    F.check_values("v_threshold", theta, x.dtype)
     return Neurons(
         theta,
         v_init,

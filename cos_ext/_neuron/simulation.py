@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import functional as F
 from .._functional.checks import differentiates
+from .._functional.passes import cos_pass, if_pass, parallel_pass, srp_pass
 from .._ops import TALLIES
 from .continuing import run_on
 from .settings import Settings, watch_steps
@@ -51,7 +52,6 @@ def simulate(
     v_init: Tensor,
     settings: Settings,
     fused: Fused,
-    *,
     surrogate: Callable[[Tensor], Tensor],
     detach_reset: bool,
     inplace: bool,
@@ -61,7 +61,8 @@ def simulate(
     """Simulate neurons by their settings.
 
     Args:
-        x_seq: ``[T, *neurons]``; theta and v_init broadcast to ``[*neurons]``.
+        x_seq: ``[T, *neurons]``; theta, whose values were looked at, and v_init broadcast to
+            ``[*neurons]``.
         settings: of the neurons; ``timesteps``, ``step_mode`` and ``static_input`` play no part.
         fused: what the operator takes in; nothing for the calibrations in ``UNFUSED``.
         surrogate, detach_reset: as for :func:`cos_ext.functional.if_forward`.
@@ -80,49 +81,27 @@ def simulate(
             f"calibration={calibration!r}"
         )
     rho = watch_steps(settings)
-    tensors = (x_seq, theta, v_init, fused.scale, fused.bias, fused.residual)
-    inplace = inplace and not differentiates([t for t in tensors if t is not None])
+    if inplace:
+        inplace = not differentiates((x_seq, theta, v_init, *fused))
     by_neuron = count and fused.pool is None  # pooled spikes are counted in the statistics
+    given = (x_seq, theta, v_init)
+    taken = (fused.scale, fused.bias, fused.residual)
     result: F.IFResult | F.COSResult
     if calibration == "srp" and rho:
-        result = F.srp_forward(
-            x_seq, theta, v_init, tau=rho, inplace=inplace, return_count=by_neuron
-        )
+        result = srp_pass(*given, rho, inplace, by_neuron, None)
     elif calibration == "parallel" and rho:
-        result = F.parallel_forward(
-            x_seq, theta, v_init, rho=rho, inplace=inplace, return_count=by_neuron
-        )
+        result = parallel_pass(*given, rho, inplace, by_neuron, None)
     elif rho or keep_statistics:
         # Without calibration: watched, and left as they are.
-        result = F.cos_forward(
-            x_seq,
-            theta,
-            v_init,
-            rho=rho or x_seq.shape[0],
-            iterations=settings["iterations"] if rho else 0,
-            emission=settings["emission"] if rho else "calibrated",
-            inplace=inplace,
-            return_count=by_neuron,
-            return_statistics=keep_statistics or (count and not by_neuron),
-            scale=fused.scale,
-            bias=fused.bias,
-            residual=fused.residual,
-            pool=fused.pool,
-        )
+        rounds, emission = settings["iterations"], settings["emission"]
+        how = (rho, rounds, emission) if rho else (x_seq.shape[0], 0, "calibrated")
+        wanted = (False, by_neuron, False, False)
+        statistics = keep_statistics or (count and not by_neuron)
+        result = cos_pass(*given, *how, inplace, wanted, statistics, taken, fused.pool, None)
     else:
-        result = F.if_forward(
-            x_seq,
-            theta,
-            v_init,
-            v_reset=v_reset,
-            inplace=inplace,
-            return_count=by_neuron,
-            scale=fused.scale,
-            bias=fused.bias,
-            residual=fused.residual,
-            pool=fused.pool,
-            surrogate=surrogate,
-            detach_reset=detach_reset,
+        learning = (surrogate, detach_reset)
+        result = if_pass(
+            *given, v_reset, inplace, False, by_neuron, taken, fused.pool, *learning, None
         )
     sums = result.statistics if isinstance(result, F.COSResult) else None
     total = None
@@ -147,7 +126,6 @@ def simulate_on(
     theta: Tensor,
     v_init: Tensor,
     settings: Settings,
-    *,
     surrogate: Callable[[Tensor], Tensor],
     detach_reset: bool,
     inplace: bool,
