@@ -9,20 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as TF
 
 from . import functional as F
-from ._functional.checks import check_not_nan
+from ._functional.checks import UNFUSED, check_not_nan
 from ._functional.currents import composed
+from ._neuron.general import Fused, complete, keep_tensors
 from ._neuron.kept import Kept, parameters_for
 from ._neuron.layer import sizes_of, spikes_or_currents
 from ._neuron.parameters import LEARNED, check_set, light_bias, load_into, operands, own, parameter
 from ._neuron.parameters import learn as make_parameters
 from ._neuron.runs import NOBODY, Watch, note_call, tell, watch
 from ._neuron.settings import LATER, Settings, check_settings, shown, warn_left, watch_steps
-from ._neuron.simulation import UNFUSED, Fused, fits_window, simulate, simulate_on, single_step
+from ._neuron.simulation import over_time, simulate, simulate_on, single_step, window_of
+from .general import TENSORS, Neuron
 from .surrogate import ATan, check_surrogate
 
 
@@ -49,7 +50,7 @@ class IFNode(nn.Module):
         rho: steps to watch for calibration (:func:`cos_ext.functional.cos_forward`); 0 is none.
         iterations: of the calibration; None is until exact. For "cos" only.
         emission: the order in time of a calibrated neuron's spikes, as for
-            :func:`cos_ext.functional.cos_forward`. For "cos" only.
+            :func:`cos_ext.functional.neuron_forward`. For "cos" only.
         calibration: one of the five below. With "light" and "none" rho plays no part.
         step_mode: "m": each call is a whole simulation from v_init. "s": each call is one step,
             input ``[*neurons]``, and the potential is kept until :meth:`reset`.
@@ -60,6 +61,9 @@ class IFNode(nn.Module):
             are chunks of one simulation.
         store_v_seq: keep the potentials after every step of a call in ``v_seq``,
             ``[T, *neurons]``. The steps are then taken one by one, which is slower.
+        neuron: what it does in a step, a :class:`cos_ext.Neuron`; None is one level, 0 or θ. Its
+            tensors become the buffers ``emitted`` and ``step_bias``. Such neurons simulate all
+            steps in one call.
         surrogate, detach_reset: for gradients, as for :func:`cos_ext.functional.if_forward`. The
             parameters of a surrogate that is a module are the node's.
         learn: "v_threshold" and "v_init", or one of them, are parameters instead of buffers.
@@ -119,6 +123,7 @@ class IFNode(nn.Module):
         keep_state: bool = False,
         store_v_seq: bool = False,
         time: str = "batch",
+        neuron: Neuron | None = None,
         surrogate: Callable[[Tensor], Tensor] | None = None,
         detach_reset: bool = False,
         learn: Sequence[str] = (),
@@ -143,7 +148,9 @@ class IFNode(nn.Module):
         self.v: Tensor | None = None
         self.v_seq: Tensor | None = None
         self._kept: Kept | None = None
-        self._settings = check_settings(
+        for name in TENSORS:
+            self.register_buffer(name, None)
+        settings = check_settings(
             {
                 "v_reset": v_reset,
                 "timesteps": timesteps,
@@ -156,8 +163,11 @@ class IFNode(nn.Module):
                 "keep_state": keep_state,
                 "store_v_seq": store_v_seq,
                 "time": time,
+                "neuron": neuron,
             }
         )
+        settings["neuron"] = keep_tensors(self, neuron)
+        self._settings = settings
         make_parameters(self, learn)
 
     def configure(self, **changes: Any) -> None:
@@ -165,7 +175,7 @@ class IFNode(nn.Module):
 
         Args:
             changes: any of v_reset, timesteps, rho, iterations, emission, calibration, step_mode,
-                static_input, keep_state, store_v_seq and time, as for the constructor.
+                static_input, keep_state, store_v_seq, time and neuron, as for the constructor.
 
         Raises:
             TypeError, ValueError: as for the constructor; a setting of another name; one with which
@@ -175,7 +185,10 @@ class IFNode(nn.Module):
         if unknown:
             raise TypeError(f"the settings are {list(self._settings)}, got {unknown}")
         settings = cast(Settings, {**self._settings, **changes})
-        self._settings = check_settings(settings, self.in_network)
+        checked = check_settings(settings, self.in_network)
+        if "neuron" in changes:
+            checked["neuron"] = keep_tensors(self, checked["neuron"])
+        self._settings = checked
 
     v_reset = _setting("v_reset")
     timesteps = _setting("timesteps")
@@ -188,6 +201,15 @@ class IFNode(nn.Module):
     keep_state = _setting("keep_state")
     store_v_seq = _setting("store_v_seq")
     time = _setting("time")
+
+    @property
+    def neuron(self) -> Neuron | None:
+        """What a neuron does in a step; None: one level, 0 or θ."""
+        return complete(self, self._settings)["neuron"]
+
+    @neuron.setter
+    def neuron(self, value: Neuron | None) -> None:
+        self.configure(neuron=value)
 
     @property
     def watch_steps(self) -> int:
@@ -249,24 +271,10 @@ class IFNode(nn.Module):
             )
         if timesteps is None or first:
             return self._emit(x, owned, residual, operands, watched)
-        x_seq = self._over_time(x)
-        added = None if residual is None else self._over_time(residual)
+        x_seq = over_time(x, settings)
+        added = None if residual is None else over_time(residual, settings)
         owned = owned and not settings["static_input"]
         return self._emit(x_seq, owned, added, operands, watched).flatten(0, 1)
-
-    def _over_time(self, x: Tensor) -> Tensor:
-        """``[T, B, ...]`` of an input that is folded, or the same at every step."""
-        steps, shape = cast(int, self._settings["timesteps"]), x.shape
-        if not shape:
-            raise ValueError("x must have a batch dimension, got a tensor without dimensions")
-        if self._settings["static_input"]:
-            return x.unsqueeze(0).expand(steps, *shape)
-        if shape[0] % steps:
-            raise ValueError(
-                f"the batch must be divisible by timesteps = {steps} (time is folded into it), "
-                f"got shape {tuple(shape)}"
-            )
-        return torch.unflatten(x, 0, (steps, shape[0] // steps))  # faster than the method
 
     def _emit(
         self,
@@ -280,7 +288,8 @@ class IFNode(nn.Module):
 
         What the active runs ask for is added up.
         """
-        window = None if self.pool is None else self._window(x_seq, watched)
+        apart = watched.apart or self._goes_on
+        window = None if apart else window_of(x_seq, self.pool, self._settings, watched.counts)
         inplace = owned and window is None and not watched.recorders
         how = (self.surrogate, self.detach_reset, inplace, watched.counts, watched.statistics)
         theta, v_init = self._parameters_for(x_seq)
@@ -291,7 +300,8 @@ class IFNode(nn.Module):
             self.v = gone.v if self._settings["keep_state"] else self.v
         else:
             fused = Fused(operands.get("scale"), operands.get("bias"), residual, window)
-            emitted = simulate(x_seq, theta, v_init, self._settings, fused, *how)
+            settings = complete(self, self._settings)
+            emitted = simulate(x_seq, theta, v_init, settings, fused, *how)
         if watched is not NOBODY:
             tell(self, watched, x_seq, *emitted)
         spikes = emitted.spikes
@@ -329,15 +339,6 @@ class IFNode(nn.Module):
         if not given and residual is None:
             return x, self.inplace and not watch(self).keeps
         return composed(x, given.get("scale"), given.get("bias"), residual), True
-
-    def _window(self, x_seq: Tensor, watched: Watch) -> tuple[int, int] | None:
-        """The windows that the kernel pools over; None where there are none, or it cannot."""
-        unfused = watched.apart or self._goes_on or self._settings["calibration"] in UNFUSED
-        if self.pool is None or unfused or x_seq.dim() < 4:
-            return None
-        window = sizes_of(x_seq.shape, self.pool)
-        counted = not watched.counts or 0 < self.watch_steps <= F.MAX_STATISTICS_RHO
-        return window if counted and fits_window(x_seq, window) else None
 
     def _parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """θ and v(0) in dtypes that the kernels take, θ's values looked at."""

@@ -19,6 +19,7 @@ FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 EMISSIONS = ("calibrated", "even", "front")  # by the operators' numbers (csrc/core/emission.h)
 GENERAL_EMISSIONS = (*EMISSIONS, "block")  # of the general neuron
 CALIBRATIONS = ("cos", "srp", "light", "none", "parallel")  # of IFNode and convert
+UNFUSED = ("srp", "parallel")  # calibrations whose operators take nothing into the pass
 WATCHING = ("cos", "srp", "parallel")  # those that watch a layer for rho steps first
 MAX_STEPS = 2**24  # counts stay exact in float32
 MAX_FUSED_STEPS = 4096  # csrc/job.h

@@ -18,7 +18,7 @@ from .._functional.arguments import fits_neurons
 from .._functional.checks import differentiates
 from .._functional.events import Bits, Neurons, bits_of, layer, values_of
 from .runs import active
-from .settings import Settings, folded_steps, watch_steps
+from .settings import Settings, folded_steps, is_general, watch_steps
 
 
 class Pending(NamedTuple):
@@ -96,7 +96,8 @@ def _bits(node: Node, x: Tensor, residual: Any) -> Bits | None:
 
 def _neurons(node: Node, x: Tensor | Pending, residual: Any) -> Neurons | None:
     """Those of a node; None where they, as they are set, take another way or refuse these."""
-    if x.dtype not in F.FLOAT_DTYPES or not node._fuses(x, residual):
+    general = is_general(node._settings)
+    if general or x.dtype not in F.FLOAT_DTYPES or not node._fuses(x, residual):
         return None
     settings, rho = node._settings, watch_steps(node._settings)
     theta, v_init = node._parameters_for(x)

@@ -6,44 +6,55 @@ The operators are in cos_ext/functional.py. What a node keeps is in cos_ext/neur
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from .. import functional as F
-from .._functional.checks import differentiates
+from .._functional.checks import UNFUSED, differentiates
 from .._functional.passes import cos_pass, if_pass, parallel_pass, srp_pass
 from .._ops import TALLIES
 from .continuing import run_on
-from .settings import Settings, watch_steps
-
-UNFUSED = ("srp", "parallel")  # calibrations whose operators take nothing into the pass
-
-
-class Fused(NamedTuple):
-    """What an operator takes into its pass; as for :func:`cos_ext.functional.if_forward`."""
-
-    scale: Tensor | None = None
-    bias: Tensor | None = None
-    residual: Tensor | None = None
-    pool: tuple[int, int] | None = None
+from .general import Emitted, Fused, simulate_general
+from .layer import sizes_of
+from .settings import Settings, is_general, watch_steps
 
 
-class Emitted(NamedTuple):
-    """The spikes of a pass; their number where it was asked for; the statistics likewise."""
+def over_time(x: Tensor, settings: Settings) -> Tensor:
+    """``[T, B, ...]`` of an input with time in its batch, or the same at every step.
 
-    spikes: Tensor
-    total: Tensor | None
-    statistics: Tensor | None
+    Raises:
+        ValueError: the batch is not T times another.
+    """
+    steps, shape = cast(int, settings["timesteps"]), x.shape
+    if not shape:
+        raise ValueError("x must have a batch dimension, got a tensor without dimensions")
+    if settings["static_input"]:
+        return x.unsqueeze(0).expand(steps, *shape)
+    if shape[0] % steps:
+        raise ValueError(
+            f"the batch must be divisible by timesteps = {steps} (time is folded into it), "
+            f"got shape {tuple(shape)}"
+        )
+    return torch.unflatten(x, 0, (steps, shape[0] // steps))  # faster than the method
 
 
-def fits_window(x_seq: Tensor, window: tuple[int, int]) -> bool:
-    """Whether an operator can pool over windows of (rows, columns) in its pass."""
-    rows, columns = window
+def window_of(
+    x_seq: Tensor, pool: tuple[int, int] | None, settings: Settings, counts: bool
+) -> tuple[int, int] | None:
+    """The windows that the kernel pools the spikes over; None where there are none, or it cannot.
+
+    counts: the spikes are counted.
+    """
+    if pool is None or settings["calibration"] in UNFUSED or x_seq.dim() < 4:
+        return None
+    rows, columns = window = sizes_of(x_seq.shape, pool)
     whole = x_seq.shape[-2] % rows == 0 and x_seq.shape[-1] % columns == 0
     served = x_seq.device.type != "cuda" or window == (2, 2)
-    return whole and served and x_seq.shape[0] <= F.MAX_FUSED_STEPS
+    counted = not counts or 0 < watch_steps(settings) <= F.MAX_STATISTICS_RHO
+    fits = whole and served and x_seq.shape[0] <= F.MAX_FUSED_STEPS
+    return window if fits and counted and not is_general(settings) else None
 
 
 def simulate(
@@ -80,6 +91,9 @@ def simulate(
             f"calibration 'cos', 'light' or 'none', got v_reset={v_reset} and "
             f"calibration={calibration!r}"
         )
+    if is_general(settings):
+        asked = (surrogate, detach_reset, inplace, count, keep_statistics)
+        return simulate_general(x_seq, theta, v_init, settings, fused, *asked)
     rho = watch_steps(settings)
     if inplace:
         inplace = not differentiates((x_seq, theta, v_init, *fused))
