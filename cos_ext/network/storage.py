@@ -49,8 +49,11 @@ def neuron_from(described: Any) -> Neuron | None:
     settings, shapes = described["settings"], described["shapes"]
     if not isinstance(settings, dict) or not isinstance(shapes, dict):
         raise ValueError(f"no neuron: {described!r}")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    return Neuron(**values, **{name: torch.zeros(shape) for name, shape in shapes.items()})
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+    }
+    values.update({name: torch.zeros(shape) for name, shape in shapes.items()})
+    return Neuron(**values)
 
 
 def is_saved_network(path: str | Path) -> bool:
