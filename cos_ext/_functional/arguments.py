@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._subclasses import FakeTensor
 
 from .. import _ops
 from .._numbers import whole
@@ -288,6 +290,4 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 
 
 def _is_fake(tensor: Tensor) -> bool:
-    return isinstance(
-        tensor, torch._subclasses.FakeTensor
-    ) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return isinstance(tensor, FakeTensor) or is_functorch_wrapped_tensor(tensor)
