@@ -24,7 +24,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from cuda_warp import ALU, Program, Unknown, Warp, parse
+from cuda_registers import Unknown
+from cuda_warp import ALU, Program, Warp, parse
 
 from cos_ext import functional as F
 

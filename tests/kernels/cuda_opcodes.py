@@ -12,21 +12,9 @@ import re
 from typing import NamedTuple
 
 import numpy as np
-from cuda_numbers import (
-    LANES,
-    MASK,
-    TRUE,
-    bits_of,
-    floats,
-    lookup,
-    read,
-    rounded,
-    signed,
-    sixteen,
-)
+from cuda_numbers import LANES, MASK, TRUE, bits_of, lookup, read, rounded, signed, sixteen
+from cuda_registers import ADDRESS, CONSTANT, Registers, Unknown
 
-ADDRESS = re.compile(r"(?:desc\[UR\d+\])?\[(R\d+|RZ)(?:\.64)?(?:\+?(-?0x[0-9a-f]+))?\]")
-CONSTANT = re.compile(r"c\[0x0\]\[(?:(R\d+|UR\d+)\+?)?(-?0x[0-9a-f]+)?\]")
 ORDERED = {
     "GE": np.greater_equal,
     "GT": np.greater,
@@ -37,10 +25,6 @@ ORDERED = {
 }
 
 
-class Unknown(Exception):
-    """An instruction that this file does not know."""
-
-
 class Instruction(NamedTuple):
     address: int
     negated: bool
@@ -49,90 +33,8 @@ class Instruction(NamedTuple):
     operands: tuple[str, ...]
 
 
-class Opcodes:
-    """The registers and the memory of a warp."""
-
-    def __init__(self, memory: np.ndarray, constants: np.ndarray, first_thread: int):
-        self.memory, self.constants = memory, constants
-        self.registers = {"RZ": np.zeros(LANES, np.uint64), "URZ": np.zeros(LANES, np.uint64)}
-        self.predicates = {"PT": TRUE, "UPT": TRUE}
-        self.special = {
-            "SR_TID.X": np.arange(LANES, dtype=np.uint64) + np.uint64(first_thread),
-            "SR_CTAID.X": np.zeros(LANES, np.uint64),
-            "SRZ": np.zeros(LANES, np.uint64),
-        }
-
-    # Operands.
-
-    def predicate(self, operand: str) -> np.ndarray:
-        value = self.predicates.get(operand.lstrip("!"), ~TRUE)
-        return ~value if operand[0] == "!" else value
-
-    def integer(self, operand: str, whole: bool = True) -> np.ndarray:
-        """32 bits in 64. Not `whole`: the two's complement of 0 is 2^32, which carries."""
-        if operand[0] == "~":
-            return self.integer(operand[1:]) ^ MASK
-        if re.fullmatch(r"-U?R(Z|\d+)", operand):
-            value = (self.integer(operand[1:]) ^ MASK) + np.uint64(1)
-            return value & MASK if whole else value
-        if match := CONSTANT.fullmatch(operand):
-            return self.constant(match, 4)
-        if re.fullmatch(r"U?R(Z|\d+)", operand):
-            return self.registers.setdefault(operand, np.zeros(LANES, np.uint64))
-        if re.fullmatch(r"-?0x[0-9a-f]+", operand):
-            return np.full(LANES, int(operand, 16) & 0xFFFFFFFF, np.uint64)
-        raise Unknown(f"operand {operand}")
-
-    def pair(self, operand: str) -> np.ndarray:
-        """64 bits, in two registers."""
-        if match := CONSTANT.fullmatch(operand):
-            return self.constant(match, 8)
-        kind, number = re.fullmatch(r"(U?R)(Z|\d+)(?:\.64)?", operand).groups()
-        high = "Z" if number == "Z" else str(int(number) + 1)
-        return self.integer(kind + number) | (self.integer(kind + high) << np.uint64(32))
-
-    def constant(self, match: re.Match, size: int) -> np.ndarray:
-        base, offset = match.groups()
-        start = self.integer(base).astype(np.int64) if base else np.zeros(LANES, np.int64)
-        return read(self.constants, start + int(offset or "0", 16), size)
-
-    def real(self, operand: str) -> np.ndarray:
-        """A float32, with its sign and |bars|."""
-        sign = operand[0] == "-"
-        text = operand.lstrip("-+")
-        bars = text[0] == "|"
-        text = text.strip("|")
-        if re.fullmatch(r"U?R(Z|\d+)", text) or CONSTANT.fullmatch(text):
-            value = floats(self.integer(text))
-        elif text in ("INF", "QNAN"):
-            value = np.full(LANES, np.inf if text == "INF" else np.nan, np.float32)
-        elif text.startswith("0x"):
-            value = floats(self.integer(text))
-        else:
-            value = np.full(LANES, float(text), np.float32)
-        value = np.abs(value) if bars else value
-        return -value if sign else value
-
-    # Results.
-
-    def put(self, operand: str, value: np.ndarray, taken: np.ndarray) -> None:
-        if operand in ("RZ", "URZ"):
-            return
-        old = self.registers.get(operand, np.zeros(LANES, np.uint64))
-        self.registers[operand] = np.where(taken, value.astype(np.uint64) & MASK, old)
-
-    def put_pair(self, operand: str, value: np.ndarray, taken: np.ndarray) -> None:
-        kind, number = re.fullmatch(r"(U?R)(Z|\d+)", operand).groups()
-        if number != "Z":
-            self.put(operand, value & MASK, taken)
-            self.put(f"{kind}{int(number) + 1}", value >> np.uint64(32), taken)
-
-    def put_predicate(self, operand: str, value: np.ndarray, taken: np.ndarray) -> None:
-        if operand not in ("PT", "UPT"):
-            old = self.predicates.get(operand, ~TRUE)
-            self.predicates[operand] = np.where(taken, value, old)
-
-    # Instructions.
+class Opcodes(Registers):
+    """A method for each instruction: its modifiers, its operands, the threads that do it."""
 
     def execute(self, one: Instruction, taken: np.ndarray) -> None:
         name, *modifiers = one.name.split(".")
@@ -256,6 +158,16 @@ class Opcodes:
         for target, table in zip(o[:2], o[5:7]):
             self.put_predicate(target, lookup(values, int(table, 16), np.uint64(1)) != 0, taken)
 
+    def do_p2r(self, modifiers, o, taken):
+        mask = self.integer(o[3])
+        bits = sum(self.predicate(f"P{i}").astype(np.uint64) << np.uint64(i) for i in range(7))
+        self.put(o[0], (self.integer(o[2]) & ~mask) | (bits & mask), taken)
+
+    def do_r2p(self, modifiers, o, taken):
+        for i in range(7):
+            if int(o[2], 16) >> i & 1:
+                self.put_predicate(f"P{i}", self.integer(o[1]) >> np.uint64(i) & 1 != 0, taken)
+
     def do_prmt(self, modifiers, o, taken):
         a, selector, b = (self.integer(operand) for operand in o[1:4])
         both, value = a | (b << np.uint64(32)), np.zeros(LANES, np.uint64)
@@ -291,16 +203,23 @@ class Opcodes:
         self.compare(o, value, modifiers, taken)
 
     def do_fsetp(self, modifiers, o, taken):
-        a, b = self.real(o[2]), self.real(o[3])
+        self.compare(o, self.ordered(modifiers[0], o[2], o[3]), modifiers, taken)
+
+    def do_fset(self, modifiers, o, taken):
+        if modifiers[0] != "BF":
+            raise Unknown("FSET." + ".".join(modifiers))
+        value = self.ordered(modifiers[1], o[1], o[2]) & self.predicate(o[3])
+        self.put(o[0], bits_of(value.astype(np.float32)), taken)
+
+    def ordered(self, kind: str, one: str, other: str) -> np.ndarray:
+        """A comparison of floats. With a U behind, true where they have no order."""
+        a, b = self.real(one), self.real(other)
         unordered = np.isnan(a) | np.isnan(b)
-        kind = modifiers[0]
         if kind in ("NAN", "NUM"):
-            value = unordered if kind == "NAN" else ~unordered
-        elif kind in ORDERED:
-            value = ORDERED[kind](a, b) & ~unordered
-        else:
-            value = ORDERED[kind[:-1]](a, b) | unordered
-        self.compare(o, value, modifiers, taken)
+            return unordered if kind == "NAN" else ~unordered
+        if kind in ORDERED:
+            return ORDERED[kind](a, b) & ~unordered
+        return ORDERED[kind[:-1]](a, b) | unordered
 
     def do_vimnmx(self, modifiers, o, taken):
         values = [self.integer(operand) for operand in o[1:-1]]
@@ -310,6 +229,12 @@ class Opcodes:
         self.put(o[0], np.where(self.predicate(o[-1]), least, most).astype(np.uint64), taken)
 
     do_vimnmx3 = do_vimnmx
+
+    def do_flo(self, modifiers, o, taken):
+        if modifiers != ["U32"]:
+            raise Unknown("FLO." + ".".join(modifiers))
+        _, exponents = np.frexp(self.integer(o[1]).astype(np.float64))
+        self.put(o[0], (exponents.astype(np.int64) - 1).astype(np.uint64), taken)
 
     def do_iabs(self, modifiers, o, taken):
         self.put(o[0], np.abs(signed(self.integer(o[1]))).astype(np.uint64), taken)

@@ -14,17 +14,36 @@ from typing import NamedTuple
 
 import numpy as np
 from cuda_numbers import LANES, TRUE
-from cuda_opcodes import Instruction, Opcodes, Unknown
+from cuda_opcodes import Instruction, Opcodes
+from cuda_registers import Unknown
 
 PARAMETERS = 0x210  # where the arguments lie in constant memory, sm_90
 # Half as many of these can start in a cycle as of all instructions: 16 lanes of a quarter's ALU.
-ALU = set(
-    re.findall(
-        r"\w+",
-        "FMNMX FSETP FSEL FCHK SEL ISETP IADD3 VIADD LOP3 PLOP3 SHF LEA PRMT VIMNMX VIMNMX3 IABS "
-        "MOV I2FP F2FP CS2R P2R R2P BMSK",
-    )
-)
+ALU = {
+    "FMNMX",
+    "FSETP",
+    "FSET",
+    "FSEL",
+    "FCHK",
+    "SEL",
+    "ISETP",
+    "IADD3",
+    "VIADD",
+    "LOP3",
+    "PLOP3",
+    "SHF",
+    "LEA",
+    "PRMT",
+    "VIMNMX",
+    "VIMNMX3",
+    "IABS",
+    "MOV",
+    "I2FP",
+    "F2FP",
+    "CS2R",
+    "P2R",
+    "R2P",
+}
 CODE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?)(U?P(?:\d|T))\s+)?([A-Z0-9_.]+)\s*([^;]*);")
 LABEL = re.compile(r"^(\S+):\s*$")
 
@@ -52,8 +71,8 @@ def parse(section: str) -> Program:
 
 
 class Warp(Opcodes):
-    """`memory` is all of global memory, `arguments` the bytes of the kernel's parameters, `block`
-    and `warp` which threads these are.
+    """`memory` is all of global memory, `arguments` the bytes of the kernel's parameters. The
+    threads are those of block 0 from `first_thread`.
     """
 
     def __init__(self, program: Program, memory: np.ndarray, arguments: bytes, first_thread: int):
