@@ -17,25 +17,24 @@ template <class S, int N>
 using vector_t = typename VectorOf<S, N>::type;
 
 // A comparison of float vectors is a vector of int32, of double vectors one of int64, with -1 for true.
-#define COS_VECTOR_VALUE(S, Int, N)                                   \
-  template <>                                                         \
-  struct ValueOf<vector_t<S, N>> {                                    \
-    using scalar = S;                                                 \
-    using count = vector_t<Int, N>;                                   \
-    static COS_HD void add(count& sum, count fired) { sum -= fired; } \
+#define COS_VECTOR_VALUE(S, Int, N) \
+  template <>                       \
+  struct ValueOf<vector_t<S, N>> {  \
+    using scalar = S;               \
+    using count = vector_t<Int, N>; \
   };
-#define COS_VECTOR_PLAN(Int, N)                                                                 \
+#define COS_VECTOR_COUNT(Int, N)                                                                \
   template <>                                                                                   \
-  struct PlanOf<vector_t<Int, N>> {                                                             \
+  struct CountOf<vector_t<Int, N>> {                                                            \
     static COS_HD void add(vector_t<Int, N>& count, vector_t<Int, N> fired) { count -= fired; } \
   };
-COS_VECTOR_PLAN(int32_t, 4)
-COS_VECTOR_PLAN(int32_t, 8)
-COS_VECTOR_PLAN(int32_t, 16)
-COS_VECTOR_PLAN(int64_t, 2)
-COS_VECTOR_PLAN(int64_t, 4)
-COS_VECTOR_PLAN(int64_t, 8)
-#undef COS_VECTOR_PLAN
+COS_VECTOR_COUNT(int32_t, 4)
+COS_VECTOR_COUNT(int32_t, 8)
+COS_VECTOR_COUNT(int32_t, 16)
+COS_VECTOR_COUNT(int64_t, 2)
+COS_VECTOR_COUNT(int64_t, 4)
+COS_VECTOR_COUNT(int64_t, 8)
+#undef COS_VECTOR_COUNT
 COS_VECTOR_VALUE(float, int32_t, 4)
 COS_VECTOR_VALUE(float, int32_t, 8)
 COS_VECTOR_VALUE(float, int32_t, 16)
