@@ -318,23 +318,17 @@ def srp_forward(
     Example:
         >>> spikes, _, count = srp_forward(torch.rand(8, 2, 3), 1.0, tau=4, return_count=True)
     """
-    given = prepared(x_seq, v_threshold, v_init, inplace, check_values)
+    prepared(x_seq, v_threshold, v_init, inplace, check_values)
     check_watch("tau", tau, x_seq)
     residual = if_forward(x_seq[:tau], v_threshold, v_init, return_v=True).v
     assert residual is not None  # it was asked for
-    init: float | Tensor
-    if given.init is not None:
-        init = given.init
-    elif given.init_value is not None:
-        init = given.init_value
-    elif isinstance(v_threshold, Tensor):
-        init = v_threshold.to(residual.dtype) / 2
+    init = v_threshold if v_init is None else v_init
+    # A number is filled in on the device: a tensor of it would be copied there, and waited for.
+    if isinstance(init, Tensor):
+        start = init.to(residual.dtype).expand_as(residual)
     else:
-        init = v_threshold / 2
-    start = torch.full_like(residual, -math.inf)
-    start = torch.where(
-        residual > 0, torch.as_tensor(init, dtype=start.dtype, device=start.device), start
-    )
+        start = torch.full_like(residual, float(init))
+    start = (start / 2 if v_init is None else start).masked_fill(~(residual > 0), -math.inf)
     return if_forward(x_seq, v_threshold, start, inplace=inplace, return_count=return_count)
 
 

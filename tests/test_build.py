@@ -4,6 +4,8 @@ cannot be.
 
 import importlib.util
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -191,6 +193,39 @@ def test_the_kernels_are_compiled_once_and_linked_into_both_modules(build, proje
 def test_a_kernel_that_does_not_compile_fails_the_build(build, project):
     status, compiled, linked = project.build(refused="kernels_avx2.cpp")
     assert status != 0 and compiled["csrc/cpu/kernels_avx2.cpp"] == 1 and not linked
+
+
+# What gcc predefines for a feature, where it is not __FEATURE__; None: no instruction of its own.
+FEATURES = {
+    "GCC_HAVE_SYNC_COMPARE_AND_SWAP_16": "cmpxchg16b",
+    "LAHF_SAHF": "lahf_lm",
+    "SSE4_1": "sse4.1",
+    "SSE4_2": "sse4.2",
+    "CRC32": None,  # part of sse4.2
+    "BIGGEST_ALIGNMENT": None,
+    "EVEX256": None,  # gcc 14 and later, with avx512
+    "EVEX512": None,
+}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="x86-64 alone is dispatched")
+@pytest.mark.parametrize("level", ["v3", "v4"])
+def test_dispatch_asks_for_every_feature_that_the_compiler_may_use(level):
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("there is no g++ to ask")
+
+    def macros(*flags: str) -> set[str]:
+        command = [compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return set(re.findall(r"^#define __(\w+?)(?:__)? ", said, re.MULTILINE))
+
+    more = macros(f"-march=x86-64-{level}") - macros()
+    names = {FEATURES.get(name, name.lower()) for name in more if not name.startswith("FP_FAST")}
+    source = (ROOT / "csrc" / "cpu" / "dispatch.cpp").read_text()
+    asked = set(re.findall(r'__builtin_cpu_supports\("([^"]+)"\)', source))
+    assert {"avx2", "f16c", "lzcnt", "movbe"} <= names  # the compiler has answered
+    assert names - {None} <= asked
 
 
 @pytest.fixture

@@ -103,8 +103,8 @@ COS_HD S shifted(S v_init, S theta, int32_t psi, int32_t k, S min_fired, S max_s
   const S less = v_init - (down > theta ? down : theta);
   const S more = v_init + (up > theta ? up : theta);
   S v = v_init;
-  v = (psi < -k) & (min_fired < inf) ? less : v;
-  v = (psi > k) & (max_silent > -inf) ? more : v;
+  v = ((psi < -k) & (min_fired < inf)) ? less : v;
+  v = ((psi > k) & (max_silent > -inf)) ? more : v;
   return v;
 }
 
