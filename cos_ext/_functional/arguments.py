@@ -13,7 +13,7 @@ import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 
-from .. import _ops
+from .._build import unserved
 from .._numbers import whole
 from .._ops import state_dtype
 from .checks import FLOAT_DTYPES, MAX_FUSED_STEPS, MAX_STEPS, check_number, check_threshold
@@ -147,10 +147,10 @@ def _check_input(x_seq: Tensor, inplace: bool) -> None:
         )
     kind = x_seq.device.type
     if kind == "cuda":
-        reason = _ops.cuda_unavailable()
+        reason = unserved(x_seq.device)
         if reason is not None:
             raise RuntimeError(
-                f"x_seq is on {x_seq.device}, and this cos_ext has no CUDA kernels: {reason}"
+                f"x_seq is on {x_seq.device}, and this cos_ext has no CUDA kernels for it: {reason}"
             )
     elif kind not in ("cpu", "meta"):
         raise RuntimeError(f"x_seq is on {x_seq.device}; cos_ext has kernels for cpu and cuda")
