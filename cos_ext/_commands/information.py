@@ -18,6 +18,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the facts, one a line."""
     facts = build_info()
-    for key, value in (facts | facts.pop("cuda_devices")).items():
+    facts.update(facts.pop("cuda_devices"))
+    for key, value in facts.items():
         print(f"{key:18} {'-' if value in (None, '') else value}")
     return 0
