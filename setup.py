@@ -190,6 +190,7 @@ def extensions(home: Path | None, note: str, archs: str) -> list:
     os.environ["TORCH_CUDA_ARCH_LIST"] = archs
     cpp_extension.CUDA_HOME = str(home)
     nvcc_flags = [*NVCC_FLAGS, *arch_flags(archs), f"--threads={compile_threads(archs)}"]
+    nvcc_flags.append("-Xfatbin=-compress-all")  # nvcc leaves images of small files as they are
     cuda = cpp_extension.CppExtension(
         "cos_ext._C_cuda",
         ["csrc/cuda/ops_cuda.cu", *UNITS],
