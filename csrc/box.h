@@ -14,20 +14,20 @@ extern "C" __attribute__((weak, visibility("default"))) const char* torch_except
 
 namespace cos_ext {
 
-// What to say where a check of ours or a call of torch has thrown `what`.
+// Whether a call of torch failed; torch/headeronly/util/shim_utils.h words it so.
+inline bool of_torch(const std::string& what) { return what.find(" API call failed at ") != std::string::npos; }
+
 inline std::string explained(const std::string& what) {
-  if (what.find(" API call failed at ") == std::string::npos) return what;  // torch/headeronly/util/shim_utils.h words it so
-  if (!torch_exception_get_what_without_backtrace) {
-    return "a call of torch failed; torch older than 2.13 does not say why here, but has printed it: " + what;
-  }
-  return torch_exception_get_what_without_backtrace();
+  if (torch_exception_get_what_without_backtrace) return torch_exception_get_what_without_backtrace();
+  return "a call of torch failed; torch older than 2.13 does not say why here, but has printed it: " + what;
 }
 
 template <void (*Boxed)(StableIValue*, uint64_t, uint64_t)>
 void explaining(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
   try {
     Boxed(stack, inputs, outputs);
-  } catch (const std::exception& error) {
+  } catch (const std::runtime_error& error) {
+    if (!of_torch(error.what())) throw;
     throw std::runtime_error(explained(error.what()));
   }
 }
