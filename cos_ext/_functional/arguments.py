@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses import FakeTensor
 
-from .. import _ops
+from .._build import unserved
 from .._numbers import whole
 from .._ops import state_dtype
 from .checks import FLOAT_DTYPES, MAX_FUSED_STEPS, MAX_STEPS, check_number, check_threshold
@@ -176,10 +176,10 @@ def _check_input(x_seq: Tensor, inplace: bool) -> None:
 
 def _check_served(device: torch.device) -> None:
     if device.type == "cuda":
-        reason = _ops.cuda_unavailable()
+        reason = unserved(device)
         if reason is not None:
             raise RuntimeError(
-                f"x_seq is on {device}, and this cos_ext has no CUDA kernels: {reason}"
+                f"x_seq is on {device}, and this cos_ext has no CUDA kernels for it: {reason}"
             )
     elif device.type not in ("cpu", "meta"):
         raise RuntimeError(f"x_seq is on {device}; cos_ext has kernels for cpu and cuda")

@@ -7,8 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .._build import own_version
 from .._files import read_header, write_tensors
-from .._ops import build_info
 from .settings import Configured
 
 FORMAT = "cos_ext spiking network, 1"
@@ -33,7 +33,7 @@ def header(network: Configured) -> dict[str, Any]:
     thetas = {site: node.v_threshold for site, node in nodes.items() if site in options["sites"]}
     return {
         "format": FORMAT,
-        "cos_ext": build_info()["cos_ext"],
+        "cos_ext": own_version(),
         "timesteps": network.timesteps,
         "rho": network.rho,
         "iterations": network.iterations,

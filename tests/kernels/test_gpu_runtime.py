@@ -67,6 +67,7 @@ def test_a_graph_replays_with_changed_input(dtype):
             F.cos_forward(x, theta, rho=3, **ALL_COS),
             F.if_forward(x, theta, 0.25, v_reset=0.0, **ALL),
             F.calibrate_v_init(x, theta, rho=8, iterations=2),
+            F.srp_forward(x, 1.0, 0.25, tau=3, return_count=True),
         )
 
     x.copy_(currents(*shape, dtype=dtype))
@@ -88,6 +89,7 @@ def test_a_graph_replays_with_changed_input(dtype):
             F.cos_forward(inputs, thresholds, rho=3, **ALL_COS),
             F.if_forward(inputs, thresholds, 0.25, v_reset=0.0, **ALL),
             F.calibrate_v_init(inputs, thresholds, rho=8, iterations=2),
+            F.srp_forward(inputs, 1.0, 0.25, tau=3, return_count=True),
         )
         for ours, theirs in zip(results, expected):
             assert_same_bits(ours, theirs)
