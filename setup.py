@@ -9,7 +9,8 @@ _core and _C contain the same CPU kernels, which take most of the time. They are
 sources of _core, in parallel with it; _C is built after it and links the same objects.
 
 Environment: FORCE_CUDA=1 builds _C_cuda or fails, FORCE_CUDA=0 never builds it; CUDA_HOME,
-TORCH_CUDA_ARCH_LIST, MAX_JOBS as in torch; DEBUG=1 builds with -O0 -g.
+TORCH_CUDA_ARCH_LIST, MAX_JOBS as in torch; DEBUG=1 builds with -O0 -g. COS_EXT_ONLY=cpu or cuda
+builds one half of the modules, so that two processes can share the work (bench/gpu_run.sh).
 """
 
 import os
@@ -172,6 +173,14 @@ def extensions(home: Path | None, note: str, archs: str) -> list:
     return [core, operators, cuda]
 
 
+def chosen(modules: list) -> list:
+    """The half that COS_EXT_ONLY names; all of them without it."""
+    only = os.environ.get("COS_EXT_ONLY") or None
+    if only not in (None, "cpu", "cuda"):
+        sys.exit(f"cos_ext: COS_EXT_ONLY must be cpu or cuda, got {only!r}")
+    return [m for m in modules if only is None or (m.name == "cos_ext._C_cuda") == (only == "cuda")]
+
+
 def sharing_kernels(build_ext: type) -> type:
     """torch's build_ext, in which _C links the kernels' objects that _core has just compiled."""
 
@@ -214,7 +223,7 @@ def main() -> None:
     said = f"building CUDA kernels: {note} for {archs}" if home else f"no CUDA kernels: {note}"
     print(f"cos_ext: {said}", flush=True)
     setup(
-        ext_modules=extensions(home, note, archs),
+        ext_modules=chosen(extensions(home, note, archs)),
         cmdclass={"build_ext": sharing_kernels(BuildExtension)},
     )
 
