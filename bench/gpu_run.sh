@@ -21,6 +21,7 @@ set -uo pipefail
 total=510 # seconds, for all phases
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 failed=() notes=() child="" record=""
+exec 3>&1 # a trap may come where the output goes into a log
 
 mode=""
 case "${1:-}" in --plan | --without-gpu) mode=$1 && shift ;; esac
@@ -48,7 +49,7 @@ limited() { # seconds command...
     return 124
   fi
   # In the background, so that a trap need not wait for it. The workers of a pytest get no signal: it ends them itself.
-  env --default-signal=INT timeout ${signal:+--foreground} -s "${signal:-TERM}" -k 15 "$limit" "$@" &
+  env --default-signal=INT timeout ${signal:+--foreground} -s "${signal:-TERM}" -k 15 "$limit" "$@" 3>&- &
   child=$!
   wait "$child"
 }
@@ -100,6 +101,7 @@ finish() {
 }
 
 interrupted() {
+  exec >&3
   [ -n "$child" ] && kill "$child" 2>/dev/null && wait "$child"
   failed+=("interrupted after $SECONDS s")
   finish
@@ -220,12 +222,12 @@ if [ "$mode" = --without-gpu ]; then
   copy_tree
   outcome "copy of the tree" $?
   section "measurements, on the CPU, only to see that they run"
-  limited 180 "$python" bench/gpu_layer.py --device cpu --quick --json "$work/result.json" >/dev/null 2>"$logs/measure.log"
+  limited 400 "$python" bench/gpu_layer.py --device cpu --quick --json "$work/result.json" >/dev/null 2>"$logs/measure.log"
   outcome measurements $?
   tail -n 3 "$logs/measure.log"
   record=$work/result.json
   section "GPU tests, collected"
-  limited 60 "${pytest[@]}" "${gpu_tests[@]}" -rs >"$logs/tests.log" 2>&1
+  limited 400 "${pytest[@]}" "${gpu_tests[@]}" -rs >"$logs/tests.log" 2>&1
   outcome "GPU tests" $?
   tail -n 2 "$logs/tests.log"
   finish
