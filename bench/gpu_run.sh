@@ -189,7 +189,7 @@ phases() {
   phase "measurements" 300 measurements "the cases below, until 100 s are left"
   phase "a network" 45 network "ResNet-20, 256 images of 32x32, T = 8: beside its convolutions, plain torch, as a graph"
   phase "large tensors" 40 large "more than 2^31 elements"
-  phase "sanitizers" 90 sanitizers "compute-sanitizer's memcheck and racecheck on a few launches of every kind"
+  phase "sanitizers" 130 sanitizers "compute-sanitizer's memcheck and racecheck on a few launches of every kind"
 }
 
 if [ "$mode" = --plan ]; then

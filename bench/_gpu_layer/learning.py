@@ -40,7 +40,7 @@ def learning(run: Run, case: Case) -> None:
     # x and the gradient of the spikes are read, the gradient of x is written.
     run.row(case, BACK, calls, problem=problem, moved=3 * case.size)
 
-    node = cos_ext.IFNode(THETA, detach_reset=True)
+    node = cos_ext.IFNode(THETA, detach_reset=True).to(run.clock.device)
     problem = differs(both_ways(node, x[0], grads[0]).cpu(), expected, CPU)
     calls = [functools.partial(both_ways, node, *pair) for pair in zip(x, grads)]
     run.row(case, LEARN, calls, problem=problem, moved=5 * case.size)

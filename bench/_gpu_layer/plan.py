@@ -9,13 +9,13 @@ from typing import Any
 from .cases import NAMES, Case, Grid
 from .kernels import kernels
 from .learning import learning
-from .quantisers import quantisers
+from .quantisers import compiled_quantisers, quantisers
 from .rivals import compiled_peers, eager_peers
 from .run import Job, Run
 from .small import small_layer, small_peers
 
 # The jobs by name, and what each asks.
-KERNELS, SMALL, PEERS, LEARNING, QCFS, COMPILED, SMALL_PEERS = QUESTIONS = {
+KERNELS, SMALL, PEERS, LEARNING, QCFS, COMPILED, SMALL_PEERS, QCFS_PEERS = QUESTIONS = {
     "kernels": "A copy, if_forward and cos_forward (rho 4 and 8, one round and exact, in place "
     "too): is a layer at the bandwidth of a copy?",
     "small layer": "Microseconds a call, of the host, of the device and in a graph; how many "
@@ -23,10 +23,10 @@ KERNELS, SMALL, PEERS, LEARNING, QCFS, COMPILED, SMALL_PEERS = QUESTIONS = {
     "peers": "Plain torch and SpikingJelly (Triton; jit and cupy): how many times our time?",
     "learning": "if_backward beside a copy; forwards and backwards beside plain torch and "
     "SpikingJelly.",
-    "QCFS": "Its kernels beside a copy; forwards and backwards beside plain torch and "
-    "torch.compile.",
+    "QCFS": "Its kernels beside a copy; forwards and backwards beside plain torch.",
     "torch.compile": "The loop, the stacked form and the calibration under torch.compile.",
     "small layer, compiled": "The small layers under torch.compile.",
+    "QCFS, compiled": "Plain torch's QCFS under torch.compile, both ways.",
 }
 
 PER_CHANNEL = {"layout": "nchw", "per_channel": True}
@@ -77,6 +77,8 @@ def plan(g: Grid) -> Iterator[Job]:
     yield from over(PEERS, eager_peers, rest)
     for case in small:
         yield Job(SMALL_PEERS, small_peers, case, 15, True)
+    for job in over(QCFS_PEERS, compiled_quantisers, (1,)):
+        yield job._replace(needed=20, compiles=True)
     yield from compiled[1:]
     if rest:
         yield from over(KERNELS, kernels, others, other_sizes)

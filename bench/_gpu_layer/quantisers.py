@@ -50,19 +50,29 @@ def quantisers(run: Run, case: Case) -> None:
     run.row(case, QUANTISE_BACK, calls, problem=problem, moved=3 * case.size, levels=LEVELS)
 
     own = cos_ext.QCFS(LEVELS, THETA).to(run.clock.device)
+    _both_ways(run, case, QCFS_LEARN, own, z, grads)
     plain = Plain(LEVELS, THETA).to(run.clock.device)
-    forms: dict[str, torch.nn.Module] = {QCFS_LEARN: own, QCFS_PLAIN: plain}
-    if run.compiled:
-        forms[QCFS_COMPILED] = torch.compile(plain, dynamic=False)
-    for name, form in forms.items():
-        calls = [functools.partial(_learn, form, *pair) for pair in zip(z, grads)]
-        try:
-            calls[0]()
-            run.row(case, name, calls, moved=5 * case.size, levels=LEVELS)
-        except Exception as error:
-            failed = run.failed if name == QCFS_LEARN else run.failed_peer
-            failed(f"{name} on {case}", error)
+    _both_ways(run, case, QCFS_PLAIN, plain, z, grads)
+
+
+def compiled_quantisers(run: Run, case: Case) -> None:
+    z = run.inputs(case).x
+    grads = [torch.randn_like(one) for one in z]
+    plain = Plain(LEVELS, THETA).to(run.clock.device)
+    _both_ways(run, case, QCFS_COMPILED, torch.compile(plain, dynamic=False), z, grads)
     torch.compiler.reset()
+
+
+def _both_ways(
+    run: Run, case: Case, name: str, form: torch.nn.Module, z: list[Tensor], grads: list[Tensor]
+) -> None:
+    calls = [functools.partial(_learn, form, *pair) for pair in zip(z, grads)]
+    try:
+        calls[0]()
+        run.row(case, name, calls, moved=5 * case.size, levels=LEVELS)
+    except Exception as error:
+        failed = run.failed if name == QCFS_LEARN else run.failed_peer
+        failed(f"{name} on {case}", error)
 
 
 def _learn(form: torch.nn.Module, z: Tensor, grad: Tensor) -> Tensor:

@@ -184,7 +184,7 @@ def test_gradients_are_the_same_every_time(dtype):
 def test_a_graph_of_a_training_step():
     """Forwards and backwards, replayed with other currents."""
     torch.use_deterministic_algorithms(False)
-    act, node = cos_ext.QCFS(8, 2.0).to(GPU), cos_ext.IFNode(1.0)
+    act, node = cos_ext.QCFS(8, 2.0).to(GPU), cos_ext.IFNode(1.0).to(GPU)
     x, grad = (torch.zeros(10, 3, 129, device=GPU) for _ in range(2))
 
     def step():
