@@ -12,7 +12,8 @@ The version is here, too: a wheel's says what it was built with (0.2.0+cu130, 0.
 distribution's does not.
 
 Environment: FORCE_CUDA=1 builds _C_cuda or fails, FORCE_CUDA=0 never builds it; CUDA_HOME,
-TORCH_CUDA_ARCH_LIST, MAX_JOBS as in torch; DEBUG=1 builds with -O0 -g.
+TORCH_CUDA_ARCH_LIST, MAX_JOBS as in torch; DEBUG=1 builds with -O0 -g. COS_EXT_ONLY=cpu or cuda
+builds one half of the modules, so that two processes can share the work (bench/gpu_run.sh).
 """
 
 import os
@@ -205,6 +206,14 @@ def extensions(home: Path | None, note: str, archs: str) -> list:
     return [core, operators, cuda]
 
 
+def chosen(modules: list) -> list:
+    """The half that COS_EXT_ONLY names; all of them without it."""
+    only = os.environ.get("COS_EXT_ONLY") or None
+    if only not in (None, "cpu", "cuda"):
+        sys.exit(f"cos_ext: COS_EXT_ONLY must be cpu or cuda, got {only!r}")
+    return [m for m in modules if only is None or (m.name == "cos_ext._C_cuda") == (only == "cuda")]
+
+
 def sharing_kernels(build_ext: type) -> type:
     """torch's build_ext, in which _C links the kernels' objects that _core has just compiled."""
 
@@ -248,7 +257,7 @@ def main() -> None:
     print(f"cos_ext: {said}", flush=True)
     setup(
         version=version_for(sys.argv, note if home else None),
-        ext_modules=extensions(home, note, archs),
+        ext_modules=chosen(extensions(home, note, archs)),
         cmdclass={"build_ext": sharing_kernels(BuildExtension)},
     )
 

@@ -72,6 +72,19 @@ def test_force_cuda(build, toolkit, monkeypatch):
         build.cuda_decision("2.13.0+cu130", "13.0")
 
 
+def test_half_of_the_modules(build, monkeypatch):
+    modules = [SimpleNamespace(name=f"cos_ext.{name}") for name in ("_core", "_C", "_C_cuda")]
+    found = {}
+    for only in ("", "cpu", "cuda"):
+        monkeypatch.setenv("COS_EXT_ONLY", only)
+        found[only] = [module.name for module in build.chosen(modules)]
+    assert found["cpu"] == ["cos_ext._core", "cos_ext._C"] and found["cuda"] == ["cos_ext._C_cuda"]
+    assert found[""] == found["cpu"] + found["cuda"]
+    monkeypatch.setenv("COS_EXT_ONLY", "gpu")
+    with pytest.raises(SystemExit, match="COS_EXT_ONLY must be cpu or cuda, got 'gpu'"):
+        build.chosen(modules)
+
+
 def test_a_wrapper_on_the_path_is_asked_for_its_toolkit(
     build, toolkit, tmp_path_factory, monkeypatch
 ):

@@ -19,7 +19,6 @@ namespace cos_ext::cuda {
 
 // Adds over the warp, to one of several rows of sums: one address would be too few for all blocks of a launch.
 __device__ __forceinline__ void add_to(int64_t* sum, int64_t value) {
-#if defined(__CUDA_ARCH__)
   auto* const to = reinterpret_cast<unsigned long long*>(sum);
   if (__activemask() == 0xffffffffu) {
     COS_UNROLL
@@ -28,17 +27,8 @@ __device__ __forceinline__ void add_to(int64_t* sum, int64_t value) {
   } else if (value) {
     atomicAdd(to, static_cast<unsigned long long>(value));
   }
-#else
-  *sum += value;
-#endif
 }
-__device__ __forceinline__ void add_one(int64_t* sum) {
-#if defined(__CUDA_ARCH__)
-  atomicAdd(reinterpret_cast<unsigned long long*>(sum), 1ull);
-#else
-  ++*sum;
-#endif
-}
+__device__ __forceinline__ void add_one(int64_t* sum) { atomicAdd(reinterpret_cast<unsigned long long*>(sum), 1ull); }
 
 // Counts as integers, from floats where those are faster.
 template <class N, int V>
