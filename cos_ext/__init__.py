@@ -3,7 +3,7 @@ calibrating offset spikes.
 """
 
 from . import data, functional, methods, models
-from ._ops import build_info
+from ._build import build_info, own_version
 from .analysis.energy import EnergyReport
 from .analysis.evaluation import Evaluation, evaluate
 from .analysis.offsets import OffsetSpikeReport, offset_spike_report
@@ -19,6 +19,8 @@ from .network.network import SpikingNetwork
 from .neuron import IFNode
 from .qcfs import QCFS
 from .training.fine_tuning import FineTuning, fine_tune
+
+__version__ = own_version()
 
 __all__ = [
     "QCFS",

@@ -1,6 +1,6 @@
 """Loads the compiled operators and tells torch their shapes (fakes).
 
-No validation here, and of what users call only :func:`build_info`.
+No validation here, and nothing that users call. What was built is in _build.py.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -61,35 +60,8 @@ def core_facts() -> dict[str, str]:
 
 
 def cuda_unavailable() -> str | None:
-    """Why CUDA tensors cannot be served, or None."""
+    """Why no CUDA tensors can be served, or None. Of a device: _build.py."""
     return _cuda_error
-
-
-def build_info() -> dict[str, Any]:
-    """Versions and build facts, as a dict of plain values.
-
-    Returns:
-        A dict with the keys
-
-        * ``cos_ext``, ``torch``: the versions;
-        * ``compiler``, ``built_with_torch``, ``built_with_cuda``, ``cuda_archs``: of the build;
-        * ``cpu_capability``: the instruction set chosen here: avx512, avx2 or baseline;
-        * ``cuda``: whether CUDA tensors are served;
-        * ``cuda_off``: why not, or None.
-    """
-    facts = core_facts()
-    facts.pop("cuda_off")
-    try:
-        own = version("cos_ext")
-    except PackageNotFoundError:
-        own = "not installed"
-    return {
-        "cos_ext": own,
-        "torch": torch.__version__,
-        **facts,
-        "cuda": _cuda_error is None,
-        "cuda_off": _cuda_error,
-    }
 
 
 # What follows the histogram in a row of sums (csrc/core/statistics.h).

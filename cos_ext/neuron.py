@@ -86,7 +86,9 @@ class IFNode(nn.Module):
     exact one with the rounded thresholds. Other residuals than these would be lost at every spike.
 
     ``v_threshold`` and ``v_init`` are buffers unless they are learned, and part of the state_dict;
-    so is ``bias``, the current of "light", once it is there.
+    so is ``bias``, the current of "light", once it is there. θ's values are looked at where it is
+    set, converted or loaded, and on a CPU by the first call after something was written to it. What
+    is written through ``.data`` is not noticed: write under ``torch.no_grad()``.
 
     In float32 with ``v_init=0., v_threshold=1.`` the output equals, spike for spike, that of a
     SpikingJelly ``neuron.IFNode(v_reset=None)`` that is fresh or reset.

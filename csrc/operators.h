@@ -7,6 +7,7 @@
 #include <optional>
 #include <tuple>
 
+#include "box.h"
 #include "builder.h"
 
 namespace cos_ext {
@@ -229,16 +230,16 @@ struct Operators {
   }
 };
 
-#define COS_EXT_REGISTER(m, Launch)                                                     \
-  m.impl("if_forward", TORCH_BOX(&cos_ext::Operators<Launch>::if_forward));             \
-  m.impl("if_forward_", TORCH_BOX(&cos_ext::Operators<Launch>::if_forward_));           \
-  m.impl("if_backward", TORCH_BOX(&cos_ext::Operators<Launch>::if_backward));           \
-  m.impl("cos_forward", TORCH_BOX(&cos_ext::Operators<Launch>::cos_forward));           \
-  m.impl("cos_forward_", TORCH_BOX(&cos_ext::Operators<Launch>::cos_forward_));         \
-  m.impl("general_forward", TORCH_BOX(&cos_ext::Operators<Launch>::general_forward));   \
-  m.impl("general_forward_", TORCH_BOX(&cos_ext::Operators<Launch>::general_forward_)); \
-  m.impl("rate_forward", TORCH_BOX(&cos_ext::Operators<Launch>::rate_forward));         \
-  m.impl("rate_forward_", TORCH_BOX(&cos_ext::Operators<Launch>::rate_forward_));       \
-  m.impl("calibrate_v_init", TORCH_BOX(&cos_ext::Operators<Launch>::calibrate_v_init))
+#define COS_EXT_REGISTER(m, Launch)                                                       \
+  m.impl("if_forward", COS_EXT_BOX(&cos_ext::Operators<Launch>::if_forward));             \
+  m.impl("if_forward_", COS_EXT_BOX(&cos_ext::Operators<Launch>::if_forward_));           \
+  m.impl("if_backward", COS_EXT_BOX(&cos_ext::Operators<Launch>::if_backward));           \
+  m.impl("cos_forward", COS_EXT_BOX(&cos_ext::Operators<Launch>::cos_forward));           \
+  m.impl("cos_forward_", COS_EXT_BOX(&cos_ext::Operators<Launch>::cos_forward_));         \
+  m.impl("general_forward", COS_EXT_BOX(&cos_ext::Operators<Launch>::general_forward));   \
+  m.impl("general_forward_", COS_EXT_BOX(&cos_ext::Operators<Launch>::general_forward_)); \
+  m.impl("rate_forward", COS_EXT_BOX(&cos_ext::Operators<Launch>::rate_forward));         \
+  m.impl("rate_forward_", COS_EXT_BOX(&cos_ext::Operators<Launch>::rate_forward_));       \
+  m.impl("calibrate_v_init", COS_EXT_BOX(&cos_ext::Operators<Launch>::calibrate_v_init))
 
 }  // namespace cos_ext

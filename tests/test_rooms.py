@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # A room may import of its own level (if it is the same room) and of lower ones. A file or folder of
 # cos_ext that is not named here is an error: say where it stands.
 LEVELS = {
+    "_images": 0,
     "_ops": 0,
+    "_build": 1,
     "_files": 0,
     "_tables": 0,
     "_numbers": 0,

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._subclasses import FakeTensor
 
-from .. import _ops
+from .._build import unserved
 from .._numbers import whole
 from .._ops import state_dtype
 from .checks import FLOAT_DTYPES, MAX_FUSED_STEPS, MAX_STEPS, check_number, check_threshold
@@ -174,10 +176,10 @@ def _check_input(x_seq: Tensor, inplace: bool) -> None:
 
 def _check_served(device: torch.device) -> None:
     if device.type == "cuda":
-        reason = _ops.cuda_unavailable()
+        reason = unserved(device)
         if reason is not None:
             raise RuntimeError(
-                f"x_seq is on {device}, and this cos_ext has no CUDA kernels: {reason}"
+                f"x_seq is on {device}, and this cos_ext has no CUDA kernels for it: {reason}"
             )
     elif device.type not in ("cpu", "meta"):
         raise RuntimeError(f"x_seq is on {device}; cos_ext has kernels for cpu and cuda")
@@ -289,6 +291,4 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 
 
 def _is_fake(tensor: Tensor) -> bool:
-    return isinstance(
-        tensor, torch._subclasses.FakeTensor
-    ) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return isinstance(tensor, FakeTensor) or is_functorch_wrapped_tensor(tensor)

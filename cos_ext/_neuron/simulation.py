@@ -168,12 +168,12 @@ def simulate_on(
     if settings["store_v_seq"] and x_seq.dim() and len(x_seq):  # without a step, if_forward's error
         sent, after = [], []
         for x in x_seq:
-            spikes, start = run_on(x.unsqueeze(0), theta, start, *how)
+            spikes, start = run_on(x.unsqueeze(0), theta, start, *how, check=None)
             sent.append(spikes)
             after.append(start)
         spikes, v_seq = torch.cat(sent), torch.stack(after)
     else:
-        spikes, start = run_on(x_seq, theta, start, *how, inplace)
+        spikes, start = run_on(x_seq, theta, start, *how, inplace, None)
     total = (spikes.detach() != 0).sum() if count else None
     return GoneOn(Emitted(spikes, total, None), start, v_seq)
 
@@ -209,5 +209,6 @@ def single_step(
         ValueError: what was kept does not fit x; and as for if_forward.
     """
     start = v_init if kept is None else fitting(kept, x, x.shape)
-    spikes, v = run_on(x.unsqueeze(0), theta, start, v_reset, surrogate, detach_reset, inplace)
+    how = (v_reset, surrogate, detach_reset, inplace, None)
+    spikes, v = run_on(x.unsqueeze(0), theta, start, *how)
     return spikes[0], v

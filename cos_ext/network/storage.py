@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._build import own_version
 from .._files import read_header, write_tensors
-from .._ops import build_info
 from ..general import TENSORS, Neuron
 from .settings import Configured
 
@@ -70,7 +70,7 @@ def header(network: Configured) -> dict[str, Any]:
     thetas = {site: node.v_threshold for site, node in nodes.items() if site in options["sites"]}
     return {
         "format": FORMAT,
-        "cos_ext": build_info()["cos_ext"],
+        "cos_ext": own_version(),
         "timesteps": network.timesteps,
         "rho": network.rho,
         "iterations": network.iterations,

@@ -168,10 +168,12 @@ COS_HD void general_extremes(const Rule<scalar_t<V>>& rule, V m, V q, V theta, V
 // How many levels a neuron can send in so many steps.
 template <class S>
 struct Counts {
-  int32_t fewest, most;
+  S fewest, most;
   COS_HD Counts(const Rule<S>& rule, int32_t steps)
-      : fewest(static_cast<int32_t>(larger(rule.n_min, rule.s_min * static_cast<S>(steps)))),
-        most(static_cast<int32_t>(smaller(rule.n_max, rule.s_max * static_cast<S>(steps)))) {}
+      : fewest(larger(rule.n_min, rule.s_min * static_cast<S>(steps))),
+        most(smaller(rule.n_max, rule.s_max * static_cast<S>(steps))) {}
+  // ψ of a neuron that has sent `count` levels, its residual r.
+  COS_HD S offset(S r, S theta, S count) const { return clipped(ByDivision::floor(r, theta), fewest - count, most - count); }
 };
 
 // C* levels over rho steps in an order of our own, as emission.h has it for one level. Even: an even share at every step, and of

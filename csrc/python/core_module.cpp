@@ -247,7 +247,8 @@ py::dict facts() {
 
 }  // namespace
 
-PYBIND11_MODULE(_core, m) {
+// No state is shared but the choice of instruction set, which is made once (cpu/dispatch.cpp); each call has its own Call.
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "cos_ext's kernels over NumPy arrays (float16, float32, float64), without torch.";
   m.def("if_forward", &if_forward, py::arg("x_seq"), py::arg("v_threshold"), py::arg("v_init") = py::none(), py::kw_only(),
         py::arg("v_reset") = py::none(), py::arg("threads") = 1,

@@ -1,13 +1,15 @@
-"""What nvcc makes of every CUDA kernel, without a GPU: registers, spills, and the width of its
-transactions.
+"""What nvcc makes of every CUDA kernel, without a GPU: registers, spills, the width of its
+transactions, and how many instructions it takes.
 
     python tests/kernels/cuda_kernels.py [--record]
 
 Compiles tests/cpp/compile_kernels.cu for sm_80 and sm_90 with setup.py's flags, prints a table, and
 fails where a kernel spills or uses local memory, needs more registers than
-tests/golden/cuda_registers.json has on record for this nvcc release (--record rewrites it), or
-moves rows of inputs or spikes otherwise than in transactions of 16 bytes. The last needs nvdisasm
-(the package nvidia-cuda-nvdisasm, or a toolkit) and is skipped with a reason where there is none.
+tests/golden/cuda_registers.json has on record for this nvcc release, keeps less than 20 KiB of
+loads in flight on a multiprocessor of sm_90, moves rows of inputs or spikes otherwise than in
+transactions of 16 bytes, or takes more instructions than tests/golden/cuda_instructions.json has on
+record (cuda_instructions.py; --record rewrites both). The last two need nvdisasm (the package
+nvidia-cuda-nvdisasm, or a toolkit) and are skipped with a reason where there is none.
 Not a pytest file: it takes a minute, and make test-cuda-compile runs it.
 """
 
@@ -26,6 +28,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+import cuda_instructions
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "tests" / "golden" / "cuda_registers.json"
@@ -144,18 +148,31 @@ def find_nvdisasm(home: Path) -> Path | None:
     )
 
 
-def transactions(cubin: Path, nvdisasm: Path) -> dict[Kernel, Counter[str]]:
-    """How often each kind of load and store of global or local memory stands in a kernel."""
+def disassemble(cubin: Path, nvdisasm: Path) -> dict[str, str]:
+    """The machine code of every kernel, by symbol."""
     text = subprocess.run(
         [nvdisasm, "-c", cubin], capture_output=True, text=True, check=True
     ).stdout
-    found = {}
-    for section in re.split(r"^\.text\.", text, flags=re.MULTILINE)[1:]:
-        symbol = section.split(":", 1)[0].strip()
-        found[kernel_of(symbol)] = Counter(
-            re.findall(r"\b(?:LDG|STG|LDL|STL)\.?[A-Z0-9.]*", section)
-        )
-    return found
+    sections = re.split(r"^\.text\.", text, flags=re.MULTILINE)[1:]
+    return {section.split(":", 1)[0].strip(): section for section in sections}
+
+
+def transactions(sections: dict[str, str]) -> dict[Kernel, Counter[str]]:
+    """How often each kind of load and store of global or local memory stands in a kernel."""
+    return {
+        kernel_of(symbol): Counter(re.findall(r"\b(?:LDG|STG|LDL|STL)\.?[A-Z0-9.]*", section))
+        for symbol, section in sections.items()
+    }
+
+
+def little_in_flight(kernel: Kernel, registers: int) -> str:
+    """What is wrong with the bytes that a kernel keeps in flight, or nothing."""
+    if kernel.mode in QCFS:
+        return ""
+    operands = 2 if kernel.mode == "back" else 1
+    got = cuda_instructions.in_flight(registers, kernel.rows, kernel.lanes * kernel.item, operands)
+    least = cuda_instructions.LEAST_IN_FLIGHT
+    return f"keeps {got} bytes in flight, wanted are {least}" if got < least else ""
 
 
 def wide_rows(kernel: Kernel, counts: Counter[str]) -> str:
@@ -194,7 +211,7 @@ def wide_rows(kernel: Kernel, counts: Counter[str]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--record", action="store_true", help=f"write the registers to {RECORD.name}"
+        "--record", action="store_true", help="write the registers and instructions that are found"
     )
     record = parser.parse_args().record
     setup = setup_module()
@@ -215,11 +232,13 @@ def main() -> int:
             )
         )
         nvdisasm = find_nvdisasm(home)
-        code = (
-            {arch: transactions(cubin, nvdisasm) for arch, (cubin, _) in compiled.items()}
-            if nvdisasm
-            else {}
-        )
+        code, instructions = {}, ([], [])
+        if nvdisasm:
+            sections = {arch: disassemble(cubin, nvdisasm) for arch, (cubin, _) in compiled.items()}
+            code = {arch: transactions(sections[arch]) for arch in ARCHS}
+            instructions = cuda_instructions.report(
+                sections["sm_90"], Path(folder), release, record
+            )
     found = {
         arch: {str(kernel): registers for kernel, (registers, _) in sorted(resources.items())}
         for arch, (_, resources) in compiled.items()
@@ -236,10 +255,11 @@ def main() -> int:
         + (
             ""
             if nvdisasm
-            else "; transactions not checked: no nvdisasm (pip install nvidia-cuda-nvdisasm)"
+            else "; transactions and instructions not checked: no nvdisasm "
+            "(pip install nvidia-cuda-nvdisasm)"
         )
     )
-    faults = []
+    lines, faults = instructions
     print(f"{'kernel':44}" + "".join(f"{arch:>14}" for arch in ARCHS))
     for kernel in sorted(compiled[ARCHS[0]][1]):
         cells = ""
@@ -253,7 +273,11 @@ def main() -> int:
                 faults.append(f"{arch}, {kernel}: {registers} registers, on record are {bound}")
             if arch in code and (wrong := wide_rows(kernel, code[arch][kernel])):
                 faults.append(f"{arch}, {kernel}: {wrong}")
+        registers = compiled["sm_90"][1][kernel][0]
+        if wrong := little_in_flight(kernel, registers):
+            faults.append(f"sm_90, {kernel}: {wrong}")
         print(f"{kernel!s:44}{cells}")
+    print("\n".join(lines))
     count = sum(len(resources) for _, resources in compiled.values())
     if len(compiled[ARCHS[0]][1]) < KERNELS:
         faults.append(f"only {len(compiled[ARCHS[0]][1])} kernels were found")

@@ -5,6 +5,8 @@ test_properties.py.
 import resource
 import subprocess
 import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +113,27 @@ print(all((a == b).all() for a, b in zip(found, expected)))
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, large),  # of a thread, too
     )
     assert done.stdout.strip() == "True", (done.returncode, done.stderr)
+
+
+def test_threads_may_call_it_at_once():
+    inputs = [np.roll(np.tile(X, (1, 1, 400)), n, axis=1) for n in range(8)]
+
+    def call(x):
+        return _core.cos_forward(x, 1.0, rho=4, iterations=2, threads=2)
+
+    expected = [call(x) for x in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            for ours, theirs in zip(pool.map(call, inputs), expected):
+                assert all(np.array_equal(a, b) for a, b in zip(ours, theirs))
+
+
+@pytest.mark.skipif(
+    not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has a global lock"
+)
+def test_importing_it_does_not_bring_the_global_lock_back():
+    script = "import sys; from cos_ext import _core; print(sys._is_gil_enabled())"
+    out = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    ).stdout
+    assert out.strip() == "False"
