@@ -110,7 +110,7 @@ struct Operators {
       STD_TORCH_CHECK(rho || emission == 0, "emission ", emission, " needs rho >= 1");
       build.emission(emission, return_v, Emission::Block);
     }
-    check_general_calibration(of, rho, emission, v_reset.has_value(), step_scale.has_value());
+    check_general_calibration(of, rho, emission, v_reset.has_value(), step_scale.has_value(), return_v_init || return_offset);
     build.general(of, emitted, step_bias, step_scale);
     build.fuse(scale, bias, residual);
     Tensor spikes = build.emit(inplace);
