@@ -106,20 +106,21 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _result(x: Tensor, wanted: bool, dtype: torch.dtype) -> Tensor:
-    return torch.empty_like(x.select(0, 0), dtype=dtype) if wanted else x.new_empty(0, dtype=dtype)
+def _result(x: Tensor, wanted: bool, dtype: torch.dtype) -> Tensor | None:
+    return torch.empty_like(x.select(0, 0), dtype=dtype) if wanted else None
 
 
-def _if_results(x: Tensor, return_v: bool, return_count: bool) -> tuple[Tensor, Tensor]:
+def _if_results(x: Tensor, return_v: bool, return_count: bool) -> tuple[Tensor | None, ...]:
     return _result(x, return_v, state_dtype(x.dtype)), _result(x, return_count, torch.int32)
 
 
 def _cos_results(
     x: Tensor, rho: int, v: bool, count: bool, v_init: bool, offset: bool, statistics: bool
-) -> tuple[Tensor, ...]:
-    state = state_dtype(x.dtype)
-    slots = CUDA_SLOTS if x.device.type == "cuda" else 1
-    sums = x.new_empty((slots, 2 * rho + 1 + len(TALLIES)) if statistics else 0, dtype=torch.int64)
+) -> tuple[Tensor | None, ...]:
+    state, sums = state_dtype(x.dtype), None
+    if statistics:
+        slots = CUDA_SLOTS if x.device.type == "cuda" else 1
+        sums = x.new_empty((slots, 2 * rho + 1 + len(TALLIES)), dtype=torch.int64)
     return (
         _result(x, v, state),
         _result(x, count, torch.int32),
@@ -240,7 +241,7 @@ def _(x_seq, *rest):
     return _general_results(x_seq, *rest)
 
 
-def _general_results(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _general_results(x: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
     v, count, v_init, offset = rest[_GENERAL_WANTED]
     state, whole = state_dtype(x.dtype), torch.int32
     asked = ((v, state), (count, whole), (v_init, state), (offset, whole))

@@ -1,19 +1,16 @@
-"""The operators as functions: validation, and thin calls into the kernels.
+"""The operators as functions: what each one takes, does and returns.
 
-The operators that emit spikes are written here. Those that emit none, the checks and the results
-are in _functional/ and public here. The arithmetic is in csrc/core.
+The operators that emit spikes are described here, and run in _functional/passes.py. Those that
+emit none, the checks and the results are in _functional/ and public here. The arithmetic is in
+csrc/core.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from . import _ops
-from ._functional.arguments import check_fused, check_watch, mark_written, prepared
 from ._functional.checks import (
     CALIBRATIONS,
     EMISSIONS,
@@ -29,15 +26,13 @@ from ._functional.checks import (
     check_number,
     check_threshold,
     check_values,
-    differentiates,
 )
 from ._functional.desired import calibrate_v_init, rate_forward
 from ._functional.events import spike_conv2d, spike_linear
 from ._functional.general import neuron_forward
-from ._functional.gradients import if_gradient
+from ._functional.passes import cos_pass, if_pass, parallel_pass, srp_pass
 from ._functional.results import Calibration, COSResult, IFResult
 from ._ops import state_dtype
-from .surrogate import check_surrogate
 
 __all__ = [
     "CALIBRATIONS",
@@ -145,28 +140,20 @@ def if_forward(
         >>> x_seq = torch.rand(4, 2, 3)
         >>> spikes, v, count = if_forward(x_seq, 1.0, return_v=True, return_count=True)
     """
-    reset = None if v_reset is None else check_number("v_reset", v_reset)
-    tensors = (x_seq, v_threshold, v_init, scale, bias, residual)
-    if differentiates([tensor for tensor in tensors if isinstance(tensor, Tensor)]):
-        if inplace:
-            raise RuntimeError("a gradient is needed, which needs x_seq: inplace must be False")
-        if reset is not None and math.isinf(reset):
-            raise ValueError(f"a gradient is needed: v_reset must be finite, got {reset}")
-        with torch.no_grad():
-            given = prepared(x_seq, v_threshold, v_init, False, check_values)
-            windows = check_fused(x_seq, *tensors[3:], pool, False, return_v or return_count)
-        through, want = (check_surrogate(surrogate), detach_reset), (return_v, return_count)
-        return if_gradient(given, reset, *through, *want, *tensors[3:], windows)
-    given = prepared(x_seq, v_threshold, v_init, inplace, check_values)
-    windows = check_fused(x_seq, scale, bias, residual, pool, inplace, return_v or return_count)
-    options = (reset, return_v, return_count, scale, bias, residual)
-    if inplace:
-        v, count = _ops.ops.if_forward_(*given, *options)
-        mark_written(x_seq)
-        spikes = x_seq
-    else:
-        spikes, v, count = _ops.ops.if_forward(*given, *options, *windows)
-    return IFResult(spikes, v if return_v else None, count if return_count else None)
+    return if_pass(
+        x_seq,
+        v_threshold,
+        v_init,
+        v_reset,
+        inplace,
+        return_v,
+        return_count,
+        (scale, bias, residual),
+        pool,
+        surrogate,
+        detach_reset,
+        check_values,
+    )
 
 
 def cos_forward(
@@ -244,33 +231,20 @@ def cos_forward(
         >>> result.offset_spikes.shape
         torch.Size([2, 3])
     """
-    given = prepared(x_seq, v_threshold, v_init, inplace, check_values)
-    rounds = check_calibration(rho, iterations)
-    check_watch("rho", rho, x_seq)
-    order = EMISSIONS.index(check_emission(emission))
-    if order and return_v:
-        raise ValueError(
-            f"return_v must be False with emission {emission!r}: only calibrated neurons have a "
-            "potential"
-        )
-    if return_statistics and rho > MAX_STATISTICS_RHO:
-        raise ValueError(
-            f"rho must be at most {MAX_STATISTICS_RHO} with return_statistics, got {rho}"
-        )
-    wanted = (return_v, return_count, return_v_init, return_offset)
-    windows = check_fused(x_seq, scale, bias, residual, pool, inplace, any(wanted))
-    options = (rho, rounds, *wanted, order, return_statistics, scale, bias, residual)
-    if inplace:
-        results = _ops.ops.cos_forward_(*given, *options)
-        mark_written(x_seq)
-        spikes = x_seq
-    else:
-        spikes, *results = _ops.ops.cos_forward(*given, *options, *windows)
-    *by_neuron, sums = results
-    v, count, shifted, offset = (
-        result if asked else None for result, asked in zip(by_neuron, wanted)
+    return cos_pass(
+        x_seq,
+        v_threshold,
+        v_init,
+        rho,
+        iterations,
+        emission,
+        inplace,
+        (return_v, return_count, return_v_init, return_offset),
+        return_statistics,
+        (scale, bias, residual),
+        pool,
+        check_values,
     )
-    return COSResult(spikes, v, count, shifted, offset, sums.sum(0) if return_statistics else None)
 
 
 def srp_forward(
@@ -320,24 +294,7 @@ def srp_forward(
     Example:
         >>> spikes, _, count = srp_forward(torch.rand(8, 2, 3), 1.0, tau=4, return_count=True)
     """
-    given = prepared(x_seq, v_threshold, v_init, inplace, check_values)
-    check_watch("tau", tau, x_seq)
-    residual = if_forward(x_seq[:tau], v_threshold, v_init, return_v=True).v
-    assert residual is not None  # it was asked for
-    init: float | Tensor
-    if given.init is not None:
-        init = given.init
-    elif given.init_value is not None:
-        init = given.init_value
-    elif isinstance(v_threshold, Tensor):
-        init = v_threshold.to(residual.dtype) / 2
-    else:
-        init = v_threshold / 2
-    start = torch.full_like(residual, -math.inf)
-    start = torch.where(
-        residual > 0, torch.as_tensor(init, dtype=start.dtype, device=start.device), start
-    )
-    return if_forward(x_seq, v_threshold, start, inplace=inplace, return_count=return_count)
+    return srp_pass(x_seq, v_threshold, v_init, tau, inplace, return_count, check_values)
 
 
 def parallel_forward(
@@ -386,14 +343,4 @@ def parallel_forward(
     Example:
         >>> spikes, _, _ = parallel_forward(torch.rand(4, 2, 3), 1.0, rho=4)
     """
-    result = cos_forward(
-        x_seq,
-        v_threshold,
-        v_init,
-        rho=rho,
-        iterations=0,
-        emission="front",
-        inplace=inplace,
-        return_count=return_count,
-    )
-    return IFResult(result.spikes, None, result.spike_count)
+    return parallel_pass(x_seq, v_threshold, v_init, rho, inplace, return_count, check_values)

@@ -146,7 +146,7 @@ class Neuron:
         if bias is not None and (not isinstance(bias, Tensor) or bias.dim() not in (1, 2)):
             raise TypeError(f"step_bias must be a tensor [T] or [T, C], got {_shown(bias)}")
         if scale is not None:
-            if isinstance(scale, str) or not isinstance(scale, Sequence) or not scale:
+            if not isinstance(scale, (tuple, list)) or not scale:
                 raise TypeError(f"step_scale must be numbers, one a step, got {scale!r}")
             self._set(step_scale=tuple(_positive("step_scale", each) for each in scale))
             if emitted is not None:

@@ -13,14 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as TF
 
 from . import functional as F
-from ._functional.checks import check_not_nan
+from ._functional.checks import UNFUSED, check_not_nan
 from ._functional.currents import composed
+from ._neuron.general import Fused, complete, keep_tensors
+from ._neuron.kept import Kept, parameters_for
 from ._neuron.layer import sizes_of, spikes_or_currents
+from ._neuron.parameters import LEARNED, check_set, light_bias, load_into, operands, own, parameter
 from ._neuron.parameters import learn as make_parameters
-from ._neuron.parameters import light_bias, load_into, operands, parameter
-from ._neuron.runs import active, hooked, note_call, recorders, tell
+from ._neuron.runs import NOBODY, Watch, note_call, tell, watch
 from ._neuron.settings import LATER, Settings, check_settings, shown, warn_left, watch_steps
-from ._neuron.simulation import UNFUSED, Fused, fits_window, simulate, simulate_on, single_step
+from ._neuron.simulation import over_time, simulate, simulate_on, single_step, window_of
+from .general import TENSORS, Neuron
 from .surrogate import ATan, check_surrogate
 
 
@@ -47,7 +50,7 @@ class IFNode(nn.Module):
         rho: steps to watch for calibration (:func:`cos_ext.functional.cos_forward`); 0 is none.
         iterations: of the calibration; None is until exact. For "cos" only.
         emission: the order in time of a calibrated neuron's spikes, as for
-            :func:`cos_ext.functional.cos_forward`. For "cos" only.
+            :func:`cos_ext.functional.neuron_forward`. For "cos" only.
         calibration: one of the five below. With "light" and "none" rho plays no part.
         step_mode: "m": each call is a whole simulation from v_init. "s": each call is one step,
             input ``[*neurons]``, and the potential is kept until :meth:`reset`.
@@ -58,6 +61,9 @@ class IFNode(nn.Module):
             are chunks of one simulation.
         store_v_seq: keep the potentials after every step of a call in ``v_seq``,
             ``[T, *neurons]``. The steps are then taken one by one, which is slower.
+        neuron: what it does in a step, a :class:`cos_ext.Neuron`; None is one level, 0 or θ. Its
+            tensors become the buffers ``emitted`` and ``step_bias``. Such neurons simulate all
+            steps in one call.
         surrogate, detach_reset: for gradients, as for :func:`cos_ext.functional.if_forward`. The
             parameters of a surrogate that is a module are the node's.
         learn: "v_threshold" and "v_init", or one of them, are parameters instead of buffers.
@@ -117,6 +123,7 @@ class IFNode(nn.Module):
         keep_state: bool = False,
         store_v_seq: bool = False,
         time: str = "batch",
+        neuron: Neuron | None = None,
         surrogate: Callable[[Tensor], Tensor] | None = None,
         detach_reset: bool = False,
         learn: Sequence[str] = (),
@@ -140,7 +147,10 @@ class IFNode(nn.Module):
         self.surrogate, self.detach_reset = check_surrogate(surrogate), bool(detach_reset)
         self.v: Tensor | None = None
         self.v_seq: Tensor | None = None
-        self._settings = check_settings(
+        self._kept: Kept | None = None
+        for name in TENSORS:
+            self.register_buffer(name, None)
+        settings = check_settings(
             {
                 "v_reset": v_reset,
                 "timesteps": timesteps,
@@ -153,8 +163,11 @@ class IFNode(nn.Module):
                 "keep_state": keep_state,
                 "store_v_seq": store_v_seq,
                 "time": time,
+                "neuron": neuron,
             }
         )
+        settings["neuron"] = keep_tensors(self, neuron)
+        self._settings = settings
         make_parameters(self, learn)
 
     def configure(self, **changes: Any) -> None:
@@ -162,7 +175,7 @@ class IFNode(nn.Module):
 
         Args:
             changes: any of v_reset, timesteps, rho, iterations, emission, calibration, step_mode,
-                static_input, keep_state, store_v_seq and time, as for the constructor.
+                static_input, keep_state, store_v_seq, time and neuron, as for the constructor.
 
         Raises:
             TypeError, ValueError: as for the constructor; a setting of another name; one with which
@@ -172,7 +185,10 @@ class IFNode(nn.Module):
         if unknown:
             raise TypeError(f"the settings are {list(self._settings)}, got {unknown}")
         settings = cast(Settings, {**self._settings, **changes})
-        self._settings = check_settings(settings, self.in_network)
+        checked = check_settings(settings, self.in_network)
+        if "neuron" in changes:
+            checked["neuron"] = keep_tensors(self, checked["neuron"])
+        self._settings = checked
 
     v_reset = _setting("v_reset")
     timesteps = _setting("timesteps")
@@ -187,6 +203,15 @@ class IFNode(nn.Module):
     time = _setting("time")
 
     @property
+    def neuron(self) -> Neuron | None:
+        """What a neuron does in a step; None: one level, 0 or θ."""
+        return complete(self, self._settings)["neuron"]
+
+    @neuron.setter
+    def neuron(self, value: Neuron | None) -> None:
+        self.configure(neuron=value)
+
+    @property
     def watch_steps(self) -> int:
         """The steps watched before the first spike, rho or 0 by the calibration."""
         return watch_steps(self._settings)
@@ -196,7 +221,7 @@ class IFNode(nn.Module):
         """Whether what is fused runs in passes of its own now, so that the spikes come out as they
         are: somebody looks at them.
         """
-        return hooked(self) or any(run.apart for run in active()) or bool(recorders(self))
+        return watch(self).apart
 
     def reset(self) -> None:
         """Forget the potentials that were kept; the next call starts from v_init."""
@@ -226,132 +251,98 @@ class IFNode(nn.Module):
             raise TypeError(f"x must be a tensor, got {type(x).__name__}")
         if x.dtype not in F.FLOAT_DTYPES:
             raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
-        note_call(self, x)
-        if self.v is not None and self.step_mode == "m" and not self.keep_state:
+        settings, watched = self._settings, watch(self)
+        if watched is not NOBODY:
+            note_call(self, x)
+        if self.v is not None and settings["step_mode"] == "m" and not settings["keep_state"]:
             warn_left()
         operands: dict[str, Tensor] = {}
-        if self._fuses(x, residual):
-            operands, owned = self._operands(x), self._may_overwrite
+        if self._fuses(x, residual, watched):
+            operands, owned = self._operands(x), self.inplace and not watched.keeps
         else:
             x, owned = self._currents(x, residual)
             residual = None
-        if self.step_mode == "s":
+        if settings["step_mode"] == "s":
             return self._single_step(x)
-        timesteps = self.timesteps
-        if timesteps is not None and self.time == "first" and x.shape[:1] != (timesteps,):
+        timesteps, first = settings["timesteps"], settings["time"] == "first"
+        if timesteps is not None and first and x.shape[:1] != (timesteps,):
             raise ValueError(
                 f"the first dimension must be timesteps = {timesteps}, got shape {tuple(x.shape)}"
             )
-        if timesteps is None or self.time == "first":
-            return self._emit(x, owned, residual, operands)
-        if x.dim() == 0:
-            raise ValueError("x must have a batch dimension, got a tensor without dimensions")
-        if not self.static_input and x.shape[0] % timesteps:
-            raise ValueError(
-                f"the batch must be divisible by timesteps = {timesteps} (time is folded into it), "
-                f"got shape {tuple(x.shape)}"
-            )
-        added = None if residual is None else self._over_time(residual)
-        owned = owned and not self.static_input
-        return self._emit(self._over_time(x), owned, added, operands).flatten(0, 1)
-
-    @property
-    def _may_overwrite(self) -> bool:
-        """Whether spikes may be written over the input: nobody looks at it."""
-        watched = hooked(self) or any(run.keeps or run.recorder is not None for run in active())
-        return self.inplace and not watched
-
-    def _over_time(self, x: Tensor) -> Tensor:
-        """``[T, B, ...]`` of an input that is folded, or the same at every step."""
-        steps = self.timesteps
-        if self.static_input:
-            return x.unsqueeze(0).expand(steps, *x.shape)
-        return x.unflatten(0, (steps, x.shape[0] // steps))
+        if timesteps is None or first:
+            return self._emit(x, owned, residual, operands, watched)
+        x_seq = over_time(x, settings)
+        added = None if residual is None else over_time(residual, settings)
+        owned = owned and not settings["static_input"]
+        return self._emit(x_seq, owned, added, operands, watched).flatten(0, 1)
 
     def _emit(
-        self, x_seq: Tensor, owned: bool, residual: Tensor | None, operands: dict[str, Tensor]
+        self,
+        x_seq: Tensor,
+        owned: bool,
+        residual: Tensor | None,
+        operands: dict[str, Tensor],
+        watched: Watch,
     ) -> Tensor:
-        """The spikes, pooled where convert() wants it; x_seq may be written over where owned."""
-        window = self._window(x_seq)
-        spikes = self._simulate(
-            x_seq, owned and window is None, pool=window, residual=residual, **operands
-        )
-        if self.pool is None or self.apart or window is not None:
+        """The spikes, pooled where convert() wants it; x_seq may be written over where owned.
+
+        What the active runs ask for is added up.
+        """
+        apart = watched.apart or self._goes_on
+        window = None if apart else window_of(x_seq, self.pool, self._settings, watched.counts)
+        inplace = owned and window is None and not watched.recorders
+        how = (self.surrogate, self.detach_reset, inplace, watched.counts, watched.statistics)
+        theta, v_init = self._parameters_for(x_seq)
+        if self._goes_on:
+            kept = self.v if self._settings["keep_state"] else None
+            gone = simulate_on(x_seq, kept, theta, v_init, self._settings, *how)
+            emitted, self.v_seq = gone.emitted, gone.v_seq
+            self.v = gone.v if self._settings["keep_state"] else self.v
+        else:
+            fused = Fused(operands.get("scale"), operands.get("bias"), residual, window)
+            settings = complete(self, self._settings)
+            emitted = simulate(x_seq, theta, v_init, settings, fused, *how)
+        if watched is not NOBODY:
+            tell(self, watched, x_seq, *emitted)
+        spikes = emitted.spikes
+        if self.pool is None or watched.apart or window is not None:
             return spikes
         # What the kernel cannot pool.
         pooled = TF.avg_pool2d(spikes.flatten(0, 1), sizes_of(spikes.shape, self.pool))
         return pooled.unflatten(0, spikes.shape[:2])
 
-    def _simulate(
-        self,
-        x_seq: Tensor,
-        inplace: bool,
-        *,
-        pool: tuple[int, int] | None = None,
-        residual: Tensor | None = None,
-        scale: Tensor | None = None,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        """The spikes as the operator gives them; what the active runs ask for is added up."""
-        theta, v_init = self._parameters_for(x_seq)
-        how: dict[str, Any] = {
-            "surrogate": self.surrogate,
-            "detach_reset": self.detach_reset,
-            "inplace": inplace and not recorders(self),
-            "count": any(run.counts for run in active()),
-            "keep_statistics": any(run.statistics for run in active()),
-        }
-        if self._goes_on:
-            kept = self.v if self.keep_state else None
-            gone = simulate_on(x_seq, kept, theta, v_init, self._settings, **how)
-            emitted, self.v_seq = gone.emitted, gone.v_seq
-            self.v = gone.v if self.keep_state else self.v
-        else:
-            fused = Fused(scale, bias, residual, pool)
-            emitted = simulate(x_seq, theta, v_init, self._settings, fused, **how)
-        tell(self, x_seq, *emitted)
-        return emitted.spikes
-
     @property
     def _goes_on(self) -> bool:
         """Whether the kernel's pass is not all of a call: potentials come in or go out."""
-        return self.keep_state or self.store_v_seq
+        return self._settings["keep_state"] or self._settings["store_v_seq"]
 
-    def _fuses(self, x: Tensor, residual: Tensor | None) -> bool:
+    def _fuses(self, x: Tensor, residual: Tensor | None, watched: Watch | None = None) -> bool:
         """Whether the kernels take in what stands around these neurons."""
-        if self.apart or self._goes_on or self.calibration in UNFUSED or self.step_mode == "s":
+        settings, watched = self._settings, watched or watch(self)
+        if watched.apart or self._goes_on or settings["step_mode"] == "s":
             return False
-        fits = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
-        return fits and bool(x.shape) and (self.timesteps or x.shape[0]) <= F.MAX_FUSED_STEPS
+        if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+            return False
+        steps = settings["timesteps"] or (x.shape[0] if x.shape else None)
+        fits = steps is not None and bool(x.shape) and steps <= F.MAX_FUSED_STEPS
+        return fits and settings["calibration"] not in UNFUSED
 
     def _operands(self, x: Tensor) -> dict[str, Tensor]:
         """scale and bias as the kernels take them, each where there is one."""
-        bias = light_bias(self.calibration, self.bias)
-        return operands(x.dtype, self.in_scale, self.in_bias, bias)
+        light = self._settings["calibration"] == "light"
+        current = light_bias(own(self, "bias")) if light else None
+        return operands(x.dtype, own(self, "in_scale"), own(self, "in_bias"), current)
 
     def _currents(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, bool]:
         """What the neurons see, in passes of their own; whether spikes may be written over it."""
         given = self._operands(x)
         if not given and residual is None:
-            return x, self._may_overwrite
+            return x, self.inplace and not watch(self).keeps
         return composed(x, given.get("scale"), given.get("bias"), residual), True
 
-    def _window(self, x_seq: Tensor) -> tuple[int, int] | None:
-        """The windows that the kernel pools over; None where there are none, or it cannot."""
-        unfused = self.apart or self._goes_on or self.calibration in UNFUSED
-        if self.pool is None or unfused or x_seq.dim() < 4:
-            return None
-        window = sizes_of(x_seq.shape, self.pool)
-        counts = any(run.counts for run in active())
-        counted = not counts or 0 < self.watch_steps <= F.MAX_STATISTICS_RHO
-        return window if counted and fits_window(x_seq, window) else None
-
     def _parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """θ and v(0) in dtypes that the kernels take."""
-        allowed = (x.dtype, F.state_dtype(x.dtype))
-        start = self.v_init if self.v_init.dtype in allowed else self.v_init.to(allowed[1])
-        # θ as the spikes carry it: a reset takes off what was sent.
-        return self.v_threshold.to(x.dtype), start
+        """θ and v(0) in dtypes that the kernels take, θ's values looked at."""
+        return parameters_for(self, x.dtype)
 
     def _single_step(self, x: Tensor) -> Tensor:
         given = (x, self.v, *self._parameters_for(x), self.v_reset, self.inplace)
@@ -362,16 +353,18 @@ class IFNode(nn.Module):
         if name == "surrogate":
             value = check_surrogate(value)
             self._modules.pop(name, None)  # a function may follow a module
+        elif name in LEARNED:
+            check_set(name, value)
         super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         v, v_seq = (None if t is None else t.detach() for t in (self.v, self.v_seq))
-        return {**self.__dict__, "v": v, "v_seq": v_seq}  # no graph
+        return {**self.__dict__, "v": v, "v_seq": v_seq, "_kept": None}  # no graph
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Pickles of version 0.1 lack these.
         own = {} if "surrogate" in state["_modules"] else {"surrogate": ATan()}
-        super().__setstate__({**own, "detach_reset": False, "v_seq": None, **state})
+        super().__setstate__({**own, "detach_reset": False, "v_seq": None, "_kept": None, **state})
         self._settings = cast(Settings, {**LATER, **state["_settings"]})
 
     def _load_from_state_dict(
@@ -389,6 +382,7 @@ class IFNode(nn.Module):
         converted = fn(self.v_threshold)
         if converted.dtype != self.v_threshold.dtype and not converted.is_meta:
             F.check_values("v_threshold", converted)
+        self._kept = None
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:

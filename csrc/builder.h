@@ -2,6 +2,7 @@
 // The operators are in operators.h.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -33,6 +34,19 @@ inline Tensor empty_like_as(const Tensor& like, ScalarType type) {
   std::array<StableIValue, 6> stack{from(like), from(std::optional<ScalarType>(type)), none, none, none, none};
   STD_TORCH_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION) == 0, "empty_like failed");
   return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// torch::stable::empty_like(t); of a contiguous one by a third of the way, without the dispatcher.
+inline Tensor room_like(const Tensor& t) {
+  if (!t.is_contiguous()) return torch::stable::empty_like(t);
+  int32_t dtype = 0, device = 0;
+  STD_TORCH_CHECK(aoti_torch_get_dtype(t.get(), &dtype) == 0 && aoti_torch_get_device_type(t.get(), &device) == 0,
+                  "no dtype or device");
+  AtenTensorHandle made = nullptr;
+  STD_TORCH_CHECK(
+      aoti_torch_empty_strided(t.dim(), t.sizes().data(), t.strides().data(), dtype, device, t.get_device_index(), &made) == 0,
+      "empty_strided failed");
+  return Tensor(made);
 }
 
 // Gathers what a job needs; `launch` runs it. The tensors it holds outlive the launch.
@@ -137,7 +151,7 @@ class Builder {
       check_apart("emitted", emitted_, x_);
       check_apart("step_bias", step_bias_, x_);
     }
-    spikes_ = inplace ? x_ : job_.pool.rows ? pooled() : torch::stable::empty_like(x_);
+    spikes_ = inplace ? x_ : job_.pool.rows ? pooled() : room_like(x_);
     return *spikes_;
   }
   // The gradient of x where that of the spikes is `sent`; x that is the same at every step has one.
@@ -166,8 +180,8 @@ class Builder {
     return *bits_;
   }
 
-  Tensor result(bool wanted, ScalarType type) {
-    if (!wanted) return torch::stable::new_empty(x_, {0}, type);
+  std::optional<Tensor> result(bool wanted, ScalarType type) {
+    if (!wanted) return std::nullopt;
     STD_TORCH_CHECK(!job_.pool.rows, "with pool there are no results by neuron");
     if (!like_) like_ = torch::stable::select(x_, 0, 0);
     Tensor made = empty_like_as(*like_, type);
@@ -175,8 +189,8 @@ class Builder {
     return made;
   }
   // Sums over the neurons, [slots, tally_size(rho)].
-  Tensor tally(bool wanted, int64_t slots) {
-    if (!wanted) return torch::stable::new_empty(x_, {0}, ScalarType::Long);
+  std::optional<Tensor> tally(bool wanted, int64_t slots) {
+    if (!wanted) return std::nullopt;
     check_statistics(job_.rho);
     Tensor made = torch::stable::new_zeros(x_, {slots, tally_size(job_.rho)}, ScalarType::Long);
     job_.tally = made.mutable_data_ptr<int64_t>();
@@ -185,13 +199,13 @@ class Builder {
   }
   ScalarType state() const { return state_; }
 
-  void v(const Tensor& t) { job_.v = pointer(t); }
-  void count(const Tensor& t) { job_.count = static_cast<int32_t*>(pointer(t)); }
-  void v_init_out(const Tensor& t) { job_.v_init_out = pointer(t); }
-  void gradient_of_theta(const Tensor& t) { job_.gradients.theta = pointer(t); }
-  void gradient_of_bias(const Tensor& t) { job_.gradients.bias = pointer(t); }
-  void gradient_of_v_init(const Tensor& t) { job_.gradients.v_init = pointer(t); }
-  void offset(const Tensor& t) { job_.offset = static_cast<int32_t*>(pointer(t)); }
+  void v(const std::optional<Tensor>& t) { job_.v = pointer(t); }
+  void count(const std::optional<Tensor>& t) { job_.count = static_cast<int32_t*>(pointer(t)); }
+  void v_init_out(const std::optional<Tensor>& t) { job_.v_init_out = pointer(t); }
+  void gradient_of_theta(const std::optional<Tensor>& t) { job_.gradients.theta = pointer(t); }
+  void gradient_of_bias(const std::optional<Tensor>& t) { job_.gradients.bias = pointer(t); }
+  void gradient_of_v_init(const std::optional<Tensor>& t) { job_.gradients.v_init = pointer(t); }
+  void offset(const std::optional<Tensor>& t) { job_.offset = static_cast<int32_t*>(pointer(t)); }
 
   template <class Launch>
   void launch(const Launch& launch) {
@@ -243,7 +257,7 @@ class Builder {
     return {x_.size(0), x_.size(1), x_.size(3), x_.size(4), words(x_.size(2))};
   }
 
-  static void* pointer(const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; }
+  static void* pointer(const std::optional<Tensor>& t) { return t ? t->mutable_data_ptr() : nullptr; }
 
   std::optional<Tensor> in_state(const std::optional<Tensor>& parameter) const {
     if (!parameter || parameter->scalar_type() == state_) return parameter;

@@ -14,6 +14,11 @@ namespace cos_ext {
 using MaybeTensor = std::optional<Tensor>;
 using MaybeDouble = std::optional<double>;
 
+// A result that was not asked for: an undefined tensor, which is None in Python, as aten's convolution_backward returns it. With
+// `Tensor?` in the schema torch would neither functionalize an operator that writes over its input (can_auto_functionalize) nor
+// trace one (torch.jit.trace).
+inline Tensor or_none(const MaybeTensor& result) { return result ? *result : Tensor(); }
+
 // Launch is a stateless type with `static void run(const Job&, const Tensor& x)`, `back` alike for backpropagation, and kSlots,
 // the rows of a tally.
 template <class Launch>
@@ -28,12 +33,12 @@ struct Operators {
     build.fuse(scale, bias, residual);
     build.pool(pool_rows, pool_columns);
     Tensor spikes = build.emit(inplace);
-    Tensor v = build.result(return_v, build.state());
-    Tensor count = build.result(return_count, ScalarType::Int);
+    const MaybeTensor v = build.result(return_v, build.state());
+    const MaybeTensor count = build.result(return_count, ScalarType::Int);
     build.v(v);
     build.count(count);
     build.launch(Launch::run);
-    return {spikes, v, count};
+    return {spikes, or_none(v), or_none(count)};
   }
 
   static std::tuple<Tensor, Tensor, Tensor> if_forward(Tensor x, MaybeTensor theta, double theta_value, MaybeTensor v_init,
@@ -63,17 +68,17 @@ struct Operators {
     build.fuse(scale, bias, residual);
     build.pool(pool_rows, pool_columns);
     Tensor spikes = build.emit(inplace);
-    Tensor v = build.result(return_v, build.state());
-    Tensor count = build.result(return_count, ScalarType::Int);
-    Tensor shifted = build.result(return_v_init, build.state());
-    Tensor offset = build.result(return_offset, ScalarType::Int);
-    Tensor statistics = build.tally(return_statistics, Launch::kSlots);
+    const MaybeTensor v = build.result(return_v, build.state());
+    const MaybeTensor count = build.result(return_count, ScalarType::Int);
+    const MaybeTensor shifted = build.result(return_v_init, build.state());
+    const MaybeTensor offset = build.result(return_offset, ScalarType::Int);
+    const MaybeTensor statistics = build.tally(return_statistics, Launch::kSlots);
     build.v(v);
     build.count(count);
     build.v_init_out(shifted);
     build.offset(offset);
     build.launch(Launch::run);
-    return {spikes, v, count, shifted, offset, statistics};
+    return {spikes, or_none(v), or_none(count), or_none(shifted), or_none(offset), or_none(statistics)};
   }
 
   static CosResults cos_forward(Tensor x, MaybeTensor theta, double theta_value, MaybeTensor v_init, MaybeDouble v_init_value,
@@ -114,16 +119,16 @@ struct Operators {
     build.general(of, emitted, step_bias, step_scale);
     build.fuse(scale, bias, residual);
     Tensor spikes = build.emit(inplace);
-    Tensor v = build.result(return_v, build.state());
-    Tensor count = build.result(return_count, ScalarType::Int);
-    Tensor shifted = build.result(return_v_init, build.state());
-    Tensor offset = build.result(return_offset, ScalarType::Int);
+    const MaybeTensor v = build.result(return_v, build.state());
+    const MaybeTensor count = build.result(return_count, ScalarType::Int);
+    const MaybeTensor shifted = build.result(return_v_init, build.state());
+    const MaybeTensor offset = build.result(return_offset, ScalarType::Int);
     build.v(v);
     build.count(count);
     build.v_init_out(shifted);
     build.offset(offset);
     build.launch(Launch::run);
-    return {spikes, v, count, shifted, offset};
+    return {spikes, or_none(v), or_none(count), or_none(shifted), or_none(offset)};
   }
   static General general_of(int64_t s_min, int64_t s_max, double n_min, double n_max, double upper, double lower, bool strict,
                             double leak, int64_t silent, bool prediction, int64_t rungs, double ratio, bool gated) {
@@ -193,14 +198,14 @@ struct Operators {
                                                              MaybeDouble v_init_value, int64_t rho, int64_t iterations) {
     Builder build(x, theta, theta_value, v_init, v_init_value);
     build.calibrate(rho, iterations);
-    Tensor shifted = build.result(true, build.state());
-    Tensor offset = build.result(true, ScalarType::Int);
-    Tensor count = build.result(true, ScalarType::Int);
+    const MaybeTensor shifted = build.result(true, build.state());
+    const MaybeTensor offset = build.result(true, ScalarType::Int);
+    const MaybeTensor count = build.result(true, ScalarType::Int);
     build.v_init_out(shifted);
     build.offset(offset);
     build.count(count);
     build.launch(Launch::run);
-    return {shifted, offset, count};
+    return {*shifted, *offset, *count};
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> if_backward(Tensor grad, Tensor x, MaybeTensor theta, double theta_value,
@@ -213,14 +218,14 @@ struct Operators {
     build.hard_reset(v_reset);
     build.fuse(std::nullopt, bias, residual);
     Tensor grad_x = build.emit_gradient(grad, surrogate, alpha, detach_reset);
-    Tensor grad_v_init = build.result(of_v_init, build.state());
-    Tensor grad_theta = build.result(of_theta, build.state());
-    Tensor grad_bias = build.result(of_bias, build.state());
+    const MaybeTensor grad_v_init = build.result(of_v_init, build.state());
+    const MaybeTensor grad_theta = build.result(of_theta, build.state());
+    const MaybeTensor grad_bias = build.result(of_bias, build.state());
     build.gradient_of_v_init(grad_v_init);
     build.gradient_of_theta(grad_theta);
     build.gradient_of_bias(grad_bias);
     build.launch(Launch::back);
-    return {grad_x, grad_v_init, grad_theta, grad_bias};
+    return {grad_x, or_none(grad_v_init), or_none(grad_theta), or_none(grad_bias)};
   }
 };
 

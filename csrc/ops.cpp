@@ -1,7 +1,7 @@
 // Every operator's schema. A parameter is a tensor or, where that is None, the float after it; v_init None and
 // v_init_value None is θ/2. iterations -1 is "until exact"; emission 0 is calibrated, 1 even, 2 front (core/emission.h). The
 // neurons see x_seq · scale + bias + residual; pool_rows and pool_columns 0 are no pooling of the spikes. Results that were not
-// asked for come back with no elements; statistics are rows of sums that belong added up (core/statistics.h).
+// asked for are None (or_none in operators.h); statistics are rows of sums that belong added up (core/statistics.h).
 #include <torch/csrc/stable/library.h>
 
 #ifndef COS_EXT_LIBRARY  // tests/cpp/shim_ops.cpp gives the same operators another name

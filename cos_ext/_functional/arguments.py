@@ -7,7 +7,7 @@ desired.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.autograd.forward_ad as fwAD
@@ -17,6 +17,8 @@ from .. import _ops
 from .._numbers import whole
 from .._ops import state_dtype
 from .checks import FLOAT_DTYPES, MAX_FUSED_STEPS, MAX_STEPS, check_number, check_threshold
+
+CPU = torch.device("cpu")
 
 
 class Arguments(NamedTuple):
@@ -33,24 +35,28 @@ class Arguments(NamedTuple):
     init_value: float | None
 
 
+# Looks at the values of a threshold: name, tensor, the dtype that they will be rounded to.
+Check = Callable[[str, Tensor, torch.dtype], None]
+
+
 def prepared(
     x_seq: Tensor,
     v_threshold: float | Tensor,
     v_init: float | Tensor | None,
     inplace: bool,
-    check_values: Callable[[str, Tensor, torch.dtype], None],
+    check_values: Check | None,
 ) -> Arguments:
     """Validate what all operators share.
 
-    ``check_values`` looks at the values of a threshold on a CPU. It is an argument so that whoever
-    calls can leave it out: all other checks read no value of a tensor.
+    ``check_values`` looks at the values of a threshold on a CPU; None: whoever calls did. All other
+    checks read no value of a tensor.
     """
     _check_input(x_seq, inplace)
     theta, theta_value = None, 0.0
     if isinstance(v_threshold, Tensor):
         theta = v_threshold
         check_parameter("v_threshold", theta, x_seq)
-        if theta.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_fake(theta):
+        if check_values is not None and has_values(theta):
             check_values("v_threshold", theta, x_seq.dtype)
     else:
         theta_value = check_threshold(v_threshold, x_seq.dtype)
@@ -60,13 +66,23 @@ def prepared(
         check_parameter("v_init", init, x_seq)
     elif v_init is not None:
         init_value = check_number("v_init", v_init)
-    _check_no_gradient([t for t in (x_seq, theta, init) if t is not None])
+    _check_no_gradient(x_seq, theta, init)
     if inplace:
         _check_inplace(x_seq)
         for name, parameter in (("v_threshold", theta), ("v_init", init)):
             if parameter is not None:
                 _check_apart(name, parameter, x_seq)
     return Arguments(x_seq, theta, theta_value, init, init_value)
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether the values of a tensor can be looked at, and without waiting for a device."""
+    return tensor.is_cpu and is_real(tensor)
+
+
+def is_real(tensor: Tensor) -> bool:
+    """Whether a tensor has values now: nothing is traced, and no transform wraps it."""
+    return not torch.compiler.is_compiling() and not _is_fake(tensor)
 
 
 def check_fused(
@@ -77,7 +93,7 @@ def check_fused(
     pool: int | tuple[int, int] | None,
     inplace: bool,
     by_neuron: bool,
-) -> tuple[int, int]:
+) -> tuple[Any, ...]:
     """Validate what is fused into a pass.
 
     Args:
@@ -85,8 +101,11 @@ def check_fused(
         by_neuron: whether a result by neuron is asked for.
 
     Returns:
-        The windows of pooling as the operators take them, (rows, columns), or (0, 0) for none.
+        The last arguments of the operators: scale, bias, residual, and the rows and columns of the
+        windows, 0 for no pooling. Where there is nothing, no arguments: each one costs time.
     """
+    if scale is bias is residual is pool is None:
+        return ()
     operands = {"scale": scale, "bias": bias, "residual": residual}
     given = {name: tensor for name, tensor in operands.items() if tensor is not None}
     for name, tensor in given.items():
@@ -108,13 +127,17 @@ def check_fused(
     if inplace:
         for name, tensor in given.items():
             _check_apart(name, tensor, x_seq)
-    return (0, 0) if pool is None else _windows(x_seq, pool, inplace, by_neuron)
+    windows = (0, 0) if pool is None else _windows(x_seq, pool, inplace, by_neuron)
+    return scale, bias, residual, *windows
 
 
 def fits_neurons(own: Sequence[int], neurons: Sequence[int]) -> bool:
     """Whether a parameter broadcasts to the neurons, by their shapes."""
-    pairs = zip(reversed(own), reversed(neurons))
-    return len(own) <= len(neurons) and all(a in (1, b) for a, b in pairs)
+    missing = len(neurons) - len(own)
+    if missing < 0:
+        return False
+    last = neurons[missing:]
+    return own == last or all(size in (1, wanted) for size, wanted in zip(own, last))
 
 
 def check_watch(name: str, steps: int | torch.SymInt, x_seq: Tensor) -> None:
@@ -135,41 +158,44 @@ def _check_input(x_seq: Tensor, inplace: bool) -> None:
         raise TypeError(f"x_seq must be a tensor, got {type(x_seq).__name__}")
     if x_seq.dtype not in FLOAT_DTYPES:
         raise TypeError(f"x_seq must be float32, float64, float16 or bfloat16, got {x_seq.dtype}")
-    if x_seq.dim() < 1 or not 1 <= x_seq.shape[0] <= MAX_STEPS:
+    shape = x_seq.shape
+    if not shape or not 1 <= shape[0] <= MAX_STEPS:
         raise ValueError(
-            f"x_seq must be [T, *neurons] with 1 <= T <= {MAX_STEPS}, got shape "
-            f"{tuple(x_seq.shape)}"
+            f"x_seq must be [T, *neurons] with 1 <= T <= {MAX_STEPS}, got shape {tuple(shape)}"
         )
     if inplace and not torch.compiler.is_compiling() and x_seq.is_neg():
         raise ValueError(
             "x_seq must not be a negative-bit view with inplace, such as the imaginary part of a "
             "conjugate; give x_seq.resolve_neg()"
         )
-    kind = x_seq.device.type
-    if kind == "cuda":
+    if x_seq.device != CPU:
+        _check_served(x_seq.device)
+
+
+def _check_served(device: torch.device) -> None:
+    if device.type == "cuda":
         reason = _ops.cuda_unavailable()
         if reason is not None:
             raise RuntimeError(
-                f"x_seq is on {x_seq.device}, and this cos_ext has no CUDA kernels: {reason}"
+                f"x_seq is on {device}, and this cos_ext has no CUDA kernels: {reason}"
             )
-    elif kind not in ("cpu", "meta"):
-        raise RuntimeError(f"x_seq is on {x_seq.device}; cos_ext has kernels for cpu and cuda")
+    elif device.type not in ("cpu", "meta"):
+        raise RuntimeError(f"x_seq is on {device}; cos_ext has kernels for cpu and cuda")
 
 
 def check_parameter(name: str, parameter: Tensor, x_seq: Tensor) -> None:
     """Validate a tensor that broadcasts to the neurons: dtype, device and shape."""
-    allowed = (x_seq.dtype, state_dtype(x_seq.dtype))
-    if parameter.dtype not in allowed:
+    dtype, own = parameter.dtype, parameter.shape
+    if dtype != x_seq.dtype and dtype != state_dtype(x_seq.dtype):
         raise TypeError(
-            f"{name} must have x_seq's dtype {allowed[0]} or the state dtype {allowed[1]}, got "
-            f"{parameter.dtype}"
+            f"{name} must have x_seq's dtype {x_seq.dtype} or the state dtype "
+            f"{state_dtype(x_seq.dtype)}, got {dtype}"
         )
     if parameter.device != x_seq.device:
         raise ValueError(f"{name} must be on x_seq's device {x_seq.device}, got {parameter.device}")
-    neurons, own = x_seq.shape[1:], parameter.shape
-    if not fits_neurons(own, neurons):
+    if own and not fits_neurons(own, x_seq.shape[1:]):
         raise ValueError(
-            f"{name} must broadcast to the neurons {tuple(neurons)}, got shape {tuple(own)}"
+            f"{name} must broadcast to the neurons {tuple(x_seq.shape[1:])}, got shape {tuple(own)}"
         )
 
 
@@ -186,16 +212,20 @@ def _check_residual(residual: Tensor, x_seq: Tensor) -> None:
         )
 
 
-def _check_no_gradient(tensors: list[Tensor]) -> None:
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+def _check_no_gradient(*given: Tensor | None) -> None:
+    grad, forward = torch.is_grad_enabled(), fwAD._current_level >= 0
+    if not (grad or forward):
+        return
+    tensors = [tensor for tensor in given if tensor is not None]
+    if grad and any(tensor.requires_grad for tensor in tensors):
         raise RuntimeError(
             "calibration has no gradient: an input requires one and grad mode is on; call under "
             "torch.no_grad(), train with cos_ext.QCFS, or with neurons that are not calibrated "
             "(if_forward; rho = 0)"
         )
-    if torch.compiler.is_compiling() or fwAD._current_level < 0:
+    if not forward or torch.compiler.is_compiling():
         return
-    if any(fwAD.unpack_dual(t).tangent is not None for t in tensors):
+    if any(fwAD.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise RuntimeError("cos_ext's operators have no gradient in forward mode")
 
 

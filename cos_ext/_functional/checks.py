@@ -19,6 +19,7 @@ FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 EMISSIONS = ("calibrated", "even", "front")  # by the operators' numbers (csrc/core/emission.h)
 GENERAL_EMISSIONS = (*EMISSIONS, "block")  # of the general neuron
 CALIBRATIONS = ("cos", "srp", "light", "none", "parallel")  # of IFNode and convert
+UNFUSED = ("srp", "parallel")  # calibrations whose operators take nothing into the pass
 WATCHING = ("cos", "srp", "parallel")  # those that watch a layer for rho steps first
 MAX_STEPS = 2**24  # counts stay exact in float32
 MAX_FUSED_STEPS = 4096  # csrc/job.h
@@ -33,12 +34,17 @@ _THRESHOLD_RANGE = {
 }
 
 
-def differentiates(tensors: Iterable[Tensor]) -> bool:
-    """Whether autograd, in reverse or in forward mode, would need a gradient of these."""
-    tensors = list(tensors)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+def differentiates(values: Iterable[object]) -> bool:
+    """Whether autograd, in reverse or in forward mode, would need a gradient of a tensor of these.
+
+    What is no tensor plays no part.
+    """
+    grad, forward = torch.is_grad_enabled(), fwAD._current_level >= 0
+    if not (grad or forward):
+        return False
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if grad and any(tensor.requires_grad for tensor in tensors):
         return True
-    forward = fwAD._current_level >= 0
     return forward and any(fwAD.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
@@ -128,11 +134,14 @@ def check_values(name: str, value: Tensor, dtype: torch.dtype | None = None) -> 
     """
     if value.dtype not in _THRESHOLD_RANGE:
         raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {value.dtype}")
-    if value.numel():
+    count = value.numel()
+    if count:
         lowest, highest = _THRESHOLD_RANGE[dtype or value.dtype]
         # One value, as most layers have, is read in a fraction of the time.
-        ends = (value,) if value.numel() == 1 else torch.aminmax(value.detach())
-        low, high = ends[0].item(), ends[-1].item()
+        if count == 1:
+            low = high = value.item()
+        else:
+            low, high = (end.item() for end in torch.aminmax(value.detach()))
         if not (low > lowest and high < highest):  # NaN fails both
             raise ValueError(
                 f"{name} must be positive and finite in {dtype or value.dtype}, "

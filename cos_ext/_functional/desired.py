@@ -54,12 +54,12 @@ def rate_forward(
     given = prepared(x_seq, v_threshold, v_init, inplace, check_values)
     check_calibration(rho, 0)
     added = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
-    check_fused(x_seq, scale, bias, added, None, inplace, by_neuron=False)
+    taken = check_fused(x_seq, scale, bias, added, None, inplace, by_neuron=False)[:3]
     if inplace:
-        _ops.ops.rate_forward_(*given, rho, scale, bias, added)
+        _ops.ops.rate_forward_(*given, rho, *taken)
         mark_written(x_mean)
         return x_mean
-    return _ops.ops.rate_forward(*given, rho, scale, bias, added).squeeze(0)
+    return _ops.ops.rate_forward(*given, rho, *taken).squeeze(0)
 
 
 def calibrate_v_init(

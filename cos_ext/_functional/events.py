@@ -160,13 +160,13 @@ def layer(
     (spikes, level), (packed, bias, outputs, *sizes) = _bits_of(x), convolution
     given = (packed, _in_state(bias, x), outputs, *sizes, steps, *neurons.arguments(steps))
     out = _ops.ops.spike_layer(spikes, level, *given, *pool, to_bits).flatten(0, 1)
-    return Bits(out, neurons.theta, outputs) if to_bits else out
+    return Bits(out, neurons.theta.to(x.dtype), outputs) if to_bits else out
 
 
 def bits_of(x_seq: Tensor, neurons: Neurons) -> Bits:
     """The spikes of neurons whose currents are there, ``[steps, B, C, H, W]``, channels_last."""
     bits = _ops.ops.spike_bits(x_seq, *neurons.arguments(x_seq.shape[0]))
-    return Bits(bits.flatten(0, 1), neurons.theta, x_seq.shape[2])
+    return Bits(bits.flatten(0, 1), neurons.theta.to(x_seq.dtype), x_seq.shape[2])
 
 
 def _bits_of(spikes: Tensor | Bits | None) -> tuple[Tensor | None, Tensor | None]:

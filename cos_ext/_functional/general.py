@@ -99,9 +99,7 @@ def neuron_forward(
         raise TypeError(f"neuron must be a cos_ext.Neuron, got {type(neuron).__name__}")
     rounds = _check_watching(x_seq, neuron, reset, rho, iterations, emission, return_v)
     extra = _extra(x_seq, neuron)
-    tensors = (x_seq, v_threshold, v_init, *extra[:2], scale, bias, residual)
-    learns = differentiates([each for each in tensors if isinstance(each, Tensor)])
-    if learns and not rho:
+    if not rho and differentiates((x_seq, v_threshold, v_init, *extra[:2], scale, bias, residual)):
         return _gradient(
             (x_seq, v_threshold, v_init, reset),
             neuron,
@@ -116,14 +114,11 @@ def neuron_forward(
     order = GENERAL_EMISSIONS.index(emission) if rho else 0
     own = (*as_operands(neuron), *extra)
     options = (reset, *own, rho, rounds, order, *wanted, scale, bias, residual)
-    if inplace:
-        results = _ops.ops.general_forward_(*given, *options)
-        mark_written(x_seq)
-        spikes = x_seq
-    else:
-        spikes, *results = _ops.ops.general_forward(*given, *options)
-    kept = (result if asked else None for result, asked in zip(results, wanted))
-    return COSResult(spikes, *kept)
+    if not inplace:
+        return COSResult(*_ops.ops.general_forward.default(*given, *options))
+    results = _ops.ops.general_forward_.default(*given, *options)
+    mark_written(x_seq)
+    return COSResult(x_seq, *results)
 
 
 def general_rate(

@@ -18,7 +18,7 @@ from .._functional.arguments import fits_neurons
 from .._functional.checks import differentiates
 from .._functional.events import Bits, Neurons, bits_of, layer, values_of
 from .runs import active
-from .settings import Settings, folded_steps, watch_steps
+from .settings import Settings, folded_steps, is_general, watch_steps
 
 
 class Pending(NamedTuple):
@@ -54,7 +54,8 @@ def spikes_or_currents(node: Node, x: Any, residual: Any) -> tuple[Any, Any, Any
     """The spikes ``[T*B, ...]`` of what is pending, and as bits where the run wants these; where
     there are none, the currents and the residual.
     """
-    spikes, wanted = None, any(node in run.waiting for run in active())
+    spikes, runs = None, active()
+    wanted = bool(runs) and any(node in run.waiting for run in runs)
     if isinstance(x, Pending):
         spikes = _in_one_pass(node, x, residual, wanted)
         x = x.compute() if spikes is None else None
@@ -95,7 +96,8 @@ def _bits(node: Node, x: Tensor, residual: Any) -> Bits | None:
 
 def _neurons(node: Node, x: Tensor | Pending, residual: Any) -> Neurons | None:
     """Those of a node; None where they, as they are set, take another way or refuse these."""
-    if x.dtype not in F.FLOAT_DTYPES or not node._fuses(x, residual):
+    general = is_general(node._settings)
+    if general or x.dtype not in F.FLOAT_DTYPES or not node._fuses(x, residual):
         return None
     settings, rho = node._settings, watch_steps(node._settings)
     theta, v_init = node._parameters_for(x)
@@ -106,7 +108,6 @@ def _neurons(node: Node, x: Tensor | Pending, residual: Any) -> Neurons | None:
         return None
     if not all(fits_neurons(tensor.shape, x.shape[1:]) for tensor in given):
         return None
-    F.check_values("v_threshold", theta, x.dtype)
     return Neurons(
         theta,
         v_init,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
+from .._functional.arguments import is_real
 from .._functional.checks import check_not_nan
 from .._numbers import real
 
@@ -30,6 +31,18 @@ def parameter(name: str, value: float | Tensor) -> Tensor:
     )
 
 
+def check_set(name: str, value: object) -> None:
+    """Validate the values of a tensor that becomes θ or v(0). Synchronises with its device.
+
+    Raises:
+        TypeError: a threshold is not floating-point.
+        ValueError: a threshold is not positive and finite, or a v(0) is NaN.
+    """
+    if not isinstance(value, Tensor) or value.is_meta or not is_real(value):
+        return  # nn.Module says what else may come
+    (F.check_values if name == "v_threshold" else check_not_nan)(name, value)
+
+
 def learn(node: nn.Module, names: Sequence[str]) -> None:
     """Make parameters of these buffers of a node.
 
@@ -44,17 +57,23 @@ def learn(node: nn.Module, names: Sequence[str]) -> None:
         node.register_parameter(name, nn.Parameter(value))  # type: ignore[arg-type]  # it is there
 
 
-def light_bias(calibration: str, bias: Tensor | None) -> Tensor | None:
-    """The current that calibration "light" adds at every step; None with another.
+def own(node: nn.Module, name: str) -> Any:
+    """A tensor of a node, or None; a buffer in a fraction of the time that nn.Module takes."""
+    buffers = node._buffers
+    return buffers[name] if name in buffers else getattr(node, name)
+
+
+def light_bias(bias: Tensor | None) -> Tensor:
+    """The current that calibration "light" adds at every step.
 
     Raises:
         RuntimeError: it has not been fitted.
     """
-    if calibration == "light" and bias is None:
+    if bias is None:
         raise RuntimeError(
             'calibration is "light" and this layer has no fitted bias; call cos_ext.fit_light first'
         )
-    return bias if calibration == "light" else None
+    return bias
 
 
 def operands(
@@ -63,6 +82,8 @@ def operands(
     """scale, and bias + current, as the kernels take them for currents of this dtype; each where
     there is one.
     """
+    if scale is bias is current is None:
+        return {}
     if bias is not None and current is not None:
         current = bias + current
     given = {"scale": scale, "bias": bias if current is None else current}
@@ -101,7 +122,7 @@ def load_into(
     assert theta is not None and current is not None
     if isinstance(start, Tensor) and start.shape != current.shape and fit_together(start, theta):
         # fit_v_init gives it a shape of its own.
-        made = current.new_empty(start.shape)
+        made = current.new_zeros(start.shape)
         learns = isinstance(current, nn.Parameter)
         node.v_init = nn.Parameter(made, requires_grad=current.requires_grad) if learns else made
 

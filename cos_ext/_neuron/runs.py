@@ -7,7 +7,7 @@ the callers' business.
 from __future__ import annotations
 
 import threading
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -99,22 +99,56 @@ def active() -> tuple[Run, ...]:
     return _ACTIVE.runs
 
 
-def recorders(node: nn.Module) -> list[Recorder]:
-    """Those that want to see these neurons."""
-    given = [run.recorder for run in active() if run.recorder is not None]
-    return [recorder for recorder in given if recorder.wants(node)]
+class Watch(NamedTuple):
+    """What hooks and the active runs ask of a node in one call.
+
+    * ``apart``: what is fused runs in passes of its own, so that the spikes come out as they are.
+    * ``keeps``: its input stays as it is.
+    * ``counts``, ``statistics``: as for :class:`Run`.
+    * ``recorders``: those that want to see these neurons.
+    """
+
+    apart: bool
+    keeps: bool
+    counts: bool
+    statistics: bool
+    recorders: tuple[Recorder, ...]
+
+
+NOBODY = Watch(False, False, False, False, ())
+
+
+def watch(node: nn.Module) -> Watch:
+    """Who looks at these neurons, and at what."""
+    runs, seen = active(), hooked(node)
+    if not runs and not seen:
+        return NOBODY
+    given = [run.recorder for run in runs if run.recorder is not None]
+    wanting = tuple(recorder for recorder in given if recorder.wants(node))
+    return Watch(
+        apart=seen or bool(wanting) or any(run.apart for run in runs),
+        keeps=seen or bool(given) or any(run.keeps for run in runs),
+        counts=any(run.counts for run in runs),
+        statistics=any(run.statistics for run in runs),
+        recorders=wanting,
+    )
 
 
 def tell(
-    node: nn.Module, x_seq: Tensor, spikes: Tensor, total: Tensor | None, sums: Tensor | None
+    node: nn.Module,
+    watched: Watch,
+    x_seq: Tensor,
+    spikes: Tensor,
+    total: Tensor | None,
+    sums: Tensor | None,
 ) -> None:
-    """What neurons did in one call, for the runs that are active."""
+    """What neurons did in one call, for those who look at it."""
     for run in active():
         if run.counts and total is not None:
             run.add_spikes(node, total, x_seq.numel())
         if run.statistics and sums is not None:
             run.add_sums(node, sums)
-    for recorder in recorders(node):
+    for recorder in watched.recorders:
         recorder.note(node, x_seq, spikes)
 
 

@@ -8,7 +8,10 @@ from typing import TypedDict, cast
 import torch
 
 from .. import functional as F
+from .._functional.checks import GENERAL_EMISSIONS, UNFUSED
+from .._functional.general import uncalibrated
 from .._numbers import whole
+from ..general import Neuron
 
 STEP_MODES = ("m", "s")
 TIMES = ("batch", "first")
@@ -29,10 +32,23 @@ class Settings(TypedDict):
     keep_state: bool
     store_v_seq: bool
     time: str
+    neuron: Neuron | None  # without its tensors, which are the node's
 
 
 # What pickles of version 0.1 lack, and mean.
-LATER: dict[str, object] = {"keep_state": False, "store_v_seq": False, "time": "batch"}
+LATER: dict[str, object] = {
+    "keep_state": False,
+    "store_v_seq": False,
+    "time": "batch",
+    "neuron": None,
+}
+# What no neurons of a converted network can do.
+OWN_TIME: dict[str, object] = {
+    "keep_state": False,
+    "store_v_seq": False,
+    "time": "batch",
+    "step_mode": "m",
+}
 
 
 def shown(settings: Settings) -> list[str]:
@@ -51,6 +67,13 @@ def folded_steps(settings: Settings) -> int | None:
 def watch_steps(settings: Settings) -> int:
     """The steps that are watched before the first spike: rho, or 0 where it plays no part."""
     return settings["rho"] if settings["calibration"] in F.WATCHING else 0
+
+
+def is_general(settings: Settings) -> bool:
+    """Whether these are general neurons: those of one level have faster kernels."""
+    return settings["neuron"] is not None or (
+        settings["emission"] == "block" and watch_steps(settings) > 0
+    )
 
 
 def warn_left() -> None:
@@ -76,7 +99,7 @@ def _refuse_in_network(settings: dict[str, object]) -> None:
     Raises:
         ValueError: they would keep a potential, or have time elsewhere than in the batch.
     """
-    for name, value in {**LATER, "step_mode": "m"}.items():
+    for name, value in OWN_TIME.items():
         if settings[name] != value:
             raise ValueError(
                 f"{name} must be {value!r} in a converted network, whose neurons start anew at "
@@ -110,7 +133,7 @@ def check_settings(settings: Settings, in_network: bool = False) -> Settings:
     if timesteps is not None and watched > timesteps:
         raise ValueError(f"rho must be at most timesteps = {timesteps}, got {watched}")
     rounds = F.check_calibration(max(watched, 1), settings["iterations"])
-    F.check_emission(settings["emission"])
+    F.check_choice("emission", settings["emission"], GENERAL_EMISSIONS)
     step_mode = settings["step_mode"]
     if step_mode not in STEP_MODES:
         raise ValueError(f"step_mode must be one of {STEP_MODES}, got {step_mode!r}")
@@ -136,6 +159,33 @@ def check_settings(settings: Settings, in_network: bool = False) -> Settings:
         raise ValueError("static_input has no dimension for time; time must be 'batch'")
     if settings["store_v_seq"] and step_mode == "s":
         raise ValueError("store_v_seq needs step_mode 'm'; in 's' v is there after every step")
+    _check_neuron(settings, watched, v_reset)
     iterations = None if rounds < 0 else rounds
     numbers = {"timesteps": timesteps, "rho": rho, "iterations": iterations, "v_reset": v_reset}
     return cast(Settings, {**settings, **numbers, **switches})
+
+
+def _check_neuron(settings: Settings, rho: int, v_reset: float | None) -> None:
+    """TypeError or ValueError where general neurons do not go with the other settings."""
+    neuron, calibration = settings["neuron"], settings["calibration"]
+    if neuron is not None and not isinstance(neuron, Neuron):
+        raise TypeError(f"neuron must be a cos_ext.Neuron or None, got {type(neuron).__name__}")
+    if rho and settings["emission"] == "block" and calibration in UNFUSED:
+        raise ValueError(f"emission 'block' is for calibration 'cos', got {calibration!r}")
+    if neuron is None:
+        return
+    if calibration in UNFUSED:
+        raise ValueError(
+            f"calibration {calibration!r} is for neurons of one level; with a neuron take 'cos' "
+            "(emission 'front' is parallel conversion)"
+        )
+    goes_on = settings["keep_state"] or settings["store_v_seq"] or settings["step_mode"] == "s"
+    if goes_on:
+        raise ValueError(
+            "a neuron simulates all steps in one call: step_mode must be 'm', keep_state and "
+            "store_v_seq False"
+        )
+    if neuron.prediction and v_reset is not None:
+        raise ValueError(f"prediction needs soft reset, got v_reset={v_reset}")
+    if rho and (reason := uncalibrated(neuron, v_reset, settings["emission"])):
+        raise ValueError(f"rho must be 0 with {reason}, got {rho}")

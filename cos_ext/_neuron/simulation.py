@@ -6,43 +6,55 @@ The operators are in cos_ext/functional.py. What a node keeps is in cos_ext/neur
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from .. import functional as F
-from .._functional.checks import differentiates
+from .._functional.checks import UNFUSED, differentiates
+from .._functional.passes import cos_pass, if_pass, parallel_pass, srp_pass
 from .._ops import TALLIES
 from .continuing import run_on
-from .settings import Settings, watch_steps
-
-UNFUSED = ("srp", "parallel")  # calibrations whose operators take nothing into the pass
-
-
-class Fused(NamedTuple):
-    """What an operator takes into its pass; as for :func:`cos_ext.functional.if_forward`."""
-
-    scale: Tensor | None = None
-    bias: Tensor | None = None
-    residual: Tensor | None = None
-    pool: tuple[int, int] | None = None
+from .general import Emitted, Fused, simulate_general
+from .layer import sizes_of
+from .settings import Settings, is_general, watch_steps
 
 
-class Emitted(NamedTuple):
-    """The spikes of a pass; their number where it was asked for; the statistics likewise."""
+def over_time(x: Tensor, settings: Settings) -> Tensor:
+    """``[T, B, ...]`` of an input with time in its batch, or the same at every step.
 
-    spikes: Tensor
-    total: Tensor | None
-    statistics: Tensor | None
+    Raises:
+        ValueError: the batch is not T times another.
+    """
+    steps, shape = cast(int, settings["timesteps"]), x.shape
+    if not shape:
+        raise ValueError("x must have a batch dimension, got a tensor without dimensions")
+    if settings["static_input"]:
+        return x.unsqueeze(0).expand(steps, *shape)
+    if shape[0] % steps:
+        raise ValueError(
+            f"the batch must be divisible by timesteps = {steps} (time is folded into it), "
+            f"got shape {tuple(shape)}"
+        )
+    return torch.unflatten(x, 0, (steps, shape[0] // steps))  # faster than the method
 
 
-def fits_window(x_seq: Tensor, window: tuple[int, int]) -> bool:
-    """Whether an operator can pool over windows of (rows, columns) in its pass."""
-    rows, columns = window
+def window_of(
+    x_seq: Tensor, pool: tuple[int, int] | None, settings: Settings, counts: bool
+) -> tuple[int, int] | None:
+    """The windows that the kernel pools the spikes over; None where there are none, or it cannot.
+
+    counts: the spikes are counted.
+    """
+    if pool is None or settings["calibration"] in UNFUSED or x_seq.dim() < 4:
+        return None
+    rows, columns = window = sizes_of(x_seq.shape, pool)
     whole = x_seq.shape[-2] % rows == 0 and x_seq.shape[-1] % columns == 0
     served = x_seq.device.type != "cuda" or window == (2, 2)
-    return whole and served and x_seq.shape[0] <= F.MAX_FUSED_STEPS
+    counted = not counts or 0 < watch_steps(settings) <= F.MAX_STATISTICS_RHO
+    fits = whole and served and x_seq.shape[0] <= F.MAX_FUSED_STEPS
+    return window if fits and counted and not is_general(settings) else None
 
 
 def simulate(
@@ -51,7 +63,6 @@ def simulate(
     v_init: Tensor,
     settings: Settings,
     fused: Fused,
-    *,
     surrogate: Callable[[Tensor], Tensor],
     detach_reset: bool,
     inplace: bool,
@@ -61,7 +72,8 @@ def simulate(
     """Simulate neurons by their settings.
 
     Args:
-        x_seq: ``[T, *neurons]``; theta and v_init broadcast to ``[*neurons]``.
+        x_seq: ``[T, *neurons]``; theta, whose values were looked at, and v_init broadcast to
+            ``[*neurons]``.
         settings: of the neurons; ``timesteps``, ``step_mode`` and ``static_input`` play no part.
         fused: what the operator takes in; nothing for the calibrations in ``UNFUSED``.
         surrogate, detach_reset: as for :func:`cos_ext.functional.if_forward`.
@@ -79,50 +91,31 @@ def simulate(
             f"calibration 'cos', 'light' or 'none', got v_reset={v_reset} and "
             f"calibration={calibration!r}"
         )
+    if is_general(settings):
+        asked = (surrogate, detach_reset, inplace, count, keep_statistics)
+        return simulate_general(x_seq, theta, v_init, settings, fused, *asked)
     rho = watch_steps(settings)
-    tensors = (x_seq, theta, v_init, fused.scale, fused.bias, fused.residual)
-    inplace = inplace and not differentiates([t for t in tensors if t is not None])
+    if inplace:
+        inplace = not differentiates((x_seq, theta, v_init, *fused))
     by_neuron = count and fused.pool is None  # pooled spikes are counted in the statistics
+    given = (x_seq, theta, v_init)
+    taken = (fused.scale, fused.bias, fused.residual)
     result: F.IFResult | F.COSResult
     if calibration == "srp" and rho:
-        result = F.srp_forward(
-            x_seq, theta, v_init, tau=rho, inplace=inplace, return_count=by_neuron
-        )
+        result = srp_pass(*given, rho, inplace, by_neuron, None)
     elif calibration == "parallel" and rho:
-        result = F.parallel_forward(
-            x_seq, theta, v_init, rho=rho, inplace=inplace, return_count=by_neuron
-        )
+        result = parallel_pass(*given, rho, inplace, by_neuron, None)
     elif rho or keep_statistics:
         # Without calibration: watched, and left as they are.
-        result = F.cos_forward(
-            x_seq,
-            theta,
-            v_init,
-            rho=rho or x_seq.shape[0],
-            iterations=settings["iterations"] if rho else 0,
-            emission=settings["emission"] if rho else "calibrated",
-            inplace=inplace,
-            return_count=by_neuron,
-            return_statistics=keep_statistics or (count and not by_neuron),
-            scale=fused.scale,
-            bias=fused.bias,
-            residual=fused.residual,
-            pool=fused.pool,
-        )
+        rounds, emission = settings["iterations"], settings["emission"]
+        how = (rho, rounds, emission) if rho else (x_seq.shape[0], 0, "calibrated")
+        wanted = (False, by_neuron, False, False)
+        statistics = keep_statistics or (count and not by_neuron)
+        result = cos_pass(*given, *how, inplace, wanted, statistics, taken, fused.pool, None)
     else:
-        result = F.if_forward(
-            x_seq,
-            theta,
-            v_init,
-            v_reset=v_reset,
-            inplace=inplace,
-            return_count=by_neuron,
-            scale=fused.scale,
-            bias=fused.bias,
-            residual=fused.residual,
-            pool=fused.pool,
-            surrogate=surrogate,
-            detach_reset=detach_reset,
+        learning = (surrogate, detach_reset)
+        result = if_pass(
+            *given, v_reset, inplace, False, by_neuron, taken, fused.pool, *learning, None
         )
     sums = result.statistics if isinstance(result, F.COSResult) else None
     total = None
@@ -147,7 +140,6 @@ def simulate_on(
     theta: Tensor,
     v_init: Tensor,
     settings: Settings,
-    *,
     surrogate: Callable[[Tensor], Tensor],
     detach_reset: bool,
     inplace: bool,

@@ -14,8 +14,8 @@ from .._files import read_tensors
 from ..network.convolution import CHOICES as CONVOLUTIONS
 from ..network.layout import NAMES, named
 from ..network.network import SpikingNetwork
-from ..network.settings import check_settings
-from ..network.storage import FORMAT
+from ..network.settings import OWN, check_settings
+from ..network.storage import FORMAT, neuron_from
 from .finite import check_finite
 from .pipeline import convert
 
@@ -57,7 +57,7 @@ def load_network(
     network = convert(
         _skeleton(model),
         timesteps=header["timesteps"],
-        rho=0 if trainable else header["rho"],
+        rho=0,
         iterations=header["iterations"],
         emission=header["emission"],
         calibration=header.get("calibration", "cos"),  # files from before the rivals have none
@@ -70,6 +70,7 @@ def load_network(
         memory_format=named(header.get("memory_format", "auto")),  # likewise
         example_input=example_input,
     )
+    network.neuron = neuron_from(header.get("neuron"))  # older files have none
     network.rho = header["rho"]  # which a network that learns may have later
     nodes = network.nodes()
     if not header["layers"].keys() <= nodes.keys():
@@ -78,7 +79,7 @@ def load_network(
             f"{sorted(header['layers'].keys() - nodes.keys())}, where it has no neurons"
         )
     for site, layer in header["layers"].items():
-        network.set_layer(site, **layer)
+        network.set_layer(site, **own_settings(layer))
     for site, shape in header.get("biases", {}).items():
         if site not in nodes:
             raise ValueError(
@@ -91,6 +92,7 @@ def load_network(
         raise ValueError(f"{path} is damaged: it has the potentials of fit_v_init, and a rho > 0")
     try:
         network.load_state_dict(tensors)
+        network.take_neurons()
     except RuntimeError as error:
         raise ValueError(
             f"{path} does not fit {type(model).__name__} (a network converted with an "
@@ -163,6 +165,7 @@ def _damage(header: dict[str, Any], shapes: set[tuple[int, ...]]) -> str | None:
         "convolution": "auto",
         "convolutions": {},
         "trainable": False,
+        "neuron": None,
         **header,
     }
     for name, allowed in _TYPES.items():
@@ -177,22 +180,36 @@ def _damage(header: dict[str, Any], shapes: set[tuple[int, ...]]) -> str | None:
         return f"fold_batchnorm is {header['fold_batchnorm']!r}"
     if header["memory_format"] not in NAMES.values():
         return f"memory_format is {header['memory_format']!r}"
-    own = {name: header[name] for name in ("rho", "iterations", "emission", "calibration")}
+    own = {name: header[name] for name in OWN}
     for site, layer in {"": {}, **header["layers"]}.items():
         if not isinstance(layer, dict) or not layer.keys() <= own.keys():
             return f"settings of {site!r} are {layer!r}"
+        described = {**own, **layer}["neuron"] or {}
+        claimed = described.get("shapes") if isinstance(described, dict) else None
+        sizes = claimed.values() if isinstance(claimed, dict) else ()
+        if not all(_fits(shape, shapes) for shape in sizes):
+            return f"neuron of {site!r} is {described!r}"
         try:
-            check_settings(header["timesteps"], **{**own, **layer})
+            check_settings(header["timesteps"], **own_settings({**own, **layer}))
         except (TypeError, ValueError) as error:
             return f"settings do not hold: {error}"
     for name in ("thresholds", "biases"):
         for site, shape in header[name].items():
             number = name == "thresholds" and type(shape) is float
-            sizes = isinstance(shape, list) and all(type(size) is int for size in shape)
-            # Of a claim beyond the file's tensors no memory is taken.
-            if not number and not (sizes and tuple(shape) in shapes):
+            if not number and not _fits(shape, shapes):
                 return f"{name} of {site!r} are {shape!r}"
     return None
+
+
+def own_settings(layer: dict[str, Any]) -> dict[str, Any]:
+    """Settings as set_layer() takes them, of those that a file has."""
+    return {**layer, "neuron": neuron_from(layer["neuron"])} if "neuron" in layer else layer
+
+
+def _fits(shape: Any, shapes: set[tuple[int, ...]]) -> bool:
+    """Whether the file has such a tensor: of a claim beyond its tensors no memory is taken."""
+    sizes = isinstance(shape, list) and all(type(size) is int for size in shape)
+    return sizes and tuple(shape) in shapes
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -203,6 +220,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "calibration": (str,),
     "thresholds": (dict,),
     "layers": (dict,),
+    "neuron": (dict, type(None)),
     "biases": (dict,),
     "static": (dict, type(None)),
     "fold_batchnorm": (bool, str),

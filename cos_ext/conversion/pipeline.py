@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..general import Neuron
 from ..network import counts
 from ..network.inputs import example_of
 from ..network.layout import lay_out, name_of, own_format
@@ -184,6 +185,7 @@ def convert(
     readout: str = "error",
     memory_format: str | torch.memory_format = "auto",
     trainable: bool = False,
+    neuron: Neuron | None = None,
 ) -> SpikingNetwork:
     """Turn a trained ANN into a spiking network; the model itself is not modified.
 
@@ -248,6 +250,8 @@ def convert(
             (:func:`cos_ext.functional.if_forward`, with Triangle()), and
             :meth:`SpikingNetwork.train` works; see :func:`cos_ext.fine_tune`. rho must be 0:
             calibration has no gradient. Of what `fuse` names only sums and pooling are fused.
+        neuron: what the neurons do in a step, a :class:`cos_ext.Neuron`; None is one level, 0 or θ.
+            θ is one level's, so that a layer's clip is θ times the most levels of a step.
 
     Warns:
         UserWarning: less than half of the model's multiplications lie behind neurons, on
@@ -275,6 +279,7 @@ def convert(
         fold_batchnorm=check_fold(fold_batchnorm),
         fuse=_fuse(fuse, model),
         trainable=bool(trainable),
+        neuron=neuron,
     )
     _check(settings)
     refuse_wrappers(model)
@@ -287,6 +292,7 @@ def convert(
         step.apply(conversion)
     for step in BY_MODULE if conversion.traced.graph is None else BY_GRAPH:
         step.apply(conversion)
+    conversion.network.neuron = neuron  # after the checks, which are those of one level
     conversion.network.execution = execution
     return conversion.network
 
@@ -313,11 +319,12 @@ def _check(settings: Settings) -> None:
     if settings.max_pool not in CHOICES:
         raise ValueError(f"max_pool must be one of {tuple(CHOICES)}, got {settings.max_pool!r}")
     rho, emission, calibration = settings.rho, settings.emission, settings.calibration
-    check_settings(settings.timesteps, rho, settings.iterations, emission, calibration)
+    neuron = settings.neuron
+    check_settings(settings.timesteps, rho, settings.iterations, emission, calibration, neuron)
     if settings.trainable and rho:
         raise ValueError(
             f"rho must be 0 with trainable=True, got {rho}: calibration has no gradient; train, "
             "then set network.rho"
         )
     if counts.check_execution(settings.execution) == "counts":
-        counts.check_settings({"every layer": (rho, emission, calibration)})
+        counts.check_settings({"every layer": (rho, emission, calibration, neuron)})

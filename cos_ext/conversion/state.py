@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .._batches import Inputs
+from ..general import Neuron
 from ..network.modules import Walked
 from ..network.network import SpikingNetwork
 from ..neuron import IFNode
@@ -37,6 +38,7 @@ class Settings:
     readout: str = "error"
     memory_format: str = "auto"
     trainable: bool = False
+    neuron: Neuron | None = None
 
 
 @dataclass

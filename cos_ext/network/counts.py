@@ -33,12 +33,14 @@ def check_execution(execution: str) -> str:
     return execution
 
 
-def check_settings(layers: Mapping[str, tuple[int, str, str]], *, static: bool = False) -> int:
+def check_settings(
+    layers: Mapping[str, tuple[int, str, str, object]], *, static: bool = False
+) -> int:
     """The rho of all layers; ValueError with the reason where their counts do not decide their
     spikes.
 
     Args:
-        layers: (rho, emission, calibration) by call site.
+        layers: (rho, emission, calibration, neuron) by call site.
         static: whether the network's potentials were calibrated beforehand, on other images.
     """
     needs = "execution='counts' needs"
@@ -47,12 +49,15 @@ def check_settings(layers: Mapping[str, tuple[int, str, str]], *, static: bool =
             f"{needs} spikes that follow from the counts; with static calibration they follow from "
             "the potentials"
         )
+    general = [site for site, (*_, neuron) in layers.items() if neuron is not None]
+    if general:
+        raise ValueError(f"{needs} neurons of one level, got a neuron at {general}")
     others = {
-        site: calibration for site, (*_, calibration) in layers.items() if calibration != "cos"
+        site: calibration for site, (*_, calibration, _) in layers.items() if calibration != "cos"
     }
     if others:
         raise ValueError(f"{needs} calibration 'cos' in every layer, got {others}")
-    free = {site: emission for site, (_, emission, _) in layers.items() if emission not in PLANNED}
+    free = {site: emission for site, (_, emission, *_) in layers.items() if emission not in PLANNED}
     if free:
         raise ValueError(
             f"{needs} emission to be one of {PLANNED} in every layer (otherwise the spikes depend "

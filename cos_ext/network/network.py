@@ -19,7 +19,7 @@ from .capture import CapturedForward, capture
 from .checkpointing import Segments
 from .inputs import as_inputs, batch_size, check_shapes, in_dtype_of
 from .planned import Planned
-from .settings import Report
+from .settings import OWN, Report
 from .storage import save
 
 
@@ -145,7 +145,10 @@ class SpikingNetwork(Planned):
         """
         settings = {site: {**own, **layers.get(site, {})} for site in self.nodes()}
         return counts.check_settings(
-            {site: (s["rho"], s["emission"], s["calibration"]) for site, s in settings.items()},
+            {
+                site: (s["rho"], s["emission"], s["calibration"], s["neuron"])
+                for site, s in settings.items()
+            },
             static=bool(self.options.get("static")),
         )
 
@@ -154,7 +157,7 @@ class SpikingNetwork(Planned):
         where there can be none.
         """
         rho = self._check_counts(
-            {"rho": self._rho, "emission": self._emission, "calibration": self._calibration},
+            {name: getattr(self, f"_{name}") for name in OWN},
             self._layers,
         )
         if self._plan is None:

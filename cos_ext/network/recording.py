@@ -178,11 +178,13 @@ def _check_potentials(sites: Mapping[IFNode, str]) -> None:
     without = [
         site
         for node, site in sites.items()
-        if node.watch_steps and (node.calibration != "cos" or node.emission != "calibrated")
+        if node.neuron is not None
+        or (node.watch_steps and (node.calibration != "cos" or node.emission != "calibrated"))
     ]
     if without:
         raise ValueError(
-            'what may have "v" only where spikes follow from a potential: with calibration "cos" '
-            'and emission "calibrated", or without calibration; it is otherwise at '
+            'what may have "v" only where spikes follow from a potential: neurons of one level, '
+            'with calibration "cos" and emission "calibrated", or without calibration; it is '
+            "otherwise at "
             f"{without}"
         )

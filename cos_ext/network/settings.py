@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from .._numbers import whole
 from ..functional import MAX_STEPS
+from ..general import Neuron
 from ..neuron import IFNode
 from .modules import TimeBroadcast, Walked
 from .pooling import MaxPoolBefore
 
 Batch = TypeVar("Batch")
+OWN = ("rho", "iterations", "emission", "calibration", "neuron")  # what a layer may have
 
 
 class Entry(Protocol):
@@ -56,6 +58,7 @@ class Configured(nn.Module):
         # What save() needs: convert()'s arguments, the ANN's call sites, static_calibration.
         self.options = options
         self._layers: dict[str, dict[str, Any]] = {}  # by call site: what set_layer() changed
+        self._given: dict[str, Neuron | None] = {}  # by call site: the neuron that was set
         # What memory.py has found out, until a setting changes.
         self._needs: dict[Any, Any] = {}
 
@@ -76,12 +79,14 @@ class Configured(nn.Module):
         emission: str,
         layers: dict[str, dict[str, Any]],
         calibration: str = "cos",
+        neuron: Neuron | None = None,
     ) -> None:
         own: dict[str, Any] = {
             "rho": rho,
             "iterations": iterations,
             "emission": emission,
             "calibration": calibration,
+            "neuron": neuron,
         }
         # First, so that a bad value leaves every node as it was.
         checked = [
@@ -102,7 +107,12 @@ class Configured(nn.Module):
         self._accept(own, layers)
         nodes = self.nodes()
         for site, node in nodes.items():
-            node.configure(timesteps=steps, **{**own, **layers.get(site, {})})
+            changes = {**own, **layers.get(site, {})}
+            if changes["neuron"] is self._given.get(site):
+                del changes["neuron"]  # its tensors may have been loaded, or have learned
+            else:
+                self._given[site] = changes["neuron"]
+            node.configure(timesteps=steps, **changes)
         for module in self.modules():
             if isinstance(module, TimeBroadcast):
                 module.timesteps = steps
@@ -110,6 +120,7 @@ class Configured(nn.Module):
                 module.timesteps, module.rho = steps, nodes[module.site].watch_steps
         self._timesteps, self._rho, self._iterations = timesteps, own["rho"], own["iterations"]
         self._emission, self._calibration = own["emission"], own["calibration"]
+        self._neuron = own["neuron"]
         self._layers, self._steps = layers, steps
         self._needs = {}
 
@@ -154,6 +165,26 @@ class Configured(nn.Module):
         self._change(calibration=value)
 
     @property
+    def neuron(self) -> Neuron | None:
+        """What the neurons do in a step; None: one level, 0 or θ."""
+        return self._neuron
+
+    @neuron.setter
+    def neuron(self, value: Neuron | None) -> None:
+        self._change(neuron=value)
+
+    def take_neurons(self) -> None:
+        """Take over what the layers' neurons are now, where their tensors were loaded."""
+        nodes = self.nodes()
+        for site, layer in self._layers.items():
+            if "neuron" in layer:
+                layer["neuron"] = self._given[site] = nodes[site].neuron
+        others = [s for s in nodes if "neuron" not in self._layers.get(s, {})]
+        if others:
+            self._neuron = nodes[others[0]].neuron
+            self._given.update(dict.fromkeys(others, self._neuron))
+
+    @property
     def watch_steps(self) -> int:
         """The steps that pass before the first output: the largest rho of a layer whose calibration
         watches, else 0.
@@ -175,12 +206,13 @@ class Configured(nn.Module):
             "emission": self._emission,
             "layers": self._layers,
             "calibration": self._calibration,
+            "neuron": self._neuron,
         }
         self._configure(**{**now, **changes})
 
     def _fixed(self) -> tuple[Any, ...]:
         """What must stay as it is while a network is measured."""
-        own = (self._timesteps, self._rho, self._iterations, self._emission, self._calibration)
+        own = (self._timesteps, *(getattr(self, f"_{name}") for name in OWN))
         return (*own, self._layers, [node._settings for node in self.nodes().values()])
 
     def set_layer(self, site: str, **changes: Any) -> None:
@@ -190,11 +222,9 @@ class Configured(nn.Module):
                 f"site must be a call site of the network, got {site!r}; those are "
                 f"{list(self.nodes())}"
             )
-        unknown = sorted(set(changes) - {"rho", "iterations", "emission", "calibration"})
+        unknown = sorted(set(changes) - set(OWN))
         if unknown:
-            raise ValueError(
-                f"a layer has rho, iterations, emission and calibration of its own, got {unknown}"
-            )
+            raise ValueError(f"a layer has {', '.join(OWN)} of its own, got {unknown}")
         layers = {name: layer for name, layer in self._layers.items() if name != site}
         if changes:
             layers[site] = {**self._layers.get(site, {}), **changes}
@@ -239,6 +269,7 @@ def check_settings(
     iterations: int | None,
     emission: str = "calibrated",
     calibration: str = "cos",
+    neuron: Neuron | None = None,
 ) -> Checked:
     """The settings, numbers as ints; TypeError or ValueError where they do not fit."""
     timesteps = whole("timesteps", timesteps, 1, MAX_STEPS)
@@ -250,6 +281,7 @@ def check_settings(
         iterations=iterations,
         emission=emission,
         calibration=calibration,
+        neuron=neuron,
     )
-    own = {name: getattr(node, name) for name in ("rho", "iterations", "emission", "calibration")}
+    own = {**{name: getattr(node, name) for name in OWN}, "neuron": neuron}
     return Checked(max(timesteps, node.watch_steps), timesteps, own)

@@ -7,8 +7,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .._files import read_header, write_tensors
 from .._ops import build_info
+from ..general import TENSORS, Neuron
 from .settings import Configured
 
 FORMAT = "cos_ext spiking network, 1"
@@ -17,6 +21,39 @@ FORMAT = "cos_ext spiking network, 1"
 def save(network: Configured, path: str | Path) -> None:
     """:meth:`cos_ext.SpikingNetwork.save`."""
     write_tensors(path, network.state_dict(), header(network))
+
+
+def _described(neuron: Neuron | None) -> dict[str, Any] | None:
+    """A neuron as JSON: its numbers, and of its tensors the shapes."""
+    if neuron is None:
+        return None
+    tensors = {name: getattr(neuron, name) for name in TENSORS}
+    shapes = {n: list(t.shape) for n, t in tensors.items() if isinstance(t, Tensor)}
+    return {"settings": neuron.described, "shapes": shapes}
+
+
+def _layer(own: dict[str, Any]) -> dict[str, Any]:
+    return {**own, "neuron": _described(own["neuron"])} if "neuron" in own else own
+
+
+def neuron_from(described: Any) -> Neuron | None:
+    """The neuron that a file describes, its tensors 0.
+
+    Raises:
+        TypeError, ValueError: it describes none.
+    """
+    if described is None:
+        return None
+    if not isinstance(described, dict) or described.keys() != {"settings", "shapes"}:
+        raise ValueError(f"no neuron: {described!r}")
+    settings, shapes = described["settings"], described["shapes"]
+    if not isinstance(settings, dict) or not isinstance(shapes, dict):
+        raise ValueError(f"no neuron: {described!r}")
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+    }
+    values.update({name: torch.zeros(shape) for name, shape in shapes.items()})
+    return Neuron(**values)
 
 
 def is_saved_network(path: str | Path) -> bool:
@@ -42,7 +79,8 @@ def header(network: Configured) -> dict[str, Any]:
         "execution": network.execution,
         "convolution": network.convolution,
         "convolutions": network._own_convolutions,
-        "layers": network._layers,
+        "neuron": _described(network.neuron),
+        "layers": {site: _layer(own) for site, own in network._layers.items()},
         "thresholds": {
             site: theta.item() if theta.dim() == 0 else list(theta.shape)
             for site, theta in thetas.items()

@@ -13,6 +13,7 @@ struct CpuLaunch {
     using namespace cos_ext::cpu;
     const Kernel kernel = cos_ext::cpu::kernel();
     const int64_t size = piece(job), pieces = (job.neurons + size - 1) / size;
+    if (pieces == 1) return kernel(job, 0, job.neurons);
     torch::stable::parallel_for(0, pieces, grain(job), [&](int64_t begin, int64_t end) {
       kernel(job, begin * size, end * size < job.neurons ? end * size : job.neurons);
     });

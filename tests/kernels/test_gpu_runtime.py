@@ -190,6 +190,48 @@ def test_one_launch_and_no_allocation_but_the_results(
     del kept
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_precision_thresholds_are_converted_once_on_each_stream(half, bare):
+    node, x = cos_ext.IFNode(0.7, timesteps=4, rho=4), currents(8, 1025, dtype=half)
+    with torch.no_grad():
+        expected = node(x)
+        on_gpu, ours = node.to(GPU), x.to(GPU)
+        late, side, results = torch.cuda.Stream(), torch.cuda.Stream(), []
+        torch.cuda.synchronize()
+        for stream in (late, side, late, side):
+            with torch.cuda.stream(stream):
+                if not results:
+                    torch.cuda._sleep(200_000_000)  # the conversion waits for a tenth of a second
+                results.append(on_gpu(ours))
+        torch.cuda.synchronize()
+        assert all(torch.equal(result.cpu(), expected) for result in results)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+            with torch.cuda.stream(side):
+                on_gpu(ours)
+            torch.cuda.synchronize()
+        kernels = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        assert len(kernels) == 1, [e.name for e in kernels]
+
+
+def test_a_graph_of_a_half_precision_node_follows_its_threshold():
+    node, x = cos_ext.IFNode(0.7, timesteps=4, rho=4).to(GPU), currents(8, 1025).half().to(GPU)
+    with torch.no_grad():
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            node(x)  # what is kept from here must not be the graph's
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            captured = node(x)
+        for theta in (0.7, 0.4, 1.1):
+            node.v_threshold.fill_(theta)
+            graph.replay()
+            torch.cuda.synchronize()
+            twin_ = cos_ext.IFNode(theta, v_init=0.35, timesteps=4, rho=4)
+            assert torch.equal(captured.cpu(), twin_(x.cpu()))
+            assert torch.equal(node(x).cpu(), twin_(x.cpu()))
+
+
 @pytest.mark.parametrize("execution", ["steps", "counts"])
 def test_a_captured_network_is_the_network(execution, bare):
     # In float64, where no convolution decides a spike by its rounding.

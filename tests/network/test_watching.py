@@ -10,6 +10,7 @@ from torch import nn
 
 import cos_ext
 from cos_ext import convert, evaluate
+from cos_ext._neuron.simulation import over_time
 
 
 def pooled(**options):
@@ -112,7 +113,7 @@ def test_a_record_is_what_the_neurons_did(made, rho, iterations):
         )
         network(x)
         hook.remove()
-        x_seq = node._over_time(currents[0])
+        x_seq = over_time(currents[0], node._settings)
         theta = node.v_threshold
         plain = (
             cos_ext.functional.cos_forward(

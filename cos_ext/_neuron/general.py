@@ -1,0 +1,108 @@
+"""General neurons of a node: the tensors that it keeps for them, and their pass.
+
+What a neuron may be is in cos_ext/general.py, the operator in _functional/general.py. Neurons of
+one level are simulation.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor, nn
+
+from .. import functional as F
+from .._functional.checks import differentiates
+from ..general import TENSORS, Neuron
+from .parameters import own, parameter
+from .settings import Settings, watch_steps
+
+
+class Fused(NamedTuple):
+    """What an operator takes into its pass; as for :func:`cos_ext.functional.if_forward`."""
+
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+    pool: tuple[int, int] | None = None
+
+
+class Emitted(NamedTuple):
+    """The spikes of a pass; their number where it was asked for; the statistics likewise."""
+
+    spikes: Tensor
+    total: Tensor | None
+    statistics: Tensor | None
+
+
+def keep_tensors(node: nn.Module, neuron: Neuron | None) -> Neuron | None:
+    """Make a neuron's tensors buffers of a node, which go where it goes; the rest is returned."""
+    theta: Tensor = own(node, "v_threshold")
+    for name in TENSORS:
+        value: Any = None if neuron is None else getattr(neuron, name)
+        if isinstance(value, Tensor):
+            value = parameter(name, value).to(theta.device)
+            setattr(node, name, value.to(theta.dtype))
+        else:
+            setattr(node, name, None)
+    if neuron is None:
+        return None
+    emitted = None if isinstance(neuron.emitted, Tensor) else neuron.emitted
+    return neuron.with_tensors(emitted, None)
+
+
+def complete(node: nn.Module, settings: Settings) -> Settings:
+    """A node's settings, its neuron with the tensors that the node keeps for it."""
+    neuron = settings["neuron"]
+    if neuron is None:
+        return settings
+    emitted, step_bias = own(node, "emitted"), own(node, "step_bias")
+    neuron = neuron.with_tensors(neuron.emitted if emitted is None else emitted, step_bias)
+    return cast(Settings, {**settings, "neuron": neuron})
+
+
+def simulate_general(
+    x_seq: Tensor,
+    theta: Tensor,
+    v_init: Tensor,
+    settings: Settings,
+    fused: Fused,
+    surrogate: Callable[[Tensor], Tensor],
+    detach_reset: bool,
+    inplace: bool,
+    count: bool,
+    keep_statistics: bool,
+) -> Emitted:
+    """Simulate general neurons; arguments as for :func:`cos_ext._neuron.simulation.simulate`.
+
+    Raises:
+        ValueError: statistics are asked for; and as for the operator.
+    """
+    if keep_statistics:
+        raise ValueError("statistics are of neurons of one level: set neuron to None")
+    neuron, state = settings["neuron"] or Neuron(), F.state_dtype(x_seq.dtype)
+    emitted, step_bias = neuron.emitted, neuron.step_bias
+    neuron = neuron.with_tensors(
+        emitted.to(state) if isinstance(emitted, Tensor) else emitted,
+        None if step_bias is None else step_bias.to(state),
+    )
+    tensors = (x_seq, theta, v_init, *fused, neuron.emitted, neuron.step_bias)
+    result = F.neuron_forward(
+        x_seq,
+        theta,
+        v_init,
+        neuron=neuron,
+        v_reset=settings["v_reset"],
+        rho=watch_steps(settings),
+        iterations=settings["iterations"],
+        emission=settings["emission"] if watch_steps(settings) else "calibrated",
+        inplace=inplace and not differentiates(tensors),
+        return_count=count,
+        scale=fused.scale,
+        bias=fused.bias,
+        residual=fused.residual,
+        surrogate=surrogate,
+        detach_reset=detach_reset,
+    )
+    total = None if result.spike_count is None else result.spike_count.sum()
+    return Emitted(result.spikes, total, None)
