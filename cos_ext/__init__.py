@@ -2,7 +2,7 @@
 calibrating offset spikes.
 """
 
-from . import data, functional, models
+from . import _fakes, data, functional, models  # noqa: F401
 from ._ops import build_info
 from .analysis.energy import EnergyReport
 from .analysis.evaluation import Evaluation, evaluate

@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "core/dtypes.h"
-#include "core/general.h"
 #include "core/statistics.h"
+#include "general_rule.h"
 #include "job.h"
 
 namespace cos_ext {

@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 
@@ -109,6 +110,7 @@ struct Operators {
     build.hard_reset(v_reset);
     if (static_cast<Emission>(emission) == Emission::Rate) {
       STD_TORCH_CHECK(x.size(0) == 1, "x_mean must be [1, *neurons]");
+      STD_TORCH_CHECK(!step_bias && !return_v && !return_count, "emission 4 (rate) has no steps: no step_bias, v or count");
       build.rate(rho);
     } else {
       if (rho) build.calibrate(rho, iterations);
@@ -143,7 +145,7 @@ struct Operators {
     of.leak = leak;
     of.silent = silent;
     of.prediction = prediction;
-    of.rungs = static_cast<int32_t>(std::min<int64_t>(rungs, kMostRungs + 1));
+    of.rungs = static_cast<int32_t>(std::clamp<int64_t>(rungs, -1, kMostRungs + 1));
     of.ratio = ratio;
     of.gated = gated;
     return of;

@@ -118,7 +118,11 @@ def jobs(draw: Any) -> Job:
     dtype = draw(st.sampled_from(DTYPES))
     state = F.state_dtype(dtype)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    steps, batch, channels = draw(st.integers(1, 16)), draw(st.integers(1, 2)), draw(st.integers(1, 9))
+    steps, batch, channels = (
+        draw(st.integers(1, 16)),
+        draw(st.integers(1, 2)),
+        draw(st.integers(1, 9)),
+    )
     height, width = draw(st.sampled_from([(1, 1), (2, 3), (4, 4), (3, 8), (8, 40), (1, 129)]))
     shape = (steps, batch, channels, height, width)
 
@@ -142,8 +146,10 @@ def jobs(draw: Any) -> Job:
         if isinstance(theta, str):
             theta = rand(*((channels, 1, 1) if theta == "channels" else shape[1:]))
         start = draw(st.sampled_from([None, -0.3, "channels", "neurons"]))
-        v_init = start if not isinstance(start, str) else (
-            rand(*((channels, 1, 1) if start == "channels" else shape[1:]))
+        v_init = (
+            start
+            if not isinstance(start, str)
+            else (rand(*((channels, 1, 1) if start == "channels" else shape[1:])))
         )
     x = layouts(base.to(dtype))[draw(st.sampled_from(WHAT))]
     if draw(st.integers(0, 5)) == 0:
