@@ -367,9 +367,12 @@ def _levels(
         bound = -(neuron.lower * theta + k * theta)  # type: ignore[operator]
         below = d < bound if neuron.strict else d <= bound
         q = q - _step(surrogate, (bound - d) / theta, below)
-    floor = q.new_tensor(low) if fewest is None else (fewest - n).clamp(min=low)
-    ceiling = q.new_tensor(high) if most is None else (most - n).clamp(max=high)
-    return torch.minimum(torch.maximum(q, floor), ceiling)
+    # Not by minimum and maximum, whose gradient is halved where both are equal.
+    if fewest is not None:
+        q = torch.where(q < fewest - n, fewest - n, q)
+    if most is not None:
+        q = torch.where(q > most - n, most - n, q)
+    return q
 
 
 def _step(surrogate: Callable[[Tensor], Tensor], u: Tensor, reached: Tensor) -> Tensor:
