@@ -24,12 +24,12 @@ EPSILON = 1e-3
 class Watched(NamedTuple):
     """What a calibration needs of the steps it watched.
 
-    N is the sum of levels. ``lowest`` and ``highest`` tell how near a step came to one level less,
+    ``levels`` is N, their sum. ``lowest`` and ``highest`` tell how near a step came to one level less,
     and to one more: see csrc/core/calibration.h.
     """
 
     v: Tensor
-    count: Tensor
+    levels: Tensor
     lowest: Tensor
     highest: Tensor
 
@@ -205,7 +205,7 @@ def _calibrated(
 ) -> Calibration:
     """The shifted v(0), ψ and N, of neurons whose count may end at ends[0]..ends[1]."""
     watched = look(start)
-    count = watched.count
+    count = watched.levels
     psi = _offset(watched.v, theta, count, ends)
     v = start
     k = 0
@@ -270,9 +270,9 @@ def _blocks(x_seq: Tensor, theta: Tensor, v: Tensor, neuron: Neuron, rho: int) -
         steps = block.shape[0]
         own = neuron if biases is None else replace(neuron, step_bias=biases[i])
         watched = _levelled(block, theta, v, own, None)[2]
-        psi = _offset(watched.v, theta, watched.count, _counts(neuron, steps))
+        psi = _offset(watched.v, theta, watched.levels, _counts(neuron, steps))
         v = watched.v - psi * theta
-        planned.append(_plan(watched.count + psi, steps, steps, "even", neuron.levels))
+        planned.append(_plan(watched.levels + psi, steps, steps, "even", neuron.levels))
     return torch.cat(planned)
 
 

@@ -16,6 +16,7 @@ int main(int argc, char** argv) {
   golden_vectors(argv[1]);
   half_conversions();
   exact_offset_spikes();
+  general_neurons();
   kernels();
   spike_convolutions();
   gradients();
