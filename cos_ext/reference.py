@@ -24,8 +24,8 @@ EPSILON = 1e-3
 class Watched(NamedTuple):
     """What a calibration needs of the steps it watched.
 
-    ``levels`` is N, their sum. ``lowest`` and ``highest`` tell how near a step came to one level less,
-    and to one more: see csrc/core/calibration.h.
+    ``levels`` is N, their sum. ``lowest`` and ``highest`` tell how near a step came to one level
+    less, and to one more: see csrc/core/calibration.h.
     """
 
     v: Tensor
