@@ -2,7 +2,7 @@
 calibrating offset spikes.
 """
 
-from . import _fakes, data, functional, models  # noqa: F401
+from . import _fakes, data, functional, methods, models  # noqa: F401
 from ._ops import build_info
 from .analysis.energy import EnergyReport
 from .analysis.evaluation import Evaluation, evaluate
@@ -43,6 +43,7 @@ __all__ = [
     "functional",
     "load_network",
     "load_thresholds",
+    "methods",
     "models",
     "offset_spike_report",
     "save_thresholds",

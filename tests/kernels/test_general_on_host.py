@@ -68,7 +68,7 @@ def test_rows_of_bias_and_emitted_by_channel(channels, planes, dtype, on_host):
         assert name
 
 
-@pytest.mark.parametrize("size", [1, 3, 31, 129, 4097, 4096, 70_001])
+@pytest.mark.parametrize("size", [1, 3, 31, 129, 4097, 4096, 9_001])
 def test_sizes_static_inputs_and_streaming(size, dtype, on_host):
     for steps in (1, 7, 8, 9, 33):
         x = (torch.randn(steps, size) * 2 + 0.3).to(dtype)
