@@ -2,7 +2,7 @@
 calibrating offset spikes.
 """
 
-from . import data, functional, methods, models
+from . import _fakes, data, functional, methods, models  # noqa: F401
 from ._build import build_info, own_version
 from .analysis.energy import EnergyReport
 from .analysis.evaluation import Evaluation, evaluate

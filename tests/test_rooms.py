@@ -19,6 +19,7 @@ LEVELS = {
     "_tables": 0,
     "_numbers": 0,
     "_batches": 0,
+    "_fakes": 1,
     "_loops": 1,
     "surrogate": 1,
     "general": 1,

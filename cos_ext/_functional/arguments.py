@@ -68,12 +68,12 @@ def prepared(
         check_parameter("v_init", init, x_seq)
     elif v_init is not None:
         init_value = check_number("v_init", v_init)
-    _check_no_gradient(x_seq, theta, init)
+    check_no_gradient(x_seq, theta, init)
     if inplace:
         _check_inplace(x_seq)
         for name, parameter in (("v_threshold", theta), ("v_init", init)):
             if parameter is not None:
-                _check_apart(name, parameter, x_seq)
+                check_apart(name, parameter, x_seq)
     return Arguments(x_seq, theta, theta_value, init, init_value)
 
 
@@ -128,7 +128,7 @@ def check_fused(
         )
     if inplace:
         for name, tensor in given.items():
-            _check_apart(name, tensor, x_seq)
+            check_apart(name, tensor, x_seq)
     windows = (0, 0) if pool is None else _windows(x_seq, pool, inplace, by_neuron)
     return scale, bias, residual, *windows
 
@@ -214,7 +214,7 @@ def _check_residual(residual: Tensor, x_seq: Tensor) -> None:
         )
 
 
-def _check_no_gradient(*given: Tensor | None) -> None:
+def check_no_gradient(*given: Tensor | None) -> None:
     grad, forward = torch.is_grad_enabled(), fwAD._current_level >= 0
     if not (grad or forward):
         return
@@ -272,7 +272,7 @@ def _check_inplace(x_seq: Tensor) -> None:
         reach += (size - 1) * stride
 
 
-def _check_apart(name: str, parameter: Tensor, x_seq: Tensor) -> None:
+def check_apart(name: str, parameter: Tensor, x_seq: Tensor) -> None:
     if not torch.compiler.is_compiling() and _overlap(parameter, x_seq):
         raise ValueError(f"{name} must not share memory with x_seq in place")
 

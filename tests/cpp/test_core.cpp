@@ -17,6 +17,7 @@ int main(int argc, char** argv) {
   half_conversions();
   exact_offset_spikes();
   floors_without_division();
+  general_neurons();
   kernels();
   spike_convolutions();
   gradients();
