@@ -17,8 +17,8 @@ from ._functional.checks import check_not_nan
 from ._functional.currents import composed
 from ._neuron.layer import sizes_of, spikes_or_currents
 from ._neuron.parameters import learn as make_parameters
-from ._neuron.parameters import light_bias, load_into, operands, parameter
-from ._neuron.runs import active, hooked, note_call, recorders, tell
+from ._neuron.parameters import light_bias, load_into, operands, parameter, start_of
+from ._neuron.runs import active, hooked, note_call, recorders, steps_now, tell
 from ._neuron.settings import LATER, Settings, check_settings, shown, warn_left, watch_steps
 from ._neuron.simulation import UNFUSED, Fused, fits_window, simulate, simulate_on, single_step
 from .surrogate import ATan, check_surrogate
@@ -237,7 +237,7 @@ class IFNode(nn.Module):
             residual = None
         if self.step_mode == "s":
             return self._single_step(x)
-        timesteps = self.timesteps
+        timesteps = steps_now(self.timesteps)
         if timesteps is not None and self.time == "first" and x.shape[:1] != (timesteps,):
             raise ValueError(
                 f"the first dimension must be timesteps = {timesteps}, got shape {tuple(x.shape)}"
@@ -263,7 +263,7 @@ class IFNode(nn.Module):
 
     def _over_time(self, x: Tensor) -> Tensor:
         """``[T, B, ...]`` of an input that is folded, or the same at every step."""
-        steps = self.timesteps
+        steps = steps_now(self.timesteps)
         if self.static_input:
             return x.unsqueeze(0).expand(steps, *x.shape)
         return x.unflatten(0, (steps, x.shape[0] // steps))
@@ -294,6 +294,7 @@ class IFNode(nn.Module):
     ) -> Tensor:
         """The spikes as the operator gives them; what the active runs ask for is added up."""
         theta, v_init = self._parameters_for(x_seq)
+        v_init = start_of(self, x_seq, v_init)
         how: dict[str, Any] = {
             "surrogate": self.surrogate,
             "detach_reset": self.detach_reset,

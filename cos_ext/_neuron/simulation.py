@@ -15,6 +15,7 @@ from .. import functional as F
 from .._functional.checks import differentiates
 from .._ops import TALLIES
 from .continuing import run_on
+from .runs import portion
 from .settings import Settings, watch_steps
 
 UNFUSED = ("srp", "parallel")  # calibrations whose operators take nothing into the pass
@@ -30,19 +31,24 @@ class Fused(NamedTuple):
 
 
 class Emitted(NamedTuple):
-    """The spikes of a pass; their number where it was asked for; the statistics likewise."""
+    """The spikes of a pass; their number where it was asked for; the statistics likewise; in a
+    portion of a simulation the potential after it.
+    """
 
     spikes: Tensor
     total: Tensor | None
     statistics: Tensor | None
+    v: Tensor | None = None
 
 
 def fits_window(x_seq: Tensor, window: tuple[int, int]) -> bool:
-    """Whether an operator can pool over windows of (rows, columns) in its pass."""
+    """Whether an operator can pool over windows of (rows, columns) in its pass: it gives no
+    potential then.
+    """
     rows, columns = window
     whole = x_seq.shape[-2] % rows == 0 and x_seq.shape[-1] % columns == 0
     served = x_seq.device.type != "cuda" or window == (2, 2)
-    return whole and served and x_seq.shape[0] <= F.MAX_FUSED_STEPS
+    return whole and served and x_seq.shape[0] <= F.MAX_FUSED_STEPS and portion() is None
 
 
 def simulate(
@@ -116,6 +122,7 @@ def simulate(
             v_init,
             v_reset=v_reset,
             inplace=inplace,
+            return_v=portion() is not None,
             return_count=by_neuron,
             scale=fused.scale,
             bias=fused.bias,
@@ -130,7 +137,7 @@ def simulate(
         total = result.spike_count.sum()
     elif count and sums is not None:
         total = sums[2 * rho + 1 + TALLIES.index("spikes")]
-    return Emitted(result.spikes, total, sums if keep_statistics else None)
+    return Emitted(result.spikes, total, sums if keep_statistics else None, result.v)
 
 
 class GoneOn(NamedTuple):
