@@ -4,9 +4,13 @@ calibrating offset spikes.
 
 from . import data, functional, models
 from ._ops import build_info
+from .analysis.confidence import Confidence
+from .analysis.confidence_fit import ConfidenceFit, fit_confidence
 from .analysis.energy import EnergyReport
 from .analysis.evaluation import Evaluation, evaluate
 from .analysis.offsets import OffsetSpikeReport, offset_spike_report
+from .analysis.readout import early_exit
+from .analysis.settling import settling_step
 from .analysis.statistics import NetworkStatistics
 from .calibration.light import fit_light
 from .calibration.potentials import fit_v_init
@@ -21,6 +25,8 @@ from .training.fine_tuning import FineTuning, fine_tune
 
 __all__ = [
     "QCFS",
+    "Confidence",
+    "ConfidenceFit",
     "ConversionError",
     "ConversionReport",
     "EnergyReport",
@@ -34,8 +40,10 @@ __all__ = [
     "calibrate_thresholds",
     "convert",
     "data",
+    "early_exit",
     "evaluate",
     "fine_tune",
+    "fit_confidence",
     "fit_light",
     "fit_v_init",
     "functional",
@@ -44,4 +52,5 @@ __all__ = [
     "models",
     "offset_spike_report",
     "save_thresholds",
+    "settling_step",
 ]
