@@ -14,8 +14,8 @@ from torch import Tensor
 def stops(scores: Tensor, threshold: float | tuple[float, ...]) -> Tensor:
     """Where each sample stops, int64 [n], counted from 0."""
     steps = len(scores)
-    limits = threshold if isinstance(threshold, tuple) else (threshold,) * (steps - 1)
-    sure = scores > scores.new_tensor((*limits, -math.inf))[:, None]
+    limits = threshold if isinstance(threshold, tuple) else (threshold,) * steps
+    sure = scores > scores.new_tensor((*limits[: steps - 1], -math.inf))[:, None]
     sure[-1] = True  # a score that is NaN, too
     return sure.to(torch.int8).argmax(0)
 
@@ -32,6 +32,8 @@ def constant(scores: Tensor, _right: Tensor, points: int) -> list[float]:
 
 def adafire(scores: Tensor, right: Tensor, points: int) -> list[tuple[float, ...]]:
     """β + (1 - β) exp(min E - E(t)), E(t) the mean score of what is right at t, for many β."""
+    if len(scores) == 1:
+        return [(math.inf,)]
     counted = right & scores.isnan().logical_not()
     sums = torch.where(counted, scores.double(), 0).sum(1)
     means = sums / counted.sum(1).clamp(min=1)
