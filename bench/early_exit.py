@@ -140,18 +140,27 @@ class Outputs:
 def times(
     network: SpikingNetwork, images: data.ImageSet, found: list[dict[str, Any]], batch_size: int
 ) -> list[dict[str, Any]]:
-    """Images/s of all steps, and of runs that samples leave."""
+    """Images/s of all steps, and of runs that samples leave, by both kinds of convolutions."""
     from cos_ext import Confidence
 
     batches = [x for x, _ in images.batches(batch_size)]
     limits = next(row["threshold"] for row in found if row["family"] == "constant")
     stop = Confidence(limits)
 
-    def leaving(every: int) -> Callable[[torch.Tensor], Any]:
-        return lambda x: early_exit(network, x, stop=stop, leave_every=every)
+    def run_by(convolution: str, every: int | None) -> Callable[[torch.Tensor], Any]:
+        def run(x: torch.Tensor) -> Any:
+            network.convolution = convolution
+            if every is None:
+                return network.rate(x)
+            return early_exit(network, x, stop=stop, leave_every=every)
 
-    runs: dict[str, Callable[[torch.Tensor], Any]] = {"rate, all steps": network.rate}
-    runs |= {f"early_exit, leave_every={every}": leaving(every) for every in (1, 2, 4)}
+        return run
+
+    runs: dict[str, Callable[[torch.Tensor], Any]] = {}
+    for convolution in ("auto", "dense"):
+        runs[f"{convolution}, all steps"] = run_by(convolution, None)
+        for every in (1, 2):
+            runs[f"{convolution}, leave_every={every}"] = run_by(convolution, every)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(ROUNDS + 1):
         for name, run in runs.items():

@@ -176,6 +176,16 @@ def test_one_logit_is_two_classes():
     assert Confidence(0.7).stops(means).tolist() == [2, 1]
 
 
+@pytest.mark.parametrize("score, value", [("max_softmax", 0.25), ("entropy", 0.0)])
+def test_a_score_at_the_threshold_stops_nobody(score, value):
+    means = torch.zeros(3, 2, 4, dtype=torch.float64)
+    assert Confidence(0.0, score).scores(means) == pytest.approx(torch.full((3, 2), value))
+    assert Confidence(value + 1e-12, score).stops(means).tolist() == [3, 3]
+    assert Confidence(value - 1e-12, score).stops(means).tolist() == [1, 1]
+    exact = Confidence(float(Confidence(0.0, score).scores(means)[0, 0]), score)
+    assert exact.stops(means).tolist() == [3, 3]
+
+
 def test_delayed_readout_is_the_mean_from_there():
     network, data = static(), rounded()
     x, labels = torch.cat([x for x, _ in data]), torch.cat([labels for _, labels in data])
