@@ -4,9 +4,13 @@ calibrating offset spikes.
 
 from . import _fakes, data, functional, methods, models  # noqa: F401
 from ._build import build_info, own_version
+from .analysis.confidence import Confidence
+from .analysis.confidence_fit import ConfidenceFit, fit_confidence
 from .analysis.energy import EnergyReport
 from .analysis.evaluation import Evaluation, evaluate
 from .analysis.offsets import OffsetSpikeReport, offset_spike_report
+from .analysis.readout import early_exit
+from .analysis.settling import settling_step
 from .analysis.statistics import NetworkStatistics
 from .calibration.light import fit_light
 from .calibration.potentials import fit_v_init
@@ -24,6 +28,8 @@ __version__ = own_version()
 
 __all__ = [
     "QCFS",
+    "Confidence",
+    "ConfidenceFit",
     "ConversionError",
     "ConversionReport",
     "EnergyReport",
@@ -38,8 +44,10 @@ __all__ = [
     "calibrate_thresholds",
     "convert",
     "data",
+    "early_exit",
     "evaluate",
     "fine_tune",
+    "fit_confidence",
     "fit_light",
     "fit_v_init",
     "functional",
@@ -49,4 +57,5 @@ __all__ = [
     "models",
     "offset_spike_report",
     "save_thresholds",
+    "settling_step",
 ]

@@ -162,6 +162,13 @@ class Neuron:
         return own and self.emitted is None
 
     @property
+    def goes_on(self) -> bool:
+        """Whether its potential is all that it carries from step to step."""
+        in_time = self.step_bias is not None or self.step_scale is not None or self.silent > 0
+        counts = self.count != (None, None) or self.gated or self.prediction
+        return not (in_time or counts)
+
+    @property
     def described(self) -> dict[str, Any]:
         """What differs from the usual neuron, by name, without tensors."""
         kept = {each.name: getattr(self, each.name) for each in fields(self)}

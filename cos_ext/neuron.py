@@ -18,11 +18,28 @@ from ._functional.currents import composed
 from ._neuron.general import Fused, complete, keep_tensors
 from ._neuron.kept import Kept, parameters_for
 from ._neuron.layer import sizes_of, spikes_or_currents
-from ._neuron.parameters import LEARNED, check_set, light_bias, load_into, operands, own, parameter
+from ._neuron.parameters import (
+    LEARNED,
+    check_set,
+    light_bias,
+    load_into,
+    operands,
+    own,
+    parameter,
+    start_of,
+)
 from ._neuron.parameters import learn as make_parameters
 from ._neuron.runs import NOBODY, Watch, note_call, tell, watch
-from ._neuron.settings import LATER, Settings, check_settings, shown, warn_left, watch_steps
-from ._neuron.simulation import over_time, simulate, simulate_on, single_step, window_of
+from ._neuron.settings import (
+    LATER,
+    Settings,
+    check_settings,
+    folded_steps,
+    shown,
+    warn_left,
+    watch_steps,
+)
+from ._neuron.simulation import now, over_time, simulate, simulate_on, single_step, window_of
 from .general import TENSORS, Neuron
 from .surrogate import ATan, check_surrogate
 
@@ -256,6 +273,7 @@ class IFNode(nn.Module):
         settings, watched = self._settings, watch(self)
         if watched is not NOBODY:
             note_call(self, x)
+            settings = now(settings, watched)
         if self.v is not None and settings["step_mode"] == "m" and not settings["keep_state"]:
             warn_left()
         operands: dict[str, Tensor] = {}
@@ -266,17 +284,11 @@ class IFNode(nn.Module):
             residual = None
         if settings["step_mode"] == "s":
             return self._single_step(x)
-        timesteps, first = settings["timesteps"], settings["time"] == "first"
-        if timesteps is not None and first and x.shape[:1] != (timesteps,):
-            raise ValueError(
-                f"the first dimension must be timesteps = {timesteps}, got shape {tuple(x.shape)}"
-            )
-        if timesteps is None or first:
-            return self._emit(x, owned, residual, operands, watched)
         x_seq = over_time(x, settings)
         added = None if residual is None else over_time(residual, settings)
         owned = owned and not settings["static_input"]
-        return self._emit(x_seq, owned, added, operands, watched).flatten(0, 1)
+        spikes = self._emit(x_seq, owned, added, operands, watched)
+        return spikes if folded_steps(settings) is None else spikes.flatten(0, 1)
 
     def _emit(
         self,
@@ -290,11 +302,14 @@ class IFNode(nn.Module):
 
         What the active runs ask for is added up.
         """
-        apart = watched.apart or self._goes_on
+        portion = watched.steps is not None
+        apart = watched.apart or self._goes_on or portion
         window = None if apart else window_of(x_seq, self.pool, self._settings, watched.counts)
         inplace = owned and window is None and not watched.recorders
         how = (self.surrogate, self.detach_reset, inplace, watched.counts, watched.statistics)
         theta, v_init = self._parameters_for(x_seq)
+        if portion:
+            v_init = start_of(self, x_seq, v_init)
         if self._goes_on:
             kept = self.v if self._settings["keep_state"] else None
             gone = simulate_on(x_seq, kept, theta, v_init, self._settings, *how)
@@ -303,7 +318,7 @@ class IFNode(nn.Module):
         else:
             fused = Fused(operands.get("scale"), operands.get("bias"), residual, window)
             settings = complete(self, self._settings)
-            emitted = simulate(x_seq, theta, v_init, settings, fused, *how)
+            emitted = simulate(x_seq, theta, v_init, settings, fused, *how, portion)
         if watched is not NOBODY:
             tell(self, watched, x_seq, *emitted)
         spikes = emitted.spikes
