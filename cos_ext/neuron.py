@@ -30,15 +30,7 @@ from ._neuron.parameters import (
 )
 from ._neuron.parameters import learn as make_parameters
 from ._neuron.runs import NOBODY, Watch, note_call, tell, watch
-from ._neuron.settings import (
-    LATER,
-    Settings,
-    check_settings,
-    folded_steps,
-    shown,
-    warn_left,
-    watch_steps,
-)
+from ._neuron.settings import LATER, Settings, check_settings, shown, warn_left, watch_steps
 from ._neuron.simulation import now, over_time, simulate, simulate_on, single_step, window_of
 from .general import TENSORS, Neuron
 from .surrogate import ATan, check_surrogate
@@ -237,9 +229,7 @@ class IFNode(nn.Module):
 
     @property
     def apart(self) -> bool:
-        """Whether what is fused runs in passes of its own now, so that the spikes come out as they
-        are: somebody looks at them.
-        """
+        """Whether what is fused runs in passes of its own now: somebody looks at the spikes."""
         return watch(self).apart
 
     def reset(self) -> None:
@@ -247,9 +237,7 @@ class IFNode(nn.Module):
         self.v = self.v_seq = None
 
     def detach(self) -> None:
-        """Keep the potential and cut it from the steps that led to it: no gradient goes further
-        back.
-        """
+        """Keep the potential, and let no gradient go further back."""
         self.v = None if self.v is None else self.v.detach()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -288,7 +276,7 @@ class IFNode(nn.Module):
         added = None if residual is None else over_time(residual, settings)
         owned = owned and not settings["static_input"]
         spikes = self._emit(x_seq, owned, added, operands, watched)
-        return spikes if folded_steps(settings) is None else spikes.flatten(0, 1)
+        return spikes if x_seq is x else spikes.flatten(0, 1)
 
     def _emit(
         self,
@@ -298,10 +286,7 @@ class IFNode(nn.Module):
         operands: dict[str, Tensor],
         watched: Watch,
     ) -> Tensor:
-        """The spikes, pooled where convert() wants it; x_seq may be written over where owned.
-
-        What the active runs ask for is added up.
-        """
+        """The spikes, pooled where convert() wants it; x_seq may be written over where owned."""
         portion = watched.steps is not None
         apart = watched.apart or self._goes_on or portion
         window = None if apart else window_of(x_seq, self.pool, self._settings, watched.counts)

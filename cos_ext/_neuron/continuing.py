@@ -23,6 +23,21 @@ from .._functional.passes import NOTHING, if_pass
 from ..surrogate import KERNELS, Surrogate
 
 
+def fitting(kept: Tensor, x: Tensor, shape: torch.Size) -> Tensor:
+    """A kept potential that fits neurons of this shape.
+
+    Raises:
+        ValueError: it does not.
+    """
+    fits = kept.shape == shape and kept.device == x.device
+    if not fits or kept.dtype != F.state_dtype(x.dtype):
+        raise ValueError(
+            f"x must fit the kept potential {kept.dtype} {tuple(kept.shape)} on {kept.device}, got "
+            f"{x.dtype} {tuple(shape)} on {x.device}; call reset() between inputs"
+        )
+    return kept
+
+
 def run_on(
     x_seq: Tensor,
     theta: Tensor,

@@ -14,8 +14,8 @@ from .. import functional as F
 from .._functional.arguments import is_real
 from .._functional.checks import check_not_nan
 from .._numbers import real
+from .continuing import fitting
 from .runs import portion
-from .simulation import fitting
 
 LEARNED = ("v_threshold", "v_init")
 

@@ -15,7 +15,7 @@ from .. import functional as F
 from .._functional.checks import UNFUSED, differentiates
 from .._functional.passes import cos_pass, if_pass, parallel_pass, srp_pass
 from .._ops import TALLIES
-from .continuing import run_on
+from .continuing import fitting, run_on
 from .general import Emitted, Fused, simulate_general
 from .layer import sizes_of
 from .runs import Watch
@@ -194,21 +194,6 @@ def simulate_on(
         spikes, start = run_on(x_seq, theta, start, *how, inplace, None)
     total = (spikes.detach() != 0).sum() if count else None
     return GoneOn(Emitted(spikes, total, None), start, v_seq)
-
-
-def fitting(kept: Tensor, x: Tensor, shape: torch.Size) -> Tensor:
-    """A kept potential that fits neurons of this shape.
-
-    Raises:
-        ValueError: it does not.
-    """
-    fits = kept.shape == shape and kept.device == x.device
-    if not fits or kept.dtype != F.state_dtype(x.dtype):
-        raise ValueError(
-            f"x must fit the kept potential {kept.dtype} {tuple(kept.shape)} on {kept.device}, got "
-            f"{x.dtype} {tuple(shape)} on {x.device}; call reset() between inputs"
-        )
-    return kept
 
 
 def single_step(
