@@ -49,9 +49,13 @@ SYMBOL = re.compile(
 BACK = re.compile(
     r"_ZN7cos_ext4cuda8run_backI(f|d|NS_4HalfE|NS_8BFloat16E)Li(\d+)ELi(\d+)ELb([01])ENS_\d+([A-Za-z]+)I[fd]EELNS0_5ExtraE(\d)EEEvNS0_4TaskET3_"
 )
+GENERAL = re.compile(
+    r"_ZN7cos_ext4cuda11run_generalI(f|d|NS_4HalfE|NS_8BFloat16E)Li(\d+)ELNS_9StaircaseE(\d)ELb([01])EEEvNS0_4TaskENS0_11GeneralTaskINS_7StateOfIT_E4typeEEE"
+)
+STAIRCASES = ("few", "levels", "ladder")
 CHUNK = 8
-# Of each dtype: plain, fused, windows, backwards, QCFS.
-KERNELS = 4 * (15 + 9 + 3 + 5 * 2 * (3 + 2) + 2)
+# Of each dtype: plain, fused, windows, backwards, QCFS, general.
+KERNELS = 4 * (15 + 9 + 3 + 5 * 2 * (3 + 2) + 2 + 2 * 5)
 QCFS_SYMBOL = re.compile(
     r"_ZN7cos_ext4cuda8quantiseI(f|d|NS_4HalfE|NS_8BFloat16E)Lb([01])EEEvNS_4QcfsE"
 )
@@ -71,8 +75,8 @@ class Kernel(NamedTuple):
     def __str__(self) -> str:
         if self.mode in QCFS:
             return f"{self.dtype} x {self.lanes}, {self.mode}"
-        if self.mode == "back":
-            return f"{self.dtype} x {self.lanes}, back {self.rows}, {self.extra}"
+        if self.mode in ("back", "general"):
+            return f"{self.dtype} x {self.lanes}, {self.mode} {self.rows}, {self.extra}"
         theta = "" if self.lanes == 1 else ", one θ" if self.one_theta else ", θ by lane"
         extra = f", {self.extra}" if self.extra else ""
         return f"{self.dtype} x {self.lanes}, {self.mode} {self.rows}{theta}{extra}"
@@ -87,6 +91,10 @@ def kernel_of(symbol: str) -> Kernel:
         words = (surrogate, "hard" if hard == "1" else "soft", EXTRAS[int(fused)])
         extra = ", ".join(filter(None, words))
         return Kernel(*TYPES[dtype], int(lanes), int(rows), "back", False, extra)
+    if match := GENERAL.fullmatch(symbol):
+        dtype, lanes, staircase, predicts = match.groups()
+        extra = STAIRCASES[int(staircase)] + (", prediction" if predicts == "1" else "")
+        return Kernel(*TYPES[dtype], int(lanes), CHUNK, "general", False, extra)
     match = SYMBOL.fullmatch(symbol)
     if not match:
         sys.exit(f"cuda_kernels: {symbol} is not a kernel that this script knows")
@@ -167,7 +175,7 @@ def transactions(sections: dict[str, str]) -> dict[Kernel, Counter[str]]:
 
 def little_in_flight(kernel: Kernel, registers: int) -> str:
     """What is wrong with the bytes that a kernel keeps in flight, or nothing."""
-    if kernel.mode in QCFS:
+    if kernel.mode in (*QCFS, "general"):  # general neurons are bound by their arithmetic
         return ""
     operands = 2 if kernel.mode == "back" else 1
     got = cuda_instructions.in_flight(registers, kernel.rows, kernel.lanes * kernel.item, operands)
@@ -189,13 +197,17 @@ def wide_rows(kernel: Kernel, counts: Counter[str]) -> str:
         )
         for hint in ("LDG.E.EF", "LDG.E", "STG.E.EF", "STG.E")
     }
-    loads = wide["LDG.E"] if kernel.mode == "reread" else wide["LDG.E.EF"]
+    again = kernel.mode in ("reread", "general")
+    loads = wide["LDG.E"] if again else wide["LDG.E.EF"]
     if kernel.mode == "back":  # two operands, and x once more where it is cut into chunks
         again = wide["LDG.E"] - wide["LDG.E.EF"]
         loads = min(loads // 2, again if kernel.rows == CHUNK else kernel.rows)
     narrow = [name for name in counts if ".EF" in name and not name.endswith(".128")]
     if narrow:
         return f"moves rows in {', '.join(narrow)}"
+    if kernel.mode == "general":  # a row is stored at one place
+        few = loads < kernel.rows or wide["STG.E.EF"] < 1 or wide["STG.E"] <= wide["STG.E.EF"]
+        return f"has too few transactions of 128 bits: {dict(counts)}" if few else ""
     if kernel.mode in QCFS:
         few = loads < (3 if kernel.mode == QCFS[1] else 2) or wide["STG.E"] < 1
         return f"has too few transactions of 128 bits: {dict(counts)}" if few else ""
