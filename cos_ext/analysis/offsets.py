@@ -19,7 +19,7 @@ from .._neuron.runs import Run, running
 from .._numbers import whole
 from ..conversion.counterparts import check_ann, counterparts, traced_ann
 from ..network.network import SpikingNetwork
-from ..network.settings import steady
+from ..network.settings import check_one_level, steady
 from ..neuron import IFNode
 from .offset_counts import LayerWatch
 from .offset_results import (
@@ -103,6 +103,7 @@ def offset_spike_report(
     traced = traced_ann(ann, network)
     network.eval()
     nodes, rho = network.nodes(), network.watch_steps or network.timesteps
+    check_one_level(network, "offset_spike_report")
     hard = [site for site, node in nodes.items() if node.v_reset is not None]
     if hard:
         raise ValueError(

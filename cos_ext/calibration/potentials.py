@@ -18,6 +18,7 @@ from torch import Tensor
 from .._batches import check_batches
 from .._numbers import whole
 from ..network.network import SpikingNetwork
+from ..network.settings import check_one_level
 from .potential_fit import Fit, shifts_potentials
 from .shift_statistics import PER, STATISTICS
 
@@ -204,6 +205,7 @@ def _check_network(network: SpikingNetwork) -> None:
         raise ValueError(
             f"network must not be fitted already, it is: {network.static_calibration}; convert anew"
         )
+    check_one_level(network, "fit_v_init")
     nodes = network.nodes()
     hard = [site for site, node in nodes.items() if node.v_reset is not None]
     if hard or not nodes:

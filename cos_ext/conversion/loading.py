@@ -88,6 +88,7 @@ def load_network(
             )
         nodes[site].bias = nodes[site].v_threshold.new_zeros(shape)
     network.options["static"] = header.get("static")  # older files have none
+    network.options["method"] = header.get("method")  # likewise
     if network.options["static"] is not None and network.watch_steps:
         raise ValueError(f"{path} is damaged: it has the potentials of fit_v_init, and a rho > 0")
     try:
@@ -166,6 +167,7 @@ def _damage(header: dict[str, Any], shapes: set[tuple[int, ...]]) -> str | None:
         "convolutions": {},
         "trainable": False,
         "neuron": None,
+        "method": None,
         **header,
     }
     for name, allowed in _TYPES.items():
@@ -221,6 +223,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "thresholds": (dict,),
     "layers": (dict,),
     "neuron": (dict, type(None)),
+    "method": (str, type(None)),
     "biases": (dict,),
     "static": (dict, type(None)),
     "fold_batchnorm": (bool, str),

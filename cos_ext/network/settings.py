@@ -231,6 +231,15 @@ class Configured(nn.Module):
         self._change(layers=layers)
 
 
+def check_one_level(network: Configured, what: str) -> None:
+    """ValueError where a network has general neurons, for which something is not defined."""
+    general = [site for site, node in network.nodes().items() if node.neuron is not None]
+    if general:
+        raise ValueError(
+            f"{what} is for neurons of one level; set neuron to None, got one at {general}"
+        )
+
+
 def steady(network: Configured, batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches, and an error where the network's settings are changed between them.
 

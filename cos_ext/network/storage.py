@@ -94,5 +94,6 @@ def header(network: Configured) -> dict[str, Any]:
         "trainable": bool(options.get("trainable")),
         "fuse": options["fuse"],
         "readout": options["readout"],
+        "method": options.get("method"),
         "memory_format": options.get("memory_format", "auto"),
     }

@@ -67,7 +67,7 @@ def test_any_value_in_any_place_of_the_header(value, saved, tmp_path):
 # What files of older versions do not have.
 OPTIONAL = {
     *("cos_ext", "calibration", "execution", "biases", "static", "fuse", "readout"),
-    *("memory_format", "convolution", "convolutions", "trainable"),
+    *("memory_format", "convolution", "convolutions", "trainable", "neuron", "method"),
 }
 
 

@@ -1,0 +1,196 @@
+"""Methods by name: what each makes of a converted network's neurons, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import cos_ext
+from cos_ext import Neuron, convert, methods
+from cos_ext import functional as F
+from cos_ext.methods import METHODS, UNAVAILABLE
+
+THETA = 1.5
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(2, 4, 3), cos_ext.QCFS(64, THETA), nn.Flatten(), nn.Linear(4 * 36, 5))
+    made = nn.Sequential(*layers).eval()
+    nn.init.normal_(made[0].weight, std=0.5)
+    return made
+
+
+def images(count: int = 6) -> torch.Tensor:
+    return torch.rand(count, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def converted(name, timesteps=4, **options):
+    method = METHODS[name] if isinstance(name, str) else name
+    rho = timesteps if method.watches else 0
+    return convert(model(), timesteps=timesteps, rho=rho, method=name, **options)
+
+
+@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if m.needs == "nothing"])
+def test_every_method_runs_and_comes_nearer_with_time(name, tmp_path):
+    x, ann = images(), model()
+    with torch.no_grad():
+        exact = ann(x)
+    errors = [(converted(name, steps).rate(x) - exact).abs().mean().item() for steps in (1, 4, 32)]
+    assert errors[2] < 0.2 * exact.abs().mean(), errors
+    network = converted(name)
+    network.save(tmp_path / "network")
+    again = cos_ext.load_network(tmp_path / "network", model())
+    assert torch.equal(again(x), network(x)) and again.options["method"] == name
+
+
+@pytest.mark.parametrize("members", [1, 2, 4, 7])
+def test_group_neurons_are_their_published_form(members):
+    network = converted(methods.group_neurons(members)).double()
+    (node,) = network.nodes().values()
+    node.static_input = False
+    x = torch.randn(4, 3, 4, 6, 6, dtype=torch.float64)
+    step = (torch.tensor(THETA) / members).double()
+    v, sent = (step / 2).expand(x.shape[1:]), []
+    for now in x:
+        v = v + now
+        spikes = sum((v >= k * step).double() for k in range(1, members + 1))
+        v = v - spikes * step
+        sent.append(spikes * step)
+    assert torch.allclose(node(x.flatten(0, 1)).unflatten(0, (4, 3)), torch.stack(sent), atol=1e-12)
+
+
+def test_what_is_added_at_every_step_is_half_a_level_over_all():
+    network = converted("snn-calibration", 8)
+    (node,) = network.nodes().values()
+    assert torch.equal(node.v_init, torch.tensor(0.0))
+    assert torch.allclose(node.neuron.step_bias, torch.full((8,), THETA / 16))
+    with pytest.raises(ValueError, match="a value for each of the 4 steps"):
+        network.timesteps = 4
+        network(images())
+
+
+def test_thresholds_by_channel_add_by_channel():
+    theta = torch.tensor([0.5, 1.0, 1.5, 2.0])[:, None, None]
+    network = convert(model(), timesteps=4, method="adafire", thresholds={"1": theta})
+    (node,) = network.nodes().values()
+    assert node.neuron.step_bias.shape == (4, 4)
+    assert torch.allclose(node.neuron.step_bias[0], theta.flatten() / 4 / 8)
+    plane = torch.ones(4, 6, 6)
+    with pytest.raises(ValueError, match="one number, or one a channel"):
+        convert(model(), timesteps=4, method="adafire", thresholds={"1": plane})
+
+
+@pytest.mark.parametrize("emission", ["even", "front", "block"])
+def test_levels_are_exact_over_the_steps_watched(emission):
+    network = convert(model(), timesteps=4, neuron=Neuron(levels=(0, 3)), thresholds={"1": 0.25})
+    network.rho, network.emission, network = 4, emission, network.double()
+    (node,) = network.nodes().values()
+    node.static_input = False
+    x = torch.randn(4, 3, 4, 6, 6, dtype=torch.float64)
+    wanted = ((x.sum(0) + 0.125) / 0.25).floor().clamp(0, 12) * 0.25
+    assert torch.allclose(node(x.flatten(0, 1)).unflatten(0, (4, 3)).sum(0), wanted)
+
+
+def test_a_layer_may_have_neurons_of_its_own(tmp_path):
+    network = convert(model(), timesteps=3)
+    own = Neuron(levels=(-1, 2), lower=0.5, emitted=torch.rand(4, 1, 1), step_bias=torch.rand(3, 4))
+    network.set_layer("1", neuron=own)
+    x = images()
+    before, (node,) = network(x), network.nodes().values()
+    assert node.neuron == own and network.neuron is None
+    network.save(tmp_path / "network")
+    again = cos_ext.load_network(tmp_path / "network", model())
+    assert torch.equal(again(x), before) and again.nodes()["1"].neuron == own
+    again.iterations = None  # another setting leaves what was loaded
+    assert torch.equal(again(x), before)
+    network.set_layer("1")
+    assert node.neuron is None and not torch.equal(network(x), before)
+
+
+def test_levels_are_counted_as_levels():
+    network = convert(model(), timesteps=2, neuron=Neuron(levels=(0, 4)), thresholds={"1": 0.25})
+    x = images()
+    loader = [(x, torch.zeros(len(x), dtype=torch.long))]
+    result = cos_ext.evaluate(network, loader, progress=False)
+    (node,) = network.nodes().values()
+    sent = []
+    node.register_forward_hook(lambda _m, _i, out: sent.append(out))
+    network(x)
+    levels = (sent[0] / 0.25).sum() / sent[0].numel()
+    assert result.spike_rate == pytest.approx(levels.item(), rel=1e-6)
+
+
+def test_what_needs_neurons_of_one_level_says_so():
+    network = convert(model(), timesteps=2, neuron=Neuron(levels=(0, 2)))
+    x = images()
+    with pytest.raises(ValueError, match="statistics are of neurons of one level"):
+        network.statistics([x])
+    with pytest.raises(ValueError, match='what may have "v"'), network.record(what="v"):
+        network(x)
+    network.rho, network.emission = 2, "even"
+    with pytest.raises(ValueError, match="neurons of one level"):
+        network.execution = "counts"
+    network.emission = "calibrated"
+    with pytest.raises(ValueError, match="one level"):
+        cos_ext.offset_spike_report(model(), network, [x])
+    network.rho = 0
+    with pytest.raises(ValueError, match="one level"):
+        cos_ext.fit_v_init(network, [x], rho=2)
+
+
+@pytest.mark.parametrize("neuron", [Neuron(levels=(0, 4)), Neuron(ladder=3)])
+def test_neurons_of_a_potential_alone_go_on_in_portions(neuron):
+    network = convert(model(), timesteps=4, neuron=neuron, thresholds={"1": 0.25})
+    x = images()
+    expected, run = network(x), network.begin(x)
+    assert torch.equal(torch.cat([run.advance(1), run.advance(3)]), expected)
+    network.neuron = Neuron(levels=(-1, 1), lower=0.0, count=(0, None))
+    with pytest.raises(ValueError, match="goes on from potentials alone"):
+        network.begin(x)
+
+
+def test_a_trainable_network_of_levels_has_gradients():
+    network = convert(model(), timesteps=2, neuron=Neuron(levels=(0, 4)), trainable=True)
+    network.train()
+    network(images()).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "cos"}, "needs rho >= 1"),
+        ({"method": "group-neurons", "rho": 2}, "needs rho = 0"),
+        ({"method": "srp", "rho": 2, "emission": "even"}, "sets neuron, emission and calibration"),
+        ({"method": "qcfs", "neuron": Neuron()}, "sets neuron, emission and calibration"),
+        ({"method": "group"}, "method must be one of"),
+        *(({"method": name}, f"'{name}' does not run here") for name in UNAVAILABLE),
+    ],
+)
+def test_methods_that_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        convert(model(), timesteps=4, **options)
+
+
+def test_a_method_is_a_name_or_a_method():
+    with pytest.raises(TypeError, match="a name or a Method, got int"):
+        convert(model(), timesteps=4, method=3)
+    listed = methods.table(METHODS)
+    assert all(name in listed for name in METHODS) and not set(METHODS) & set(UNAVAILABLE)
+    assert all(m.needs in ("nothing", "data", "training") for m in METHODS.values())
+    assert all(hasattr(cos_ext, m.fit) for m in METHODS.values() if m.fit)
+
+
+def test_the_bound_of_a_step_is_what_an_activation_allows():
+    """A neuron driven without end sends θ a step, but for what a method says it does not."""
+    for name, method in METHODS.items():
+        if method.needs != "nothing" or name in ("dcgs", "h-mt"):
+            continue
+        (node,) = converted(name, 16).nodes().values()
+        sent = node(torch.full((16, 4, 6, 6), 100.0)).mean(0)
+        assert torch.allclose(sent, torch.tensor(THETA)), name
+    (node,) = converted("h-mt", 16).nodes().values()
+    assert torch.allclose(node(torch.full((16, 1, 1, 1), 100.0)), torch.tensor(THETA * 15 / 16))
+    assert F.MAX_STEPS
