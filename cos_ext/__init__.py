@@ -8,6 +8,7 @@ from .analysis.energy import EnergyReport
 from .analysis.evaluation import Evaluation, evaluate
 from .analysis.offsets import OffsetSpikeReport, offset_spike_report
 from .analysis.statistics import NetworkStatistics
+from .calibration.adafire import AdaFire, fit_adafire
 from .calibration.light import fit_light
 from .calibration.potentials import fit_v_init
 from .calibration.thresholds import calibrate_thresholds, load_thresholds, save_thresholds
@@ -22,6 +23,7 @@ from .training.fine_tuning import FineTuning, fine_tune
 
 __all__ = [
     "QCFS",
+    "AdaFire",
     "ConversionError",
     "ConversionReport",
     "EnergyReport",
@@ -38,6 +40,7 @@ __all__ = [
     "data",
     "evaluate",
     "fine_tune",
+    "fit_adafire",
     "fit_light",
     "fit_v_init",
     "functional",
