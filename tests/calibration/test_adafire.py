@@ -54,15 +54,16 @@ def test_the_choice_is_the_best_of_all(seed):
 def test_the_choice_keeps_to_the_budget_where_fronts_are_thinned(monkeypatch):
     rng = np.random.default_rng(0)
     harms, costs = rng.random((9, 4)).tolist(), rng.random((9, 4)).tolist()
-    for budget in (2.0, 3.5, 6.0):
+    for budget in (1.001 * sum(map(min, costs)), 2.0, 3.5, 6.0):
         monkeypatch.setattr(level_choice, "KEPT", 1 << 16)
         exact = cheapest(harms, costs, budget)
         assert sum(h[k] for h, k in zip(harms, exact)) == pytest.approx(
             tried(harms, costs, budget)[0]
         )
-        monkeypatch.setattr(level_choice, "KEPT", 40)
-        thin = cheapest(harms, costs, budget)
-        assert sum(c[k] for c, k in zip(costs, thin)) <= budget
+        for kept in (3, 40):
+            monkeypatch.setattr(level_choice, "KEPT", kept)
+            thin = cheapest(harms, costs, budget)
+            assert sum(c[k] for c, k in zip(costs, thin)) <= budget
         most = sum(h[k] for h, k in zip(harms, exact)) + 0.5
         assert sum(h[k] for h, k in zip(harms, thin)) <= most
 
