@@ -12,6 +12,7 @@ from .analysis.offsets import OffsetSpikeReport, offset_spike_report
 from .analysis.readout import early_exit
 from .analysis.settling import settling_step
 from .analysis.statistics import NetworkStatistics
+from .calibration.adafire import AdaFire, fit_adafire
 from .calibration.light import fit_light
 from .calibration.potentials import fit_v_init
 from .calibration.thresholds import calibrate_thresholds, load_thresholds, save_thresholds
@@ -28,6 +29,7 @@ __version__ = own_version()
 
 __all__ = [
     "QCFS",
+    "AdaFire",
     "Confidence",
     "ConfidenceFit",
     "ConversionError",
@@ -47,6 +49,7 @@ __all__ = [
     "early_exit",
     "evaluate",
     "fine_tune",
+    "fit_adafire",
     "fit_confidence",
     "fit_light",
     "fit_v_init",

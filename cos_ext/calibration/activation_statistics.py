@@ -6,10 +6,26 @@ No activation is kept, no model is run, and nothing waits for the device before 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from .. import functional as F
+
+
+class Rule(NamedTuple):
+    """What thresholds are wanted: the arguments of :func:`cos_ext.calibrate_thresholds`.
+
+    levels: N, how many above 0 the mean of T steps can have. part: θ as a part of their range.
+    """
+
+    method: str
+    percentile: float
+    timesteps: int
+    levels: int
+    part: float
+    iterations: int | None
 
 
 class Statistics:
@@ -68,17 +84,17 @@ class Statistics:
         """Whether an activation exceeded 0."""
         return bool((self.high > 0).any())
 
-    def thresholds(self, method: str, percentile: float, timesteps: int) -> Tensor:
+    def thresholds(self, rule: Rule) -> Tensor:
         """As :func:`cos_ext.calibrate_thresholds` returns them; 0 where the percentile of a whole
         layer is.
         """
-        own, layer = self._rule(method, percentile, timesteps)
+        own, layer = self._rule(rule)
         if self.shape:
             own = torch.where(own > 0, own, self.largest())
             own = torch.where(own > 0, own, torch.where(layer > 0, layer, self.largest().amax()))
-        return own.reshape(self.shape).to(self.dtype)
+        return (own * rule.part).reshape(self.shape).to(self.dtype)
 
-    def _rule(self, method: str, percentile: float, timesteps: int) -> tuple[Tensor, Tensor]:
+    def _rule(self, rule: Rule) -> tuple[Tensor, Tensor]:
         """The thresholds of the channels, [C] or [1], 0 where there is none; and that of the whole
         layer.
         """
@@ -101,5 +117,5 @@ class Balance(Statistics):
         # In place where the activation itself is: a forward may go on with its input.
         return x.clamp_(max=ceiling) if inplace else x.clamp(max=ceiling)
 
-    def _rule(self, method: str, percentile: float, timesteps: int) -> tuple[Tensor, Tensor]:
+    def _rule(self, rule: Rule) -> tuple[Tensor, Tensor]:
         return self.theta, self.theta.amax()

@@ -1,5 +1,5 @@
 """Histograms of a site's activations, streamed, and the thresholds that are read from them: a
-percentile, and the least squared error of rounding to levels.
+percentile, the least squared error of rounding to levels, and the least absolute one of one step.
 
 No activation is kept, no model is run, and nothing waits for the device before the end.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .activation_statistics import Statistics
+from .activation_statistics import Rule, Statistics
 
 _LOG2_BINS = 12
 BINS = 1 << _LOG2_BINS  # of a histogram, at least half of them below the largest activation
@@ -53,7 +53,7 @@ class Histogram(Statistics):
             columns = columns.clamp_(0, BINS).add_(first).flatten()
             self.counts.view(-1).index_add_(0, columns, one.expand(columns.numel()))
 
-    def _rule(self, method: str, percentile: float, timesteps: int) -> tuple[Tensor, Tensor]:
+    def _rule(self, rule: Rule) -> tuple[Tensor, Tensor]:
         highest = self.exponent.amax()
         pooled = merged(self.counts, highest - self.exponent).sum(0, keepdim=True)
         found = []
@@ -62,10 +62,12 @@ class Histogram(Statistics):
             (pooled, highest.reshape(1), self.largest().amax().reshape(1)),
         ):
             width = _power_of_two(exponent - _LOG2_BINS)
-            if method == "percentile":
-                found.append(_percentile(counts, width, largest, float(percentile)))
+            if rule.method == "percentile":
+                found.append(_percentile(counts, width, largest, float(rule.percentile)))
+            elif rule.method == "ddti":
+                found.append(_one_step(counts, width, largest))
             else:
-                found.append(_least_squares(counts, width, largest, timesteps))
+                found.append(_least_squares(counts, width, largest, rule.levels))
         return found[0], found[1][0]
 
 
@@ -132,3 +134,25 @@ def _least_squares(counts: Tensor, width: Tensor, largest: Tensor, levels: int) 
             step * (2 * level - 1) * number.gather(1, above) - width * total.gather(1, above)
         )
     return grid.gather(1, error.argmin(1, keepdim=True))[:, 0]
+
+
+def _one_step(counts: Tensor, width: Tensor, largest: Tensor) -> Tensor:
+    """The θ_out [C] of "ddti" from counts [C, BINS + 1], by descent from the thirds of the data.
+
+    The values of bin k (from 0, zeros apart) are taken as its centre, 2k + 1 half widths. Given
+    θ_out at the centre of bin k, those fire that are nearer to it than to 0: the bins from
+    (k + 1)//2 on. Given these, the best θ_out is their median, the lower one.
+    """
+    cumulative = counts[:, 1:].cumsum(1)
+    total = cumulative[:, -1:]
+    fires = torch.searchsorted(cumulative, total // 3, right=True)
+    while True:  # the error falls, and there are BINS places
+        below = torch.where(fires > 0, cumulative.gather(1, (fires - 1).clamp(min=0)), 0)
+        rank = below + (total - below - 1).clamp(min=0) // 2
+        middle = torch.searchsorted(cumulative, rank, right=True).clamp(max=BINS - 1)
+        again = (middle + 1) // 2
+        if torch.equal(again, fires):
+            break
+        fires = again
+    found = torch.minimum((2 * middle[:, 0] + 1) * width / 2, largest)
+    return torch.where(total[:, 0] > 0, found, 0.0)

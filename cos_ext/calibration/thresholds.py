@@ -8,7 +8,8 @@ a model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -21,14 +22,17 @@ from .._numbers import real, whole
 from ..conversion.copying import refuse_wrappers
 from ..conversion.rules.rectifiers import clip_of
 from ..conversion.tracing import trace
+from ..general import Neuron
 from ..qcfs import QCFS
-from .activation_statistics import Balance, Statistics
+from .activation_statistics import Balance, Rule, Statistics
+from .averaged_grid import AveragedGrid
+from .gaussian import Moments
 from .histograms import Histogram
 from .threshold_files import load_thresholds, save_thresholds
 
 __all__ = ["METHODS", "calibrate_thresholds", "load_thresholds", "save_thresholds"]
 
-METHODS = ("max", "percentile", "mse", "balance")
+METHODS = ("max", "percentile", "mse", "balance", "ddti", "gaussian", "adafire")
 
 
 @torch.no_grad()
@@ -40,6 +44,9 @@ def calibrate_thresholds(
     percentile: float = 99.9,
     per_channel: bool = False,
     timesteps: int = 8,
+    neuron: Neuron | None = None,
+    iterations: int | None = None,
+    qcfs: bool = False,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> dict[str, Tensor]:
@@ -85,12 +92,42 @@ def calibrate_thresholds(
         smaller thresholds, which favour few time-steps. To pass the data n times, give
         ``itertools.chain.from_iterable(itertools.repeat(batches, n))``. ``timesteps`` plays no
         part.
+    "ddti"
+        Data-driven threshold and potential (Bojkovic et al., "Data driven threshold and potential
+        initialization for spiking neural networks", AISTATS 2024). Neurons that fire at in and send
+        out make the L1 error of one step least over all a > 0:
 
-    How the data are split into batches, and their order, matters to "balance". To the others it
-    matters only as far as the model's own rounding depends on it.
+        .. math:: \sum_{a < in} a + \sum_{in \le a < out} (out - a) + \sum_{a \ge out} (a - out)
 
-    Memory: some numbers for each site, or channel of it; for "percentile" and "mse" a histogram of
-    32 KiB for each.
+        θ = out, and v(0) = out - in. Given out, the best in is out/2: those fire that are nearer to
+        out than to 0. So v(0) = θ/2, which :func:`cos_ext.convert` gives anyway. Given in, the best
+        out is the median of those that fire. The two are improved in turn, from the thirds of the
+        data, as in the authors' code (srinuvaasu/data_driven_init), and may end in a minimum that
+        is not the least. Off by at most one bin of the histogram of "percentile". ``timesteps``
+        plays no part. The authors fine-tune afterwards, which this does not.
+    "gaussian"
+        Threshold iteration (Huang et al., "Differential coding for training-free ANN-to-SNN
+        conversion", ICML 2025; H-MT, AAAI 2026, equation 29). θ as for "mse", but for x
+        that is normally distributed with the mean and variance of the data: nothing is searched in
+        these. The least error is where k(θ) = 1, k(θ) θ being what one step of the iteration gives.
+        It is found on a grid and by bisection. The published code takes 100 steps from θ = 1, which
+        stop short where there are many levels: at mean 0, variance 1 and N = 128 they end at 3.21,
+        and the least error is at 3.92. ``iterations=100`` does as published. They are by channel:
+        ``per_channel=True``.
+    "adafire"
+        AdaFire (Wang et al., "Adaptive calibration: a unified conversion framework of spiking
+        neural networks", AAAI 2025; arXiv 2412.16219). For each batch θ is the best of 95 values,
+        max a · (1 - i/100), for E[(a - q(a; θ))²], q(a; θ) = (θ/T) floor(clip(a/θ, 0, φ) T), where
+        φ is the most levels of ``neuron``. A moving average keeps 0.9 at every batch; the authors
+        take about 6 (bic-L/burst-ann2snn). Per channel, and for :func:`cos_ext.fit_adafire`, whose
+        neurons round down. Their light bias correction afterwards is not part of this.
+
+    How the data are split into batches, and their order, matters to "balance" and "adafire". To the
+    others it matters only as far as rounding depends on it, that of the model and, for "gaussian",
+    of sums in float64.
+
+    Memory: some numbers for each site, or channel of it; for "percentile", "mse" and "ddti" a
+    histogram of 32 KiB for each.
 
     Args:
         model: any module. Every call of an activation is a site of its own; where the model cannot
@@ -105,7 +142,15 @@ def calibrate_thresholds(
             Linear on [B, N, C], where that is N. A channel that never exceeds 0 gets what its whole
             layer would get (for "balance", the largest of its layer), and one whose percentile is 0
             gets its maximum.
-        timesteps: T >= 1, for "mse".
+        timesteps: T >= 1, for "mse", "gaussian" and "adafire".
+        neuron: what :func:`cos_ext.convert` is to be given; None: one level a step. With m levels a
+            step (``levels=(0, m)``) T steps have N = m T levels (at most n_max, where the count is
+            bounded), which "mse" and "gaussian" count with, and θ, that of one level, is a part T/N
+            of the range. A ladder of n rungs has N = T · 2^n, and its θ is the range. Not for
+            "ddti" but with one level; not a ladder for "adafire".
+        iterations: of "gaussian": None solves k(θ) = 1; 100 is as published.
+        qcfs: QCFS activations get thresholds, too, in place of the ones that they learned, which
+            are where a saturates.
         device: where to compute; None: where the model is. Thresholds are returned where the model
             is in any case.
         progress: a progress bar on stderr.
@@ -125,7 +170,10 @@ def calibrate_thresholds(
             their channels.
         ConversionError: the model cannot be copied.
     """
-    _check_arguments(batches, method, percentile, per_channel, timesteps)
+    _check_arguments(batches, method, percentile, per_channel)
+    rule = _rule(method, percentile, timesteps, neuron, iterations)
+    if not isinstance(qcfs, bool):
+        raise TypeError(f"qcfs must be a bool, got {type(qcfs).__name__}")
     refuse_wrappers(model)
     stream = iter(batches)
     first = list(islice(stream, 1))  # by its names an input with a default may be given
@@ -142,17 +190,15 @@ def calibrate_thresholds(
 
     statistics: dict[str, Statistics] = {}
     for site, activation in traced.sites.items():
-        if not isinstance(activation, QCFS):
-            _watch(site, activation, method, per_channel, statistics)
+        if qcfs or not isinstance(activation, QCFS):
+            _watch(site, activation, rule, per_channel, statistics)
     # Copies, since an activation that works in place may be the first to read them.
     for tensors in inputs_on(
         where, data, traced.inputs, title="calibrate", progress=progress, copy=True
     ):
         traced.inputs.call(module, tensors)
     _check_seen(statistics)
-    found = {
-        site: seen.thresholds(method, percentile, timesteps) for site, seen in statistics.items()
-    }
+    found = {site: seen.thresholds(rule) for site, seen in statistics.items()}
     hidden = [site for site, threshold in found.items() if not (threshold > 0).all()]
     if hidden:
         raise ValueError(
@@ -163,7 +209,7 @@ def calibrate_thresholds(
 
 
 def _check_arguments(
-    batches: Iterable[Any], method: str, percentile: Any, per_channel: bool, timesteps: int
+    batches: Iterable[Any], method: str, percentile: Any, per_channel: bool
 ) -> None:
     check_batches(batches)
     if method not in METHODS:
@@ -172,7 +218,33 @@ def _check_arguments(
         raise ValueError(f"percentile must lie in (0, 100], got {percentile}")
     if not isinstance(per_channel, bool):
         raise TypeError(f"per_channel must be a bool, got {type(per_channel).__name__}")
-    whole("timesteps", timesteps, 1)
+
+
+def _rule(
+    method: str, percentile: float, timesteps: int, neuron: Neuron | None, iterations: int | None
+) -> Rule:
+    """The rule, N and the part of the range that θ is by the neuron."""
+    timesteps = whole("timesteps", timesteps, 1)
+    if iterations is not None:
+        iterations = whole("iterations", iterations, 1, or_=" or None")
+        if method != "gaussian":
+            raise ValueError(f'iterations are of method "gaussian", got {method!r}')
+    if neuron is None:
+        neuron = Neuron()
+    elif not isinstance(neuron, Neuron):
+        raise TypeError(f"neuron must be a cos_ext.Neuron or None, got {type(neuron).__name__}")
+    one, most = neuron.levels[1], neuron.count[1]
+    if neuron.ladder is not None:
+        if method in ("ddti", "adafire"):
+            raise ValueError(f"neuron must have levels, not a ladder, for method {method!r}")
+        return Rule(method, percentile, timesteps, timesteps << neuron.ladder, 1.0, iterations)
+    if method == "ddti" and one > 1:
+        raise ValueError(f'neuron must have one level for method "ddti", got {one}')
+    levels = timesteps * one if most is None else min(timesteps * one, most)
+    if levels == 0:
+        raise ValueError("neuron must have a count above 0, got count=(..., 0)")
+    part = 1.0 if method == "adafire" else timesteps / levels
+    return Rule(method, percentile, timesteps, levels, part, iterations)
 
 
 def _check_seen(statistics: dict[str, Statistics]) -> None:
@@ -189,18 +261,34 @@ def _check_seen(statistics: dict[str, Statistics]) -> None:
         )
 
 
+def _clip(site: str, activation: nn.Module) -> float | None:
+    """Where an activation saturates, None: nowhere."""
+    if not isinstance(activation, QCFS):
+        return clip_of(activation)
+    if activation.threshold.numel() != 1:
+        raise ValueError(
+            f"qcfs must be False where a QCFS activation has several thresholds, as {site!r} has"
+        )
+    return float(activation.threshold)
+
+
 def _watch(
     site: str,
     activation: nn.Module,
-    method: str,
+    rule: Rule,
     per_channel: bool,
     statistics: dict[str, Statistics],
 ) -> None:
     """Have a site's statistics take in the inputs of its activation. They are made at the first
     call, and so they are in order.
     """
-    kinds: dict[str, type[Statistics]] = {"max": Statistics, "balance": Balance}
-    kind = kinds.get(method, Histogram)
+    kinds: dict[str, Callable[[str, Tensor, float | None, bool], Statistics]] = {
+        "max": Statistics,
+        "balance": Balance,
+        "gaussian": Moments,
+        "adafire": partial(AveragedGrid, rule=rule),
+    }
+    kind, clip = kinds.get(rule.method, Histogram), _clip(site, activation)
 
     def hook(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -211,7 +299,7 @@ def _watch(
                 f"the input of activation {site!r} must be floating-point, got {x.dtype}"
             )
         if site not in statistics:
-            statistics[site] = kind(site, x, clip_of(module), per_channel)
+            statistics[site] = kind(site, x, clip, per_channel)
         instead = statistics[site].see(x, inplace=bool(getattr(module, "inplace", False)))
         return None if instead is None else ((instead,), {})
 

@@ -301,7 +301,7 @@ def test_only_statistics_are_kept(method, per_channel, monkeypatch):
         per_channel=per_channel,
     )
     channels = 5 if per_channel else 1
-    histogram = 8 * (histograms.BINS + 1) if method in ("percentile", "mse") else 0
+    histogram = 8 * (histograms.BINS + 1) if method in ("percentile", "mse", "ddti") else 0
     assert len(held) == 12 and len(sites) == 2
     assert max(held) <= channels * (histogram + 32) + 8  # an activation has 655,360 bytes and more
 
