@@ -9,7 +9,11 @@ from .analysis.evaluation import Evaluation, evaluate
 from .analysis.offsets import OffsetSpikeReport, offset_spike_report
 from .analysis.statistics import NetworkStatistics
 from .calibration.light import fit_light
+from .calibration.mean_potentials import fit_potentials
 from .calibration.potentials import fit_v_init
+from .calibration.rate_shifts import fit_rate_shift
+from .calibration.spreading import spread_v_init
+from .calibration.step_biases import fit_step_bias
 from .calibration.thresholds import calibrate_thresholds, load_thresholds, save_thresholds
 from .conversion.loading import load_network
 from .conversion.pipeline import convert
@@ -39,6 +43,9 @@ __all__ = [
     "evaluate",
     "fine_tune",
     "fit_light",
+    "fit_potentials",
+    "fit_rate_shift",
+    "fit_step_bias",
     "fit_v_init",
     "functional",
     "load_network",
@@ -46,4 +53,5 @@ __all__ = [
     "models",
     "offset_spike_report",
     "save_thresholds",
+    "spread_v_init",
 ]
