@@ -147,6 +147,7 @@ class _Layer:
             self._set(node)
         here = channel_mean(x_seq.flatten(0, 1))
         psi = self._moved(self.shifts[0], by_channel(self.current - here, x))
+        check_finite(self.site, psi)
         self.shifts = psi, self.shifts[1]
         node.v_init = (self.start + node.timesteps * psi).to(node.v_threshold.dtype)
 
