@@ -78,7 +78,8 @@ def fit_potentials(
         return pair.inputs(data, title=title, progress=progress)
 
     for site, node in pair.nodes.items():
-        node.neuron, node.v_init = spread(site, node, network.timesteps), node.v_init * 0
+        node.neuron = spread(site, node, network.timesteps)
+        node.v_init = torch.zeros_like(node.v_init)
     desired = ann_means(pair.traced, pair.known, inputs_of("potentials: ANN"), per="neuron")
     for site, node in pair.nodes.items():
         sent = emitted_mean(pair.copy, site, inputs_of(f"potentials: {site}"), per="neuron")

@@ -68,7 +68,8 @@ def fit_rate_shift(
             eval mode, where the network is.
         batches: an iterable, read once, of tensors [B, ...] or of tuples whose first n elements are
             the ANN's inputs and whose others (labels) are ignored. A step of the averages is a
-            batch, so that their sizes play a part. Never the images of an evaluation.
+            batch, which runs whole: their sizes play a part. Never the images on which the network
+            is evaluated.
         momentum: β, in [0, 1).
         progress: a progress bar on stderr.
 

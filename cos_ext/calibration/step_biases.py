@@ -90,8 +90,9 @@ def fit_step_bias(
         ann: the model that it was converted from, in the network's dtype. A copy of it runs, in
             eval mode, where the network is.
         batches: an iterable, read once, of tensors [B, ...] or of tuples whose first n elements are
-            the ANN's inputs and whose others (labels) are ignored. A step of the fit is a batch, so
-            that their sizes play a part. Never the images on which the network is evaluated.
+            the ANN's inputs and whose others (labels) are ignored. A step of the fit is a batch,
+            which runs whole: their sizes play a part. Never the images on which the network is
+            evaluated.
         variant: "replay" or "stepwise".
         alpha: α > 0; None: 0.4 or 0.5, as published.
         progress: a progress bar on stderr.
@@ -141,8 +142,7 @@ class _Layer:
         self.pair, self.site, self.alpha = pair, site, alpha
         self.replays = variant == "replay"
         self.leak, self.before = neuron.leak, neuron.step_bias
-        # m is given, and sent: one step from nothing.
-        self.sending = replace(neuron, leak=1.0, step_bias=None)
+        self.sending = _one_step(neuron, F.state_dtype(node.v_threshold.dtype))
         node.neuron = neuron  # from now on it is general, and reads its step_bias
         self.added: Tensor | None = None  # -b [T, C], or [T] of neurons [B], float64
         self.activation: Tensor | None = None  # or its means
@@ -195,6 +195,13 @@ class _Layer:
         sent = F.neuron_forward(m.unsqueeze(0), theta, 0.0, neuron=self.sending, return_v=True)
         assert sent.v is not None  # it was asked for
         return sent.spikes.squeeze(0), sent.v
+
+
+def _one_step(neuron: Neuron, state: torch.dtype) -> Neuron:
+    """What a neuron does with the potential that it is given as a current."""
+    emitted = neuron.emitted
+    emitted = emitted.to(state) if isinstance(emitted, Tensor) else emitted
+    return replace(neuron, leak=1.0, step_bias=None, emitted=emitted)
 
 
 def _check_neuron(site: str, neuron: Neuron) -> None:

@@ -1,5 +1,7 @@
 """fit_step_bias and spread_v_init: against plain loops, and what leaves the network as it was."""
 
+import copy
+
 import pytest
 import torch
 import zoo
@@ -169,6 +171,23 @@ def test_a_max_pooling_moved_before_the_neurons_and_layers_called_twice():
     network = convert(ann, timesteps=2, thresholds=dict.fromkeys(sites, 1.0), max_pool="before")
     fitted = fit(network, ann, [x])
     assert list(fitted) == list(network.nodes()) and network(x).isfinite().all()
+
+
+@pytest.mark.parametrize("variant", PLAIN)
+def test_sixteen_bits_and_an_emitted_value(variant):
+    """A network in bfloat16 is fitted as the same one in float32 is, but for its rounding."""
+    ann, fits = small(torch.float32), []
+    batch = batches_of(8, dtype=torch.float32)[0]
+    for dtype in (torch.float32, torch.bfloat16):
+        own = copy.deepcopy(ann).to(dtype)
+        emitted = torch.tensor([1.5, 0.75, 0.5], dtype=dtype).view(3, 1, 1)
+        network = network_of(own, 3)
+        network.set_layer("1", neuron=Neuron(emitted=emitted))
+        fits.append(fit(network, own, [batch.to(dtype)], variant=variant))
+        assert network.nodes()["1"].neuron.emitted.flatten().tolist() == [1.5, 0.75, 0.5]
+    for site in SITES:
+        assert fits[1][site].dtype == torch.bfloat16
+        assert (fits[1][site].float() - fits[0][site]).abs().max() < 0.03, site
 
 
 HOSTILE = [
