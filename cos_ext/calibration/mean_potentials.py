@@ -42,8 +42,8 @@ def fit_potentials(
 
     How this differs from the authors' code (a copy was read, in bjourne/FTBC-tmp; of the paper only
     the abstract). The code corrects a layer's potentials batch by batch, where several are given,
-    each batch in place of the one before; here all samples count the same. Its pipeline goes on
-    with the weights, which is not part of this (but not for CIFAR, in that copy).
+    each batch in place of the one before; here all samples count the same. Its pipeline then fits
+    the weights, which is not part of this; for CIFAR that copy leaves them, too.
 
     Args:
         network: from :func:`cos_ext.convert`, with rho = 0 and soft reset. Its weights do not

@@ -52,8 +52,8 @@ def fit_rate_shift(
 
     From 0 on, n batches reach :math:`1 - \beta^n` of the averages: 63% after 100. The authors take
     one pass over the training set. Plain ReLU networks need θ first, which they take as the
-    largest activation of each channel (:func:`cos_ext.calibrate_thresholds`). Accuracy at t comes
-    after T + t steps of latency here, as all calibrations do; the authors' count is T.
+    largest activation of each channel (:func:`cos_ext.calibrate_thresholds`). Every layer waits for
+    T steps, so that the answer at t has latency T + t here; the authors count T.
 
     ψ goes into v(0) and φ into ``emitted`` of the neurons (:class:`cos_ext.Neuron`): θ and v(0) as
     they are, plus these. They are saved with the network. What :meth:`SpikingNetwork.set_layer
