@@ -14,7 +14,7 @@ from ann_pairs import (
 from rival_networks import images_of
 from torch import nn
 
-from cos_ext import convert, evaluate, fit_potentials, load_network
+from cos_ext import convert, evaluate, fit_potentials, load_network, spread_v_init
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,6 +36,15 @@ def test_the_potentials_of_a_plain_loop(steps):
         share = (node.v_threshold / (2 * steps)).flatten()
         assert torch.equal(node.step_bias, share.expand(node.step_bias.shape))
     assert network.static_calibration is None and network.watch_steps == 0
+
+
+def test_potentials_that_were_spread_before_are_so_once():
+    ann, batches = small(), batches_of(5)
+    network, spread = (network_of(ann, 3) for _ in range(2))
+    spread_v_init(spread)
+    fit(network, ann, batches)
+    fit(spread, ann, batches)
+    assert equal_states(state_of(spread), state_of(network))
 
 
 def test_batches_threads_and_parts_play_no_part():
