@@ -11,7 +11,7 @@ CXX_FILES := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '
 # A file's tests stay in one process, where they share what is built once; conftest.py orders the files.
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-fast test-cpp test-cuda-compile lint docs bench clean
+.PHONY: help demo test test-fast test-cpp test-cross test-cuda-compile lint docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -32,13 +32,20 @@ test-cpp:  ## The C++ tests under the address and undefined-behaviour sanitizers
 	cmake --build build/cpp --parallel 2
 	cd build/cpp && ctest --output-on-failure --parallel 2
 
-# For sm_80, sm_90 and PTX. Looks at the registers, spills and transactions of every kernel; no CUDA build of torch.
+# zig is a clang with the C++ libraries of other systems.
+test-cross: $(VENV)/.installed  ## The core for aarch64, tested under qemu-user, and for macOS, compiled; skips what it has no tool for
+	-$(BIN)/python -m pip install --quiet ziglang pybind11
+	tests/cpp/cross.sh $(BIN)/python
+
+# All kernels for sm_80 and sm_90: registers, spills and transactions of each; a few for every architecture of the default
+# list. The operators are linked for one of them. Needs no CUDA build of torch.
 test-cuda-compile: $(VENV)/.installed  ## Compile and link the CUDA operators (needs nvcc, no GPU)
 	$(BIN)/python -m pip install --quiet setuptools ninja pybind11
-	FORCE_CUDA=1 $(BIN)/python setup.py build_ext --build-lib build/cuda --build-temp build/cuda-temp
+	FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="9.0+PTX" $(BIN)/python setup.py build_ext --build-lib build/cuda --build-temp build/cuda-temp
 	test -f build/cuda/cos_ext/_C_cuda.abi3.so
 	-$(BIN)/python -m pip install --quiet nvidia-cuda-nvdisasm
 	$(BIN)/python tests/kernels/cuda_kernels.py
+	$(BIN)/python tests/kernels/cuda_archs.py
 
 lint: $(VENV)/.extra-lint  ## Style and types: ruff, mypy, clang-format; changes nothing
 	$(BIN)/ruff check

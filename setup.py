@@ -8,8 +8,12 @@
 _core and _C contain the same CPU kernels, which take most of the time. They are compiled once, as
 sources of _core, in parallel with it; _C is built after it and links the same objects.
 
+The version is here, too: a wheel's says what it was built with (0.2.0+cu130, 0.2.0+cpu), a source
+distribution's does not.
+
 Environment: FORCE_CUDA=1 builds _C_cuda or fails, FORCE_CUDA=0 never builds it; CUDA_HOME,
-TORCH_CUDA_ARCH_LIST, MAX_JOBS as in torch; DEBUG=1 builds with -O0 -g.
+TORCH_CUDA_ARCH_LIST, MAX_JOBS as in torch; DEBUG=1 builds with -O0 -g. COS_EXT_ONLY=cpu or cuda
+builds one half of the modules, so that two processes can share the work (bench/gpu_run.sh).
 """
 
 import os
@@ -23,8 +27,10 @@ from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
 DEBUG = os.environ.get("DEBUG", "0") == "1"
-# sm_80 and sm_90 machine code, and PTX that newer devices compile for themselves.
-DEFAULT_ARCHS = "8.0;9.0+PTX"
+VERSION = "0.2.0.dev0"
+# Machine code for these, as far as nvcc knows them, and PTX of the newest, which devices that are
+# newer still compile for themselves.
+ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 TARGET_VERSION = "0x020b000000000000"  # only functions that torch 2.11 has
 KERNELS = [
     "csrc/cpu/dispatch.cpp",
@@ -34,6 +40,7 @@ KERNELS = [
 ]
 # Spikes are exact: no contraction to fused multiply-add, no fast-math. -fno-trapping-math only
 # allows vectorised selects.
+UNITS = sorted(f"csrc/cuda/units/{path.name}" for path in ROOT.glob("csrc/cuda/units/*.cu"))
 CXX_FLAGS = [
     "-std=c++17",
     "-fvisibility=hidden",
@@ -107,6 +114,31 @@ def cuda_decision(torch_version: str, torch_cuda: str | None) -> tuple[Path | No
     return (None, reason) if reason else (home, f"CUDA {version}")
 
 
+def default_archs(home: Path) -> str:
+    """The list for a toolkit, such as "8.0;9.0+PTX"."""
+    said = subprocess.run(
+        [home / "bin" / "nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True
+    ).stdout
+    known = {f"{major}.{minor}" for major, minor in re.findall(r"compute_(\d+)(\d)\b", said)}
+    offered = [arch for arch in ARCHS if arch in known]
+    if not offered:
+        sys.exit(f"cos_ext: nvcc in {home} knows none of {', '.join(ARCHS)}; it offers:\n{said}")
+    return ";".join(offered) + "+PTX"
+
+
+def compile_threads(archs: str) -> int:
+    """How many architectures nvcc compiles at once, where ninja compiles all files side by side."""
+    cores = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    return max(1, min(cores // (len(UNITS) + 1), len(arch_flags(archs))))
+
+
+def version_for(command: list[str], toolkit: str | None) -> str:
+    """The version for the arguments of setup.py. `toolkit`: such as "CUDA 13.0", or None."""
+    if "sdist" in command:
+        return VERSION
+    return f"{VERSION}+" + ("cu" + re.sub(r"\D", "", toolkit) if toolkit else "cpu")
+
+
 def arch_flags(archs: str) -> list[str]:
     """nvcc -gencode flags for a TORCH_CUDA_ARCH_LIST such as "8.0;9.0+PTX"."""
     flags = []
@@ -158,18 +190,28 @@ def extensions(home: Path | None, note: str, archs: str) -> list:
     # instead.
     os.environ["TORCH_CUDA_ARCH_LIST"] = archs
     cpp_extension.CUDA_HOME = str(home)
+    nvcc_flags = [*NVCC_FLAGS, *arch_flags(archs), f"--threads={compile_threads(archs)}"]
+    nvcc_flags.append("-Xfatbin=-compress-all")  # nvcc leaves images of small files as they are
     cuda = cpp_extension.CppExtension(
         "cos_ext._C_cuda",
-        ["csrc/cuda/ops_cuda.cu"],
+        ["csrc/cuda/ops_cuda.cu", *UNITS],
         define_macros=macros,
         include_dirs=[str(home / "include")],
         library_dirs=[str(home / "lib64")],
         libraries=["cudart_static", "dl", "rt"],
-        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS + arch_flags(archs)},
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": nvcc_flags},
         extra_link_args=["-Wl,--no-as-needed", "-ltorch"],
         py_limited_api=True,
     )
     return [core, operators, cuda]
+
+
+def chosen(modules: list) -> list:
+    """The half that COS_EXT_ONLY names; all of them without it."""
+    only = os.environ.get("COS_EXT_ONLY") or None
+    if only not in (None, "cpu", "cuda"):
+        sys.exit(f"cos_ext: COS_EXT_ONLY must be cpu or cuda, got {only!r}")
+    return [m for m in modules if only is None or (m.name == "cos_ext._C_cuda") == (only == "cuda")]
 
 
 def sharing_kernels(build_ext: type) -> type:
@@ -204,17 +246,18 @@ def main() -> None:
                 "cos_ext builds against an installed torch >= 2.11, and `import torch` failed: "
                 f"{error}"
             )
-        setup()
+        setup(version=VERSION)
         return
 
     if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < (2, 11):
         sys.exit(f"cos_ext needs torch >= 2.11 (stable ABI), found {torch.__version__}")
     home, note = cuda_decision(torch.__version__, torch.version.cuda)
-    archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHS
+    archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or (default_archs(home) if home else "")
     said = f"building CUDA kernels: {note} for {archs}" if home else f"no CUDA kernels: {note}"
     print(f"cos_ext: {said}", flush=True)
     setup(
-        ext_modules=extensions(home, note, archs),
+        version=version_for(sys.argv, note if home else None),
+        ext_modules=chosen(extensions(home, note, archs)),
         cmdclass={"build_ext": sharing_kernels(BuildExtension)},
     )
 

@@ -20,7 +20,7 @@ the spikes; their rate is printed.
                  max(T, rho) times the batch; what stands before the first neurons once. Neurons
                  hand their input on, residual sums their first operand.
     cos_ext      the converted network in several settings; "fused" is convert's default, "dense"
-                 that with dense convolutions
+                 that with dense convolutions, "captured" the default as a CUDA graph
     plain        the same network, each layer's neurons as plain torch operations: watch rho steps,
                  shift, run all steps
     SpikingJelly its ann2snn on the same ReLU network: no calibration, T steps, the faster of its

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from _shared import machine, records
 from _shared.learning import bytes_kept, measure
+from _shared.quantisers import Plain
 from torch import Tensor, nn
 
 from cos_ext import QCFS, models
@@ -58,37 +59,15 @@ class Former(nn.Module):
         return _Former.apply(z, self.threshold, self.levels)
 
 
-class _Floor(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.floor()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
-
-
-class Plain(nn.Module):
-    """As one would write it: autograd does the rest."""
-
-    def __init__(self, levels: int) -> None:
-        super().__init__()
-        self.levels, self.threshold = levels, nn.Parameter(torch.tensor(THETA))
-
-    def forward(self, z: Tensor) -> Tensor:
-        share = torch.clamp(z / self.threshold, 0, 1)
-        return _Floor.apply(share * self.levels + 0.5) / self.levels * self.threshold
-
-
 def kinds(levels: int, compiled: bool) -> dict[str, Callable[[], nn.Module]]:
     """What makes an activation, by row."""
     rows: dict[str, Callable[[], nn.Module]] = {
         OURS: partial(QCFS, levels, THETA),
         FORMER: partial(Former, levels),
-        PLAIN: partial(Plain, levels),
+        PLAIN: partial(Plain, levels, THETA),
     }
     if compiled:
-        rows[f"{PLAIN}, compiled"] = lambda: torch.compile(Plain(levels))
+        rows[f"{PLAIN}, compiled"] = lambda: torch.compile(Plain(levels, THETA))
     for noise in ("adaptor", "residual"):
         rows[f"{OURS}, {noise}"] = partial(QCFS, levels, THETA, noise)
     return rows

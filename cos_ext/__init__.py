@@ -2,11 +2,15 @@
 calibrating offset spikes.
 """
 
-from . import data, functional, models
-from ._ops import build_info
+from . import _fakes, data, functional, methods, models  # noqa: F401
+from ._build import build_info, own_version
+from .analysis.confidence import Confidence
+from .analysis.confidence_fit import ConfidenceFit, fit_confidence
 from .analysis.energy import EnergyReport
 from .analysis.evaluation import Evaluation, evaluate
 from .analysis.offsets import OffsetSpikeReport, offset_spike_report
+from .analysis.readout import early_exit
+from .analysis.settling import settling_step
 from .analysis.statistics import NetworkStatistics
 from .calibration.light import fit_light
 from .calibration.mean_potentials import fit_potentials
@@ -24,8 +28,12 @@ from .neuron import IFNode
 from .qcfs import QCFS
 from .training.fine_tuning import FineTuning, fine_tune
 
+__version__ = own_version()
+
 __all__ = [
     "QCFS",
+    "Confidence",
+    "ConfidenceFit",
     "ConversionError",
     "ConversionReport",
     "EnergyReport",
@@ -40,8 +48,10 @@ __all__ = [
     "calibrate_thresholds",
     "convert",
     "data",
+    "early_exit",
     "evaluate",
     "fine_tune",
+    "fit_confidence",
     "fit_light",
     "fit_potentials",
     "fit_rate_shift",
@@ -50,8 +60,10 @@ __all__ = [
     "functional",
     "load_network",
     "load_thresholds",
+    "methods",
     "models",
     "offset_spike_report",
     "save_thresholds",
+    "settling_step",
     "spread_v_init",
 ]

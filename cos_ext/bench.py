@@ -21,8 +21,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import functional as F
+from ._build import build_info
 from ._files import check_target, write_json
-from ._ops import build_info
 
 
 def plain_if(x: Tensor, theta: float) -> Tensor:

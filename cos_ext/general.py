@@ -38,14 +38,15 @@ class Neuron:
               Q(d) = -k \text{ where } d < -w - (k-1)\theta, \quad k \ge 1 \text{ the largest}
 
     With levels (0, 1) and nothing else set, it is the integrate-and-fire neuron of
-    :func:`~cos_ext.functional.if_forward`, bit for bit.
+    :func:`~cos_ext.functional.if_forward`, bit for bit: in float16 and bfloat16 where θ is a number
+    of the dtype, for here a reset takes off what was sent.
 
     Args:
         levels: (s_min, s_max), the fewest and the most levels of a step; s_min <= 0, s_max >= 1,
             within 2^20, and times T within 2^24.
-        upper: u in units of θ, > 0.
-        lower: w in units of θ, >= 0: a negative level leaves where m < -w. Needed where s_min < 0;
-            None where it is 0.
+        upper: u in units of θ, > 0, at most 2^20.
+        lower: w in units of θ, >= 0, at most 2^20: a negative level leaves where m < -w. Needed
+            where s_min < 0; None where it is 0.
         strict: a negative level leaves where m < -w, or, False, where m <= -w.
         count: (n_min, n_max), bounds of the running count n; None is no bound.
         emitted: e, the value of one level. A float, or a tensor that broadcasts to the neurons;
@@ -97,9 +98,11 @@ class Neuron:
             most = whole("n_max", most, 0, 2**24, or_=" or None")
         self._set(levels=(low, high), count=(fewest, most))
         self._set(upper=_positive("upper", self.upper), leak=_positive("leak", self.leak))
+        if self.upper > MOST_LEVELS:
+            raise ValueError(f"upper must be <= {MOST_LEVELS}, got {self.upper}")
         self._check_lower()
         for name in ("strict", "prediction", "gated"):
-            if getattr(self, name) not in (True, False):
+            if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         self._set(silent=whole("silent", self.silent, 0))
         self._check_ladder()
@@ -118,8 +121,8 @@ class Neuron:
         if not negative:
             raise ValueError(f"lower needs negative levels, got levels={self.levels}")
         lower = real("lower", self.lower, or_=" or None")
-        if not 0 <= lower < math.inf:
-            raise ValueError(f"lower must be >= 0 and finite, got {lower}")
+        if not 0 <= lower <= MOST_LEVELS:
+            raise ValueError(f"lower must be >= 0 and <= {MOST_LEVELS}, got {lower}")
         self._set(lower=lower)
 
     def _check_ladder(self) -> None:
@@ -157,6 +160,13 @@ class Neuron:
         """Whether it is the integrate-and-fire neuron."""
         own = all(getattr(self, each.name) == each.default for each in fields(self))
         return own and self.emitted is None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its potential is all that it carries from step to step."""
+        in_time = self.step_bias is not None or self.step_scale is not None or self.silent > 0
+        counts = self.count != (None, None) or self.gated or self.prediction
+        return not (in_time or counts)
 
     @property
     def described(self) -> dict[str, Any]:

@@ -18,11 +18,20 @@ from ._functional.currents import composed
 from ._neuron.general import Fused, complete, keep_tensors
 from ._neuron.kept import Kept, parameters_for
 from ._neuron.layer import sizes_of, spikes_or_currents
-from ._neuron.parameters import LEARNED, check_set, light_bias, load_into, operands, own, parameter
+from ._neuron.parameters import (
+    LEARNED,
+    check_set,
+    light_bias,
+    load_into,
+    operands,
+    own,
+    parameter,
+    start_of,
+)
 from ._neuron.parameters import learn as make_parameters
 from ._neuron.runs import NOBODY, Watch, note_call, tell, watch
 from ._neuron.settings import LATER, Settings, check_settings, shown, warn_left, watch_steps
-from ._neuron.simulation import over_time, simulate, simulate_on, single_step, window_of
+from ._neuron.simulation import now, over_time, simulate, simulate_on, single_step, window_of
 from .general import TENSORS, Neuron
 from .surrogate import ATan, check_surrogate
 
@@ -86,7 +95,9 @@ class IFNode(nn.Module):
     exact one with the rounded thresholds. Other residuals than these would be lost at every spike.
 
     ``v_threshold`` and ``v_init`` are buffers unless they are learned, and part of the state_dict;
-    so is ``bias``, the current of "light", once it is there.
+    so is ``bias``, the current of "light", once it is there. θ's values are looked at where it is
+    set, converted or loaded, and on a CPU by the first call after something was written to it. What
+    is written through ``.data`` is not noticed: write under ``torch.no_grad()``.
 
     In float32 with ``v_init=0., v_threshold=1.`` the output equals, spike for spike, that of a
     SpikingJelly ``neuron.IFNode(v_reset=None)`` that is fresh or reset.
@@ -218,9 +229,7 @@ class IFNode(nn.Module):
 
     @property
     def apart(self) -> bool:
-        """Whether what is fused runs in passes of its own now, so that the spikes come out as they
-        are: somebody looks at them.
-        """
+        """Whether what is fused runs in passes of its own now: somebody looks at the spikes."""
         return watch(self).apart
 
     def reset(self) -> None:
@@ -228,9 +237,7 @@ class IFNode(nn.Module):
         self.v = self.v_seq = None
 
     def detach(self) -> None:
-        """Keep the potential and cut it from the steps that led to it: no gradient goes further
-        back.
-        """
+        """Keep the potential, and let no gradient go further back."""
         self.v = None if self.v is None else self.v.detach()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -254,6 +261,7 @@ class IFNode(nn.Module):
         settings, watched = self._settings, watch(self)
         if watched is not NOBODY:
             note_call(self, x)
+            settings = now(settings, watched)
         if self.v is not None and settings["step_mode"] == "m" and not settings["keep_state"]:
             warn_left()
         operands: dict[str, Tensor] = {}
@@ -264,17 +272,11 @@ class IFNode(nn.Module):
             residual = None
         if settings["step_mode"] == "s":
             return self._single_step(x)
-        timesteps, first = settings["timesteps"], settings["time"] == "first"
-        if timesteps is not None and first and x.shape[:1] != (timesteps,):
-            raise ValueError(
-                f"the first dimension must be timesteps = {timesteps}, got shape {tuple(x.shape)}"
-            )
-        if timesteps is None or first:
-            return self._emit(x, owned, residual, operands, watched)
         x_seq = over_time(x, settings)
         added = None if residual is None else over_time(residual, settings)
         owned = owned and not settings["static_input"]
-        return self._emit(x_seq, owned, added, operands, watched).flatten(0, 1)
+        spikes = self._emit(x_seq, owned, added, operands, watched)
+        return spikes if x_seq is x else spikes.flatten(0, 1)
 
     def _emit(
         self,
@@ -284,15 +286,15 @@ class IFNode(nn.Module):
         operands: dict[str, Tensor],
         watched: Watch,
     ) -> Tensor:
-        """The spikes, pooled where convert() wants it; x_seq may be written over where owned.
-
-        What the active runs ask for is added up.
-        """
-        apart = watched.apart or self._goes_on
+        """The spikes, pooled where convert() wants it; x_seq may be written over where owned."""
+        portion = watched.steps is not None
+        apart = watched.apart or self._goes_on or portion
         window = None if apart else window_of(x_seq, self.pool, self._settings, watched.counts)
         inplace = owned and window is None and not watched.recorders
         how = (self.surrogate, self.detach_reset, inplace, watched.counts, watched.statistics)
         theta, v_init = self._parameters_for(x_seq)
+        if portion:
+            v_init = start_of(self, x_seq, v_init)
         if self._goes_on:
             kept = self.v if self._settings["keep_state"] else None
             gone = simulate_on(x_seq, kept, theta, v_init, self._settings, *how)
@@ -301,7 +303,7 @@ class IFNode(nn.Module):
         else:
             fused = Fused(operands.get("scale"), operands.get("bias"), residual, window)
             settings = complete(self, self._settings)
-            emitted = simulate(x_seq, theta, v_init, settings, fused, *how)
+            emitted = simulate(x_seq, theta, v_init, settings, fused, *how, portion)
         if watched is not NOBODY:
             tell(self, watched, x_seq, *emitted)
         spikes = emitted.spikes

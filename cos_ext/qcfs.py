@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _ops
+from ._build import unserved
 from ._numbers import real, whole
 
 NOISES = ("residual", "adaptor")
@@ -117,7 +118,7 @@ torch.library.register_autograd("cos_ext::qcfs_backward", _second, setup_context
 
 def _has_kernel(z: Tensor, threshold: Tensor) -> bool:
     served = z.device.type in ("cpu", "meta") or (
-        z.device.type == "cuda" and _ops.cuda_unavailable() is None
+        z.device.type == "cuda" and unserved(z.device) is None
     )
     if threshold.dim() or z.device != threshold.device or not served:
         return False

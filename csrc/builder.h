@@ -32,7 +32,7 @@ inline Tensor empty_like_as(const Tensor& like, ScalarType type) {
   using torch::stable::detail::from;
   const StableIValue none = from(std::nullopt);
   std::array<StableIValue, 6> stack{from(like), from(std::optional<ScalarType>(type)), none, none, none, none};
-  STD_TORCH_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION) == 0, "empty_like failed");
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
@@ -127,7 +127,7 @@ class Builder {
   // Makes general neurons of them (core/general.h). Must come before emit().
   void general(const General& of, const std::optional<Tensor>& emitted, const std::optional<Tensor>& step_bias,
                const std::optional<Tensor>& step_scale) {
-    check_general(of, x_.size(0), emitted.has_value(), step_scale.has_value());
+    check_general(of, std::max(x_.size(0), job_.rho), emitted.has_value(), step_scale.has_value());
     if (emitted) check_parameter("emitted", *emitted, x_);
     if (step_bias) check_step_bias(*step_bias, x_);
     if (step_scale) check_step_scale(*step_scale, x_);

@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "core/dtypes.h"
-#include "core/general.h"
 #include "core/statistics.h"
+#include "general_rule.h"
 #include "job.h"
 
 namespace cos_ext {
@@ -107,19 +107,8 @@ inline void check_emission(int64_t emission, bool return_v, Emission last) {
 }
 
 inline void check_general(const General& of, int64_t steps, bool emitted, bool scales) {
-  STD_TORCH_CHECK(of.s_min <= 0 && of.s_max >= 1 && of.s_min >= -kMostLevels && of.s_max <= kMostLevels,
-                  "levels must be s_min <= 0 and s_max >= 1, within 2^20, got ", of.s_min, " and ", of.s_max);
-  STD_TORCH_CHECK(std::max(-of.s_min, of.s_max) * static_cast<double>(steps) <= kMaxSteps,
-                  "levels times steps must be at most 2^24, got ", of.s_min, " and ", of.s_max, " in ", steps, " steps");
-  STD_TORCH_CHECK(of.n_min <= 0 && of.n_max >= 0, "count must allow 0, got ", of.n_min, " and ", of.n_max);
-  STD_TORCH_CHECK(of.upper > 0 && of.upper < INFINITY, "upper must be positive and finite, got ", of.upper);
-  STD_TORCH_CHECK(of.s_min < 0 ? of.lower >= 0 && of.lower < INFINITY : of.lower == INFINITY,
-                  "lower must be >= 0 and finite with negative levels, inf without, got ", of.lower);
-  STD_TORCH_CHECK(of.leak > 0 && of.leak < INFINITY, "leak must be positive and finite, got ", of.leak);
-  STD_TORCH_CHECK(of.rungs >= 0 && of.rungs <= kMostRungs, "rungs must lie in 0..", kMostRungs, ", got ", of.rungs);
-  STD_TORCH_CHECK(of.ratio > 0.5 && of.ratio <= 1, "ratio must lie in (1/2, 1], got ", of.ratio);
-  STD_TORCH_CHECK(of.silent >= 0, "silent must be >= 0, got ", of.silent);
-  STD_TORCH_CHECK(!emitted || (!of.rungs && !scales), "a ladder, and scales by step, emit what they take off");
+  const char* const fault = fault_of(of, steps, emitted, scales);
+  STD_TORCH_CHECK(!fault, fault ? fault : "");
 }
 inline void check_step_bias(const Tensor& bias, const Tensor& x) {
   STD_TORCH_CHECK(bias.dim() >= 1 && bias.size(0) == x.size(0), "step_bias must have a value for each of the ", x.size(0),
@@ -133,15 +122,9 @@ inline void check_step_scale(const Tensor& scale, const Tensor& x) {
       scale.scalar_type() == ScalarType::Double && scale.dim() == 1 && scale.is_contiguous() && scale.size(0) == x.size(0),
       "step_scale must be float64 [T], contiguous");
 }
-// What is defined together with calibration.
-inline void check_general_calibration(const General& of, int64_t rho, int64_t emission, bool hard, bool scales) {
-  STD_TORCH_CHECK(!rho || (of.leak == 1 && !of.rungs && !of.prediction && !of.silent && !hard && !scales),
-                  "calibration needs soft reset and levels: no leak, ladder, prediction, silent steps or scales by step");
-  const bool bounded = of.n_min > -INFINITY || of.n_max < INFINITY;
-  STD_TORCH_CHECK(!rho || emission || (of.upper == 1 && !bounded),
-                  "emission 0 (calibrated) needs upper = 1 and no bounds of the count");
-  STD_TORCH_CHECK(emission != static_cast<int64_t>(Emission::Block) || !bounded,
-                  "emission 3 (block) needs no bounds of the count");
+inline void check_general_calibration(const General& of, int64_t rho, int64_t emission, bool hard, bool scales, bool starts) {
+  const char* const fault = calibration_fault(of, rho, static_cast<Emission>(emission), hard, scales, starts);
+  STD_TORCH_CHECK(!fault, fault ? fault : "");
 }
 
 inline void check_surrogate(int64_t surrogate, double alpha) {

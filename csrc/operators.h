@@ -4,9 +4,11 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 
+#include "box.h"
 #include "builder.h"
 
 namespace cos_ext {
@@ -109,13 +111,14 @@ struct Operators {
     build.hard_reset(v_reset);
     if (static_cast<Emission>(emission) == Emission::Rate) {
       STD_TORCH_CHECK(x.size(0) == 1, "x_mean must be [1, *neurons]");
+      STD_TORCH_CHECK(!step_bias && !return_v && !return_count, "emission 4 (rate) has no steps: no step_bias, v or count");
       build.rate(rho);
     } else {
       if (rho) build.calibrate(rho, iterations);
       STD_TORCH_CHECK(rho || emission == 0, "emission ", emission, " needs rho >= 1");
       build.emission(emission, return_v, Emission::Block);
     }
-    check_general_calibration(of, rho, emission, v_reset.has_value(), step_scale.has_value());
+    check_general_calibration(of, rho, emission, v_reset.has_value(), step_scale.has_value(), return_v_init || return_offset);
     build.general(of, emitted, step_bias, step_scale);
     build.fuse(scale, bias, residual);
     Tensor spikes = build.emit(inplace);
@@ -143,7 +146,7 @@ struct Operators {
     of.leak = leak;
     of.silent = silent;
     of.prediction = prediction;
-    of.rungs = static_cast<int32_t>(std::min<int64_t>(rungs, kMostRungs + 1));
+    of.rungs = static_cast<int32_t>(std::clamp<int64_t>(rungs, -1, kMostRungs + 1));
     of.ratio = ratio;
     of.gated = gated;
     return of;
@@ -229,16 +232,16 @@ struct Operators {
   }
 };
 
-#define COS_EXT_REGISTER(m, Launch)                                                     \
-  m.impl("if_forward", TORCH_BOX(&cos_ext::Operators<Launch>::if_forward));             \
-  m.impl("if_forward_", TORCH_BOX(&cos_ext::Operators<Launch>::if_forward_));           \
-  m.impl("if_backward", TORCH_BOX(&cos_ext::Operators<Launch>::if_backward));           \
-  m.impl("cos_forward", TORCH_BOX(&cos_ext::Operators<Launch>::cos_forward));           \
-  m.impl("cos_forward_", TORCH_BOX(&cos_ext::Operators<Launch>::cos_forward_));         \
-  m.impl("general_forward", TORCH_BOX(&cos_ext::Operators<Launch>::general_forward));   \
-  m.impl("general_forward_", TORCH_BOX(&cos_ext::Operators<Launch>::general_forward_)); \
-  m.impl("rate_forward", TORCH_BOX(&cos_ext::Operators<Launch>::rate_forward));         \
-  m.impl("rate_forward_", TORCH_BOX(&cos_ext::Operators<Launch>::rate_forward_));       \
-  m.impl("calibrate_v_init", TORCH_BOX(&cos_ext::Operators<Launch>::calibrate_v_init))
+#define COS_EXT_REGISTER(m, Launch)                                                       \
+  m.impl("if_forward", COS_EXT_BOX(&cos_ext::Operators<Launch>::if_forward));             \
+  m.impl("if_forward_", COS_EXT_BOX(&cos_ext::Operators<Launch>::if_forward_));           \
+  m.impl("if_backward", COS_EXT_BOX(&cos_ext::Operators<Launch>::if_backward));           \
+  m.impl("cos_forward", COS_EXT_BOX(&cos_ext::Operators<Launch>::cos_forward));           \
+  m.impl("cos_forward_", COS_EXT_BOX(&cos_ext::Operators<Launch>::cos_forward_));         \
+  m.impl("general_forward", COS_EXT_BOX(&cos_ext::Operators<Launch>::general_forward));   \
+  m.impl("general_forward_", COS_EXT_BOX(&cos_ext::Operators<Launch>::general_forward_)); \
+  m.impl("rate_forward", COS_EXT_BOX(&cos_ext::Operators<Launch>::rate_forward));         \
+  m.impl("rate_forward_", COS_EXT_BOX(&cos_ext::Operators<Launch>::rate_forward_));       \
+  m.impl("calibrate_v_init", COS_EXT_BOX(&cos_ext::Operators<Launch>::calibrate_v_init))
 
 }  // namespace cos_ext

@@ -60,8 +60,8 @@ struct QcfsOperators {
   }
 };
 
-#define COS_EXT_REGISTER_QCFS(m, Launch)                               \
-  m.impl("qcfs", TORCH_BOX(&cos_ext::QcfsOperators<Launch>::forward)); \
-  m.impl("qcfs_backward", TORCH_BOX(&cos_ext::QcfsOperators<Launch>::backward))
+#define COS_EXT_REGISTER_QCFS(m, Launch)                                 \
+  m.impl("qcfs", COS_EXT_BOX(&cos_ext::QcfsOperators<Launch>::forward)); \
+  m.impl("qcfs_backward", COS_EXT_BOX(&cos_ext::QcfsOperators<Launch>::backward))
 
 }  // namespace cos_ext

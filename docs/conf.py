@@ -21,8 +21,8 @@ sys.path.insert(0, str(ROOT))  # the sources beside this file, whatever is insta
 project = "cos_ext"
 author = "The cos_ext authors"
 copyright = "2026, The cos_ext authors"
-settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-version = release = re.search(r'^version = "(.+)"$', settings, re.MULTILINE)[1]
+settings = (ROOT / "setup.py").read_text(encoding="utf-8")
+version = release = re.search(r'^VERSION = "(.+)"$', settings, re.MULTILINE)[1]
 
 extensions = [
     "myst_parser",

@@ -4,6 +4,8 @@ cannot be.
 
 import importlib.util
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -34,7 +36,11 @@ def toolkit(tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     (tmp_path / "include" / "cuda_runtime.h").touch()
     nvcc = tmp_path / "bin" / "nvcc"
-    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n")
+    offers = " ".join(f"compute_{arch}" for arch in (75, 80, 86, 87, 89, 90, 100, 103, 120, 121))
+    nvcc.write_text(
+        f'#!/bin/sh\n[ "$1" = --list-gpu-arch ] && printf "%s\\n" {offers} && exit\n'
+        "echo 'Cuda compilation tools, release 13.0, V13.0.88'\n"
+    )
     nvcc.chmod(0o755)
     return tmp_path
 
@@ -66,6 +72,19 @@ def test_force_cuda(build, toolkit, monkeypatch):
         build.cuda_decision("2.13.0+cu130", "13.0")
 
 
+def test_half_of_the_modules(build, monkeypatch):
+    modules = [SimpleNamespace(name=f"cos_ext.{name}") for name in ("_core", "_C", "_C_cuda")]
+    found = {}
+    for only in ("", "cpu", "cuda"):
+        monkeypatch.setenv("COS_EXT_ONLY", only)
+        found[only] = [module.name for module in build.chosen(modules)]
+    assert found["cpu"] == ["cos_ext._core", "cos_ext._C"] and found["cuda"] == ["cos_ext._C_cuda"]
+    assert found[""] == found["cpu"] + found["cuda"]
+    monkeypatch.setenv("COS_EXT_ONLY", "gpu")
+    with pytest.raises(SystemExit, match="COS_EXT_ONLY must be cpu or cuda, got 'gpu'"):
+        build.chosen(modules)
+
+
 def test_a_wrapper_on_the_path_is_asked_for_its_toolkit(
     build, toolkit, tmp_path_factory, monkeypatch
 ):
@@ -89,6 +108,45 @@ def test_arch_list(build):
     ]
     with pytest.raises(SystemExit, match="'Hopper' is not like 9.0"):
         build.arch_flags("8.0;Hopper")
+
+
+def test_the_default_architectures_are_what_nvcc_offers(build, toolkit, monkeypatch):
+    assert build.default_archs(toolkit) == "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+    nvcc = toolkit / "bin" / "nvcc"
+    nvcc.write_text("#!/bin/sh\nprintf '%s\\n' compute_50 compute_75 compute_80 compute_90a\n")
+    assert build.default_archs(toolkit) == "7.5;8.0+PTX"
+    nvcc.write_text("#!/bin/sh\necho compute_52\n")
+    with pytest.raises(SystemExit, match="knows none of 7.5.*it offers:\ncompute_52"):
+        build.default_archs(toolkit)
+
+
+def test_nvcc_compiles_architectures_at_once_where_cores_would_idle(build, monkeypatch):
+    files = len(build.UNITS) + 1
+    assert files == 9
+    for jobs, archs, expected in (
+        (2, "8.0;9.0", 1),
+        (2 * files, "8.0;9.0", 2),
+        (64 * files, "8.0;9.0+PTX", 3),
+    ):
+        monkeypatch.setenv("MAX_JOBS", str(jobs))
+        assert build.compile_threads(archs) == expected
+
+
+def test_every_dtype_and_family_of_kernels_is_a_file_of_its_own(build):
+    dtypes = ("bfloat16", "float16", "float32", "float64")
+    names = [f"{family}_{dtype}.cu" for family in ("backward", "forward") for dtype in dtypes]
+    assert [Path(unit).name for unit in build.UNITS] == names
+    for unit in build.UNITS:
+        assert (ROOT / unit).read_text().count("_UNIT(, ") == 1
+    launched = (ROOT / "csrc" / "cuda" / "ops_cuda.cu").read_text()
+    assert launched.count("_UNIT(extern, ") == len(names)
+
+
+def test_a_wheel_says_what_it_was_built_with(build):
+    for command in ("bdist_wheel", "editable_wheel", "dist_info"):
+        assert build.version_for(["setup.py", command], "CUDA 13.0") == f"{build.VERSION}+cu130"
+        assert build.version_for(["setup.py", command], None) == f"{build.VERSION}+cpu"
+    assert build.version_for(["setup.py", "sdist"], "CUDA 13.0") == build.VERSION
 
 
 def test_no_source_is_compiled_for_two_extensions(build, toolkit, monkeypatch):
@@ -193,6 +251,39 @@ def test_a_kernel_that_does_not_compile_fails_the_build(build, project):
     assert status != 0 and compiled["csrc/cpu/kernels_avx2.cpp"] == 1 and not linked
 
 
+# What gcc predefines for a feature, where it is not __FEATURE__; None: no instruction of its own.
+FEATURES = {
+    "GCC_HAVE_SYNC_COMPARE_AND_SWAP_16": "cmpxchg16b",
+    "LAHF_SAHF": "lahf_lm",
+    "SSE4_1": "sse4.1",
+    "SSE4_2": "sse4.2",
+    "CRC32": None,  # part of sse4.2
+    "BIGGEST_ALIGNMENT": None,
+    "EVEX256": None,  # gcc 14 and later, with avx512
+    "EVEX512": None,
+}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="x86-64 alone is dispatched")
+@pytest.mark.parametrize("level", ["v3", "v4"])
+def test_dispatch_asks_for_every_feature_that_the_compiler_may_use(level):
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("there is no g++ to ask")
+
+    def macros(*flags: str) -> set[str]:
+        command = [compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return set(re.findall(r"^#define __(\w+?)(?:__)? ", said, re.MULTILINE))
+
+    more = macros(f"-march=x86-64-{level}") - macros()
+    names = {FEATURES.get(name, name.lower()) for name in more if not name.startswith("FP_FAST")}
+    source = (ROOT / "csrc" / "cpu" / "dispatch.cpp").read_text()
+    asked = set(re.findall(r'__builtin_cpu_supports\("([^"]+)"\)', source))
+    assert {"avx2", "f16c", "lzcnt", "movbe"} <= names  # the compiler has answered
+    assert names - {None} <= asked
+
+
 @pytest.fixture
 def backend():
     pytest.importorskip("setuptools")
@@ -250,7 +341,8 @@ def without_torch(*arguments):
 
 def test_metadata_needs_no_torch_and_building_says_so():
     pytest.importorskip("setuptools")
-    name = without_torch("--name")
-    assert name.returncode == 0 and name.stdout.split()[-1] == "cos_ext"
+    name = without_torch("--name", "--version")
+    assert name.returncode == 0 and name.stdout.split()[-2] == "cos_ext"
+    assert f'VERSION = "{name.stdout.split()[-1]}"' in (ROOT / "setup.py").read_text()
     build = without_torch("build_ext")
     assert build.returncode != 0 and "builds against an installed torch >= 2.11" in build.stderr

@@ -12,11 +12,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # A room may import of its own level (if it is the same room) and of lower ones. A file or folder of
 # cos_ext that is not named here is an error: say where it stands.
 LEVELS = {
+    "_images": 0,
     "_ops": 0,
+    "_build": 1,
     "_files": 0,
     "_tables": 0,
     "_numbers": 0,
     "_batches": 0,
+    "_fakes": 1,
     "_loops": 1,
     "surrogate": 1,
     "general": 1,
@@ -30,15 +33,16 @@ LEVELS = {
     "data": 6,
     "models": 6,
     "network": 7,
-    "conversion": 8,
-    "calibration": 9,
-    "analysis": 9,
-    "training": 9,
-    "bench": 10,
-    "_commands": 11,
-    "cli": 12,
-    "__init__": 13,
-    "__main__": 13,
+    "methods": 8,
+    "conversion": 9,
+    "calibration": 10,
+    "analysis": 10,
+    "training": 10,
+    "bench": 11,
+    "_commands": 12,
+    "cli": 13,
+    "__init__": 14,
+    "__main__": 14,
 }
 LIMIT = 400  # lines of a file
 

@@ -38,7 +38,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     for fuse in (False, True)
 }
 DENSE = "cos_ext, fused, dense"  # the default with dense convolutions
-NETWORKS[DENSE] = NETWORKS["cos_ext, fused"]
+CAPTURED = "cos_ext, fused, captured"  # the default as one CUDA graph
+NETWORKS[DENSE] = NETWORKS[CAPTURED] = NETWORKS["cos_ext, fused"]
 RIVALS = (PLAIN, PEER, COMPILED)
 ROWS = (ANN, FLOOR, *NETWORKS, *RIVALS)
 

@@ -20,6 +20,7 @@ from cos_ext import calibrate_thresholds, convert, data, models
 from . import peer
 from .cases import (
     ANN,
+    CAPTURED,
     COMPILED,
     DENSE,
     FLOOR,
@@ -30,6 +31,7 @@ from .cases import (
     SHIPPED,
     TRAINED,
     Case,
+    Missing,
 )
 from .neurons import Handed, PlainNeurons
 
@@ -103,7 +105,12 @@ class Contestants:
             module = peer.converted(self._relu(), self.calibration_images, self.case, *mode)
             module = module.to(memory_format=LAYOUTS[layout])
             return peer.run(module, images, self.case.timesteps, *mode)
+        if row == CAPTURED and self.case.device != "cuda":
+            raise Missing("a graph needs CUDA")
         module = self._module(row).to(memory_format=LAYOUTS[layout])
+        if row == CAPTURED:
+            captured = module.capture(images)
+            return lambda: captured(images)
         if row == COMPILED:
             module = torch.compile(module, dynamic=False)
         return lambda: module(images)

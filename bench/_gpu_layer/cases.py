@@ -29,6 +29,21 @@ SJ_NODE, SJ_STATE, SJ_OLD = (
     "SpikingJelly 2, f32 state",
     "SpikingJelly 0.0.0.0.14",
 )
+BACK, LEARN, LEARN_LOOP, LEARN_SJ, LEARN_OLD = (
+    "if_backward",
+    "forwards and backwards",
+    "torch loop, both ways",
+    "SpikingJelly 2, both ways",
+    "SpikingJelly 0.0.0.0.14 cupy, both ways",
+)
+QUANTISE, QUANTISE_BACK, QCFS_LEARN, QCFS_PLAIN, QCFS_COMPILED = (
+    "qcfs",
+    "qcfs_backward",
+    "QCFS, both ways",
+    "torch QCFS, both ways",
+    "torch.compile QCFS, both ways",
+)
+OURS = ("copy", "if_forward", "cos_forward", BACK, LEARN, QUANTISE, QUANTISE_BACK, QCFS_LEARN)
 Row = dict[str, Any]
 
 

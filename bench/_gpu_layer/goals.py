@@ -8,7 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .cases import CALIBRATION, COMPILED, COMPILED_CALIBRATION, LARGE, MIB, NAMES, SJ_NODE, Row
+from .cases import (
+    BACK,
+    CALIBRATION,
+    COMPILED,
+    COMPILED_CALIBRATION,
+    LARGE,
+    LEARN_OLD,
+    LEARN_SJ,
+    MIB,
+    NAMES,
+    QUANTISE,
+    QUANTISE_BACK,
+    SJ_NODE,
+    Row,
+)
 from .rows import case_of, described, find, ratios
 
 Values = list[tuple[float, str]]  # a figure, and the row it comes from
@@ -16,7 +30,7 @@ Values = list[tuple[float, str]]  # a figure, and the row it comes from
 
 def targets(rows: list[Row], small: list[Row]) -> list[Row]:
     """Every goal with its worst figure: of large layers, of peers, of small layers."""
-    return [*_large_layers(rows), *_peers(rows), *_small_layers(small)]
+    return [*_large_layers(rows), *_learning(rows), *_peers(rows), *_small_layers(small)]
 
 
 def _line(
@@ -80,6 +94,22 @@ def _large_layers(rows: list[Row]) -> list[Row]:
     ]
 
 
+def _learning(rows: list[Row]) -> list[Row]:
+    def copies(call: str, steps: int) -> Values:
+        return [
+            (row["percent_of_copy"], described(row))
+            for row in rows
+            if row["call"] == call
+            and row["timesteps"] <= steps
+            and row["mib"] * MIB >= LARGE
+            and "percent_of_copy" in row
+        ]
+
+    # Beyond eight steps x is read twice (csrc/cuda/learning.cuh).
+    names = {BACK: "if_backward, T <= 8", QUANTISE: QUANTISE, QUANTISE_BACK: QUANTISE_BACK}
+    return [at_least(f"{names[call]}, of copy", 92, copies(call, 8), "%") for call in names]
+
+
 def _peers(rows: list[Row]) -> list[Row]:
     def times(*calls: str, **options: Any) -> Values:
         return [(ratio, described(row)) for ratio, row in ratios(rows, *calls, **options)]
@@ -88,6 +118,7 @@ def _peers(rows: list[Row]) -> list[Row]:
     return [
         at_least("SpikingJelly 2 IFNode, f32", 1.4, times(SJ_NODE, dtypes=("f32",)), "x"),
         at_least("SpikingJelly 2 IFNode, f16 and bf16", 4, half, "x"),
+        at_least("SpikingJelly, both ways", 1, times(LEARN_SJ, LEARN_OLD), "x"),
         at_least("torch.compile's best", 1, times(COMPILED, COMPILED_CALIBRATION), "x"),
         at_least("calibration in plain torch", 40, times(CALIBRATION), "x"),
     ]
@@ -104,7 +135,7 @@ def _small_layers(small: list[Row]) -> list[Row]:
         peers = [
             other
             for other in small
-            if other["call"].startswith("torch")
+            if other["call"].startswith("torch.compile")
             and case_of(other) == case_of(row)
             and "device_us" in other
             and "host_us" in other

@@ -26,7 +26,7 @@ def kernels(run: Run, case: Case) -> None:
     """
     inputs = run.inputs(case)
     x, theta = inputs.x, inputs.theta
-    _copy(run, case, x)
+    copy(run, case, x)
     watched = [rho for rho in (4, 8) if rho <= case.timesteps] or [case.timesteps]
     forms: list[tuple[str, Row]] = [("if_forward", {})]
     forms += [("cos_forward", {"rho": rho, "iterations": k}) for rho in watched for k in (1, None)]
@@ -59,7 +59,7 @@ def kernels(run: Run, case: Case) -> None:
         )
 
 
-def _copy(run: Run, case: Case, x: list[Tensor]) -> None:
+def copy(run: Run, case: Case, x: list[Tensor]) -> None:
     """The copy that a case is held against: of all steps, and once for all thresholds."""
     if find(run.rows, call="copy", **case.facts() | {"v_threshold": "scalar", "static": False}):
         return

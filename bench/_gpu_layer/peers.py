@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cos_ext import bench
 
-from .cases import SJ_NODE, SJ_OLD, SJ_STATE, THETA
+from .cases import LEARN_OLD, LEARN_SJ, SJ_NODE, SJ_OLD, SJ_STATE, THETA
 from .rows import brief
 
 
@@ -33,11 +33,13 @@ class Peers:
     """
 
     def __init__(self, wheels: str | None, device: str) -> None:
+        self.cuda = device == "cuda"
         self.skipped: dict[str, str] = {}
         self.notes: dict[str, Any] = {}
         self.versions: dict[str, str] = {}
         self.new: Any = None  # spikingjelly.activation_based of version 2
         self.old: Any = None  # the same of version 0.0.0.0.14
+        self.atan: dict[Any, Any] = {}  # of each
         self._folder = tempfile.TemporaryDirectory()  # alive as long as the modules are
         own = self._unpack(wheels)
         if not own and importlib.util.find_spec("spikingjelly") is not None:
@@ -82,6 +84,8 @@ class Peers:
             sys.path.insert(0, str(path))
         try:
             module = importlib.import_module("spikingjelly.activation_based.neuron")
+            surrogate = importlib.import_module("spikingjelly.activation_based.surrogate")
+            self.atan[module] = surrogate.ATan
             if version.startswith("0."):
                 self.old = module
                 importlib.import_module("spikingjelly.activation_based.functional")
@@ -109,6 +113,24 @@ class Peers:
                 forms[f"{SJ_OLD} cupy"] = (lambda x: self._old_node(x, "cupy"), single)
         return forms
 
+    def learners(self, dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Its neurons with ATan and a soft reset that is detached, by name. They start from 0."""
+        learners = {}
+        if self.new is not None:
+            learners[LEARN_SJ] = functools.partial(self._learner, self.new)
+        if self.old is not None and self.cuda and dtype != torch.bfloat16:
+            learners[LEARN_OLD] = functools.partial(self._learner, self.old, backend="cupy")
+        return learners
+
+    def _learner(self, module: Any, x: Tensor, **options: Any) -> Tensor:
+        _give_numpy_int()
+        options |= {
+            "v_threshold": THETA,
+            "v_reset": None,
+            "surrogate_function": self.atan[module](),
+        }
+        return module.IFNode(detach_reset=True, step_mode="m", **options)(x)
+
     def _new_node(self, x: Tensor) -> Call:
         call = bench.spikingjelly_if(x, THETA)
         if call is None:
@@ -134,6 +156,10 @@ class Peers:
             with torch.no_grad():
                 return node(x)
 
-        if backend == "cupy" and not hasattr(np, "int"):
-            np.int = int  # it asks for this name, which NumPy took away
+        _give_numpy_int()
         return call
+
+
+def _give_numpy_int() -> None:
+    if not hasattr(np, "int"):
+        np.int = int  # its cupy back end asks for this name, which NumPy took away

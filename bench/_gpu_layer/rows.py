@@ -11,7 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cases import LARGE, MIB, Case, Row
+from .cases import (
+    LARGE,
+    LEARN,
+    LEARN_LOOP,
+    LEARN_OLD,
+    LEARN_SJ,
+    MIB,
+    QCFS_COMPILED,
+    QCFS_LEARN,
+    QCFS_PLAIN,
+    Case,
+    Row,
+)
 
 
 def brief(error: Exception) -> str:
@@ -67,8 +79,17 @@ def described(row: Row) -> str:
     return ", ".join(words + ["static"] * row["static"])
 
 
+# Peers that learn, and what of ours does their work.
+LEARNING = {
+    **dict.fromkeys((LEARN_LOOP, LEARN_SJ, LEARN_OLD), LEARN),
+    **dict.fromkeys((QCFS_PLAIN, QCFS_COMPILED), QCFS_LEARN),
+}
+
+
 def ours_for(rows: list[Row], peer: Row) -> Row | None:
     """Our out-of-place row that does a peer's work."""
+    if peer["call"] in LEARNING:
+        return find(rows, call=LEARNING[peer["call"]], **case_of(peer))
     if "rho" in peer:
         return find(
             rows, call="cos_forward", inplace=False, rho=peer["rho"], iterations=1, **case_of(peer)

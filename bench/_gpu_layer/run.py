@@ -18,7 +18,7 @@ import torch
 from _shared import records
 from _shared.timing import Call
 
-from .cases import COMPILED, Case, Inputs, Row, grid
+from .cases import OURS, Case, Inputs, Row, grid
 from .clocks import CpuClock, CudaClock
 from .goals import targets
 from .peers import Peers
@@ -33,7 +33,8 @@ class Job(NamedTuple):
     name: str
     measure: Callable[[Run, Case], None]
     case: Case
-    needed: float  # seconds that must be left to begin it
+    needed: float = 0  # seconds that must be left to begin it
+    compiles: bool = False  # nothing but torch.compile
 
 
 class Run:
@@ -58,16 +59,15 @@ class Run:
         self.small: list[Row] = []
         self.errors: list[str] = []
         self.left_out: list[str] = []
-        self.targets: list[Row] = []
         self.facts: Row = {}
 
     def execute(self, jobs: Iterable[Job]) -> None:
         # `timeout` ends a run with it: what was measured is still reported.
         signal.signal(signal.SIGTERM, _stop)
         stopped = ""
-        for name, measure, case, needed in jobs:
+        for name, measure, case, needed, compiles in jobs:
             label = f"{name}: {case}"
-            if name == COMPILED and not self.compiled:
+            if compiles and not self.compiled:
                 continue
             if stopped or time.monotonic() + needed > self.deadline:
                 self.left_out.append(label)
@@ -84,7 +84,7 @@ class Run:
                 stopped = str(error)
                 self.errors.append(f"{label}: {stopped}")
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the report is next
-        self.targets = targets(self.rows, self.small)
+        self.save()
 
     def release(self) -> None:
         gc.collect()
@@ -109,26 +109,24 @@ class Run:
             except RuntimeError as lost:
                 raise Stopped(f"the CUDA context is lost: {brief(lost)}") from error
 
-    def save(self, last: bool = False) -> None:
-        """Writes the JSON file; complete only the last time, but there is something after a kill
-        too.
-        """
-        if self.path is None:
-            return
-        for row in self.rows if last else ():
-            if row["call"] in ("copy", "if_forward", "cos_forward") or "median_us" not in row:
-                continue
-            ours = ours_for(self.rows, row)
-            if ours:
+    def save(self) -> None:
+        """Writes the JSON file, all of it or nothing: what was measured outlives a kill."""
+        if self.path is not None:
+            records.write(self.path, self.record(), compact=("small_layers", "rows"))
+
+    def record(self) -> Row:
+        for row in self.rows:
+            ours = ours_for(self.rows, row) if row["call"] not in OURS else None
+            if ours and "median_us" in row:
                 row["times_ours"] = row["median_us"] / ours["median_us"]
         small, rows = (
             [{key: rounded(value) for key, value in row.items()} for row in rows]
             for rows in (self.small, self.rows)
         )
-        found = {
+        return {
             **self.facts,
             "seconds": time.monotonic() - self.started,
-            "targets": self.targets,
+            "targets": targets(self.rows, self.small),
             "errors": self.errors,
             "left_out": self.left_out,
             "peers_skipped": self.peers.skipped,
@@ -136,7 +134,6 @@ class Run:
             "small_layers": small,
             "rows": rows,
         }
-        records.write(self.path, found, compact=("small_layers", "rows"))
 
     # Measuring
 

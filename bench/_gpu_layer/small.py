@@ -6,13 +6,14 @@ Large layers are kernels.py's and rivals.py's.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from _shared.timing import Call
 from torch import Tensor
 
+import cos_ext
 from cos_ext import functional as F
 from cos_ext import reference
 
@@ -23,26 +24,47 @@ from .plain import compile_, plain_loop, plain_stack
 from .rows import brief, differs
 from .run import Run
 
+RELU, NODE = "torch.relu", "IFNode"
+
 
 def small_layer(run: Run, case: Case) -> None:
     """Microseconds a call: on the host, on the device back to back, and on the device inside a
     captured graph.
     """
-    inputs = run.inputs(case)
     rho = {"rho": min(4, case.timesteps), "iterations": None}
-    forms: dict[str, Callable[[Tensor], Any]] = {
-        "if_forward": lambda one: F.if_forward(one, THETA),
-        "if_forward, in place": lambda one: F.if_forward(one, THETA, inplace=True),
-        f"cos_forward, rho = {rho['rho']}, exact": lambda one: F.cos_forward(one, THETA, **rho),
-    }
-    if run.compiled:
-        forms |= {
-            "torch.compile, loop": compile_(plain_loop, "default"),
-            "torch.compile, stack": compile_(plain_stack, "default"),
-        }
+    node = cos_ext.IFNode(THETA, v_init=None).to(run.clock.device)
+    _measure(
+        run,
+        case,
+        {
+            RELU: torch.relu,
+            "if_forward": lambda one: F.if_forward(one, THETA),
+            "if_forward, in place": lambda one: F.if_forward(one, THETA, inplace=True),
+            f"cos_forward, rho = {rho['rho']}, exact": lambda one: F.cos_forward(one, THETA, **rho),
+            NODE: node,
+        },
+        rho,
+    )
+
+
+def small_peers(run: Run, case: Case) -> None:
+    """The same of torch.compile."""
+    forms = {"loop": plain_loop, "stack": plain_stack}
+    _measure(
+        run, case, {f"torch.compile, {name}": compile_(f, "default") for name, f in forms.items()}
+    )
+    torch.compiler.reset()
+
+
+def _measure(
+    run: Run, case: Case, forms: Mapping[str, Callable[[Tensor], Any]], rho: Row | None = None
+) -> None:
+    inputs = run.inputs(case)
     for name, form in forms.items():
         if name.startswith("cos"):
-            expected = reference.cos_forward(inputs.x[0], THETA, **rho).spikes
+            expected = reference.cos_forward(inputs.x[0], THETA, **(rho or {})).spikes
+        elif name == RELU:
+            expected = inputs.x[0].clamp(0)
         else:
             expected = reference.if_forward(inputs.x[0], THETA).spikes
         row: Row = {"call": name, **case.facts()}
@@ -62,7 +84,6 @@ def small_layer(run: Run, case: Case) -> None:
             row["error"] = brief(error)
             failed = run.failed_peer if name.startswith("torch") else run.failed
             failed(f"small layer, {name} on {case}", error)
-    torch.compiler.reset()
 
 
 def _time(run: Run, row: Row, calls: list[Call], inplace: bool) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import nn
 
 from .. import data
+from .._build import build_info
 from .._files import write_figure, write_json
-from .._ops import build_info
 from .._tables import table
 from ..analysis.evaluation import Evaluation, evaluate
 from ..conversion.pipeline import convert

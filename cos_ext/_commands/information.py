@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .._ops import build_info
+from .._build import build_info
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -17,6 +17,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the facts, one a line."""
-    for key, value in build_info().items():
+    facts = build_info()
+    facts.update(facts.pop("cuda_devices"))
+    for key, value in facts.items():
         print(f"{key:18} {'-' if value in (None, '') else value}")
     return 0

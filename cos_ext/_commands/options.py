@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from .. import data, models
+from .._build import build_info
 from .._files import check_target
-from .._ops import build_info
 from ..data import distributed
 from ..training.state import beside
 

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._subclasses import FakeTensor
 
-from .. import _ops
+from .._build import unserved
 from .._numbers import whole
 from .._ops import state_dtype
 from .checks import FLOAT_DTYPES, MAX_FUSED_STEPS, MAX_STEPS, check_number, check_threshold
@@ -66,12 +68,12 @@ def prepared(
         check_parameter("v_init", init, x_seq)
     elif v_init is not None:
         init_value = check_number("v_init", v_init)
-    _check_no_gradient(x_seq, theta, init)
+    check_no_gradient(x_seq, theta, init)
     if inplace:
         _check_inplace(x_seq)
         for name, parameter in (("v_threshold", theta), ("v_init", init)):
             if parameter is not None:
-                _check_apart(name, parameter, x_seq)
+                check_apart(name, parameter, x_seq)
     return Arguments(x_seq, theta, theta_value, init, init_value)
 
 
@@ -126,7 +128,7 @@ def check_fused(
         )
     if inplace:
         for name, tensor in given.items():
-            _check_apart(name, tensor, x_seq)
+            check_apart(name, tensor, x_seq)
     windows = (0, 0) if pool is None else _windows(x_seq, pool, inplace, by_neuron)
     return scale, bias, residual, *windows
 
@@ -174,10 +176,10 @@ def _check_input(x_seq: Tensor, inplace: bool) -> None:
 
 def _check_served(device: torch.device) -> None:
     if device.type == "cuda":
-        reason = _ops.cuda_unavailable()
+        reason = unserved(device)
         if reason is not None:
             raise RuntimeError(
-                f"x_seq is on {device}, and this cos_ext has no CUDA kernels: {reason}"
+                f"x_seq is on {device}, and this cos_ext has no CUDA kernels for it: {reason}"
             )
     elif device.type not in ("cpu", "meta"):
         raise RuntimeError(f"x_seq is on {device}; cos_ext has kernels for cpu and cuda")
@@ -212,7 +214,7 @@ def _check_residual(residual: Tensor, x_seq: Tensor) -> None:
         )
 
 
-def _check_no_gradient(*given: Tensor | None) -> None:
+def check_no_gradient(*given: Tensor | None) -> None:
     grad, forward = torch.is_grad_enabled(), fwAD._current_level >= 0
     if not (grad or forward):
         return
@@ -270,7 +272,7 @@ def _check_inplace(x_seq: Tensor) -> None:
         reach += (size - 1) * stride
 
 
-def _check_apart(name: str, parameter: Tensor, x_seq: Tensor) -> None:
+def check_apart(name: str, parameter: Tensor, x_seq: Tensor) -> None:
     if not torch.compiler.is_compiling() and _overlap(parameter, x_seq):
         raise ValueError(f"{name} must not share memory with x_seq in place")
 
@@ -289,6 +291,4 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 
 
 def _is_fake(tensor: Tensor) -> bool:
-    return isinstance(
-        tensor, torch._subclasses.FakeTensor
-    ) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return isinstance(tensor, FakeTensor) or is_functorch_wrapped_tensor(tensor)

@@ -17,7 +17,15 @@ from .. import _ops
 from .._ops import state_dtype
 from ..general import Neuron
 from ..surrogate import check_surrogate
-from .arguments import check_fused, check_parameter, check_watch, mark_written, prepared
+from .arguments import (
+    check_apart,
+    check_fused,
+    check_no_gradient,
+    check_parameter,
+    check_watch,
+    mark_written,
+    prepared,
+)
 from .checks import (
     GENERAL_EMISSIONS,
     MAX_STEPS,
@@ -29,6 +37,8 @@ from .checks import (
 )
 from .currents import composed
 from .results import COSResult
+
+MOST_LEARNT = 1024  # levels in plain torch, each a step of the surrogate
 
 
 def neuron_forward(
@@ -76,6 +86,9 @@ def neuron_forward(
         return_count: return the levels sent up or down, ``[*neurons]``, int32: of a ladder, the
             rungs.
 
+    "calibrated" needs upper 1, no bounds of the count, and lower > 0 where strict is False; "block"
+    needs no bounds, and has no v_init and no offset_spikes.
+
     Returns:
         COSResult(spikes, v, spike_count, v_init, offset_spikes, None).
 
@@ -97,7 +110,8 @@ def neuron_forward(
     reset = None if v_reset is None else check_number("v_reset", v_reset)
     if not isinstance(neuron, Neuron):
         raise TypeError(f"neuron must be a cos_ext.Neuron, got {type(neuron).__name__}")
-    rounds = _check_watching(x_seq, neuron, reset, rho, iterations, emission, return_v)
+    rounds = _check_watching(x_seq, neuron, reset, rho, iterations, emission)
+    _check_results(emission, return_v, return_v_init or return_offset)
     extra = _extra(x_seq, neuron)
     if not rho and differentiates((x_seq, v_threshold, v_init, *extra[:2], scale, bias, residual)):
         return _gradient(
@@ -110,6 +124,7 @@ def neuron_forward(
         )
     given = prepared(x_seq, v_threshold, v_init, inplace, check_values)
     check_fused(x_seq, scale, bias, residual, None, inplace, False)
+    _check_extra(x_seq, extra, inplace)
     wanted = (return_v, return_count, return_v_init and rho > 0, return_offset and rho > 0)
     order = GENERAL_EMISSIONS.index(emission) if rho else 0
     own = (*as_operands(neuron), *extra)
@@ -127,6 +142,7 @@ def general_rate(
     """What :func:`~cos_ext.functional.rate_forward` is for the general neuron: the mean of its
     calibrated spikes over rho steps, from its mean input ``[*neurons]``.
     """
+    _check_levels(neuron, "rho", rho)
     x_seq = x_mean.unsqueeze(0)
     given = prepared(x_seq, v_threshold, v_init, inplace, check_values)
     own = (*as_operands(neuron), *_extra(x_seq, neuron))
@@ -193,17 +209,11 @@ def _check_watching(
     rho: int,
     iterations: int | None,
     emission: str,
-    return_v: bool,
 ) -> int:
     """Validate what must fit together; the iterations as the operator takes them."""
     check_choice("emission", emission, GENERAL_EMISSIONS)
     if isinstance(x_seq, Tensor) and x_seq.dim():
-        most = max(-neuron.levels[0], neuron.levels[1]) * x_seq.shape[0]
-        if most > MAX_STEPS:
-            raise ValueError(
-                f"levels times steps must be at most {MAX_STEPS}, got {neuron.levels} and "
-                f"{x_seq.shape[0]} steps"
-            )
+        _check_levels(neuron, "steps", x_seq.shape[0])
     if neuron.prediction and v_reset is not None:
         raise ValueError("prediction needs soft reset, got a v_reset")
     if rho == 0:
@@ -214,12 +224,40 @@ def _check_watching(
     check_watch("rho", rho, x_seq)
     if reason := uncalibrated(neuron, v_reset, emission):
         raise ValueError(f"rho must be 0 with {reason}, got {rho}")
+    return rounds
+
+
+def _check_results(emission: str, return_v: bool, return_start: bool) -> None:
+    """Validate that what is asked for is there."""
     if emission != "calibrated" and return_v:
         raise ValueError(
             f"return_v must be False with emission {emission!r}: only calibrated neurons have a "
             "potential"
         )
-    return rounds
+    if emission == "block" and return_start:
+        raise ValueError(
+            "return_v_init and return_offset must be False with emission 'block': it plans again "
+            "in every rho steps"
+        )
+
+
+def _check_levels(neuron: Neuron, name: str, steps: int) -> None:
+    """Validate that counts stay exact in float32."""
+    if max(-neuron.levels[0], neuron.levels[1]) * steps > MAX_STEPS:
+        raise ValueError(
+            f"levels times {name} must be at most {MAX_STEPS}, got {neuron.levels} and {steps}"
+        )
+
+
+def _check_extra(
+    x_seq: Tensor, extra: tuple[Tensor | None, Tensor | None, Tensor | None], inplace: bool
+) -> None:
+    """Validate what the neuron brings with it, as other operands are."""
+    emitted, step_bias, _ = extra
+    check_no_gradient(emitted, step_bias)
+    for name, tensor in (("emitted", emitted), ("step_bias", step_bias)):
+        if inplace and tensor is not None:
+            check_apart(name, tensor, x_seq)
 
 
 def uncalibrated(neuron: Neuron, v_reset: float | None, emission: str) -> str:
@@ -233,6 +271,10 @@ def uncalibrated(neuron: Neuron, v_reset: float | None, emission: str) -> str:
         "step_scale": neuron.step_scale is not None,
         "emission 'calibrated' and an upper other than 1": emission == "calibrated"
         and neuron.upper != 1,
+        # At a tie one shift by θ would move a neuron from 1 level to -1.
+        "emission 'calibrated', lower 0 and strict False": emission == "calibrated"
+        and neuron.lower == 0
+        and not neuron.strict,
         f"emission {emission!r} and a bounded count": emission in ("calibrated", "block")
         and neuron.count != (None, None),
     }
@@ -254,6 +296,11 @@ def _gradient(
         raise RuntimeError("a gradient is needed, which needs x_seq: inplace must be False")
     if neuron.ladder is not None:
         raise RuntimeError("a ladder has no gradient: an input requires one and grad mode is on")
+    if neuron.levels[1] - neuron.levels[0] > MOST_LEARNT:
+        raise RuntimeError(
+            f"more than {MOST_LEARNT} levels have no gradient, got {neuron.levels}: an input "
+            "requires one and grad mode is on"
+        )
     with torch.no_grad():
         prepared(x_seq, v_threshold, v_init, False, check_values)
         check_fused(x_seq, *fused, None, False, False)
@@ -320,9 +367,12 @@ def _levels(
         bound = -(neuron.lower * theta + k * theta)  # type: ignore[operator]
         below = d < bound if neuron.strict else d <= bound
         q = q - _step(surrogate, (bound - d) / theta, below)
-    floor = q.new_tensor(low) if fewest is None else (fewest - n).clamp(min=low)
-    ceiling = q.new_tensor(high) if most is None else (most - n).clamp(max=high)
-    return torch.minimum(torch.maximum(q, floor), ceiling)
+    # Not by minimum and maximum, whose gradient is halved where both are equal.
+    if fewest is not None:
+        q = torch.where(q < fewest - n, fewest - n, q)
+    if most is not None:
+        q = torch.where(q > most - n, most - n, q)
+    return q
 
 
 def _step(surrogate: Callable[[Tensor], Tensor], u: Tensor, reached: Tensor) -> Tensor:

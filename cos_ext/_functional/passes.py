@@ -116,24 +116,18 @@ def srp_pass(
     check_values: Check | None,
 ) -> IFResult:
     """srp_forward."""
-    given = prepared(x_seq, v_threshold, v_init, inplace, check_values)
+    prepared(x_seq, v_threshold, v_init, inplace, check_values)
     check_watch("tau", tau, x_seq)
     rest = (NOTHING, None, None, False, None)
     residual = if_pass(x_seq[:tau], v_threshold, v_init, None, False, True, False, *rest).v
     assert residual is not None  # it was asked for
-    init: float | Tensor
-    if given.init is not None:
-        init = given.init
-    elif given.init_value is not None:
-        init = given.init_value
-    elif isinstance(v_threshold, Tensor):
-        init = v_threshold.to(residual.dtype) / 2
+    init = v_threshold if v_init is None else v_init
+    # A number is filled in on the device: a tensor of it would be copied there, and waited for.
+    if isinstance(init, Tensor):
+        start = init.to(residual.dtype).expand_as(residual)
     else:
-        init = v_threshold / 2
-    start = torch.full_like(residual, -math.inf)
-    start = torch.where(
-        residual > 0, torch.as_tensor(init, dtype=start.dtype, device=start.device), start
-    )
+        start = torch.full_like(residual, float(init))
+    start = (start / 2 if v_init is None else start).masked_fill(~(residual > 0), -math.inf)
     return if_pass(x_seq, v_threshold, start, None, inplace, False, return_count, *rest)
 
 

@@ -16,10 +16,26 @@ from torch import Tensor
 
 from .. import _ops
 from .. import functional as F
-from .._functional.arguments import prepared
+from .._functional.arguments import Check, prepared
 from .._functional.checks import check_values, differentiates
 from .._functional.gradients import by_kernel, loop, tensors_of, wrapped
+from .._functional.passes import NOTHING, if_pass
 from ..surrogate import KERNELS, Surrogate
+
+
+def fitting(kept: Tensor, x: Tensor, shape: torch.Size) -> Tensor:
+    """A kept potential that fits neurons of this shape.
+
+    Raises:
+        ValueError: it does not.
+    """
+    fits = kept.shape == shape and kept.device == x.device
+    if not fits or kept.dtype != F.state_dtype(x.dtype):
+        raise ValueError(
+            f"x must fit the kept potential {kept.dtype} {tuple(kept.shape)} on {kept.device}, got "
+            f"{x.dtype} {tuple(shape)} on {x.device}; call reset() between inputs"
+        )
+    return kept
 
 
 def run_on(
@@ -30,6 +46,7 @@ def run_on(
     surrogate: Callable[[Tensor], Tensor],
     detach_reset: bool,
     inplace: bool = False,
+    check: Check | None = check_values,
 ) -> tuple[Tensor, Tensor]:
     """The spikes ``[T, *neurons]``, 0 or θ, and v(T) ``[*neurons]`` in the state dtype.
 
@@ -38,6 +55,7 @@ def run_on(
         theta, start: θ and v(0); tensors broadcast to ``[*neurons]``.
         v_reset, surrogate, detach_reset: as for :func:`cos_ext.functional.if_forward`.
         inplace: write the spikes over x_seq, where no gradient is needed.
+        check: looks at the values of theta; None: they were looked at.
 
     Raises:
         TypeError, ValueError, RuntimeError: as for :func:`cos_ext.functional.if_forward`.
@@ -46,22 +64,14 @@ def run_on(
     learns = differentiates(tensors)
     if learns and _has_kernel(tensors, surrogate) and math.isfinite(v_reset or 0.0):
         with torch.no_grad():
-            given = prepared(x_seq, theta, start, False, check_values)
+            given = prepared(x_seq, theta, start, False, check)
         x_seq, *others = tensors_of(given)
         steps = x_seq.shape[0]
         if x_seq.stride(0) == 0:  # the same at every step: read once, and one gradient
             x_seq = x_seq[:1]
         return _RunOn.apply(x_seq, *others, steps, v_reset, surrogate, detach_reset)
-    result = F.if_forward(
-        x_seq,
-        theta,
-        start,
-        v_reset=v_reset,
-        inplace=inplace and not learns,
-        return_v=True,
-        surrogate=surrogate,
-        detach_reset=detach_reset,
-    )
+    options = (v_reset, inplace and not learns, True, False, NOTHING, None)
+    result = if_pass(x_seq, theta, start, *options, surrogate, detach_reset, check)
     assert result.v is not None  # it was asked for
     return result.spikes, result.v
 

@@ -28,11 +28,14 @@ class Fused(NamedTuple):
 
 
 class Emitted(NamedTuple):
-    """The spikes of a pass; their number where it was asked for; the statistics likewise."""
+    """The spikes of a pass; their number, the statistics and the potential after it, each where it
+    was asked for.
+    """
 
     spikes: Tensor
     total: Tensor | None
     statistics: Tensor | None
+    v: Tensor | None = None
 
 
 def keep_tensors(node: nn.Module, neuron: Neuron | None) -> Neuron | None:
@@ -72,6 +75,7 @@ def simulate_general(
     inplace: bool,
     count: bool,
     keep_statistics: bool,
+    keep_v: bool,
 ) -> Emitted:
     """Simulate general neurons; arguments as for :func:`cos_ext._neuron.simulation.simulate`.
 
@@ -97,6 +101,7 @@ def simulate_general(
         iterations=settings["iterations"],
         emission=settings["emission"] if watch_steps(settings) else "calibrated",
         inplace=inplace and not differentiates(tensors),
+        return_v=keep_v,
         return_count=count,
         scale=fused.scale,
         bias=fused.bias,
@@ -105,4 +110,4 @@ def simulate_general(
         detach_reset=detach_reset,
     )
     total = None if result.spike_count is None else result.spike_count.sum()
-    return Emitted(result.spikes, total, None)
+    return Emitted(result.spikes, total, None, result.v)

@@ -1,4 +1,6 @@
-"""The tensors of a neuron, θ and v(0): made from what a user gives, and read from a state dict."""
+"""The tensors of a neuron, θ and v(0): made from what a user gives, and read from a state dict; and
+where a run starts from.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,8 @@ from .. import functional as F
 from .._functional.arguments import is_real
 from .._functional.checks import check_not_nan
 from .._numbers import real
+from .continuing import fitting
+from .runs import portion
 
 LEARNED = ("v_threshold", "v_init")
 
@@ -130,3 +134,14 @@ def load_into(
 def fit_together(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors broadcast with each other."""
     return all(m == n or 1 in (m, n) for m, n in zip(reversed(a.shape), reversed(b.shape)))
+
+
+def start_of(node: nn.Module, x_seq: Tensor, v_init: Tensor) -> Tensor:
+    """What neurons start from: in a portion the potential that they left, else v_init.
+
+    Raises:
+        ValueError: what they left does not fit x_seq.
+    """
+    now = portion()
+    kept = None if now is None else now.potentials.get(node)
+    return v_init if kept is None else fitting(kept, x_seq, x_seq.shape[1:])

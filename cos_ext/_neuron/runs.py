@@ -7,13 +7,15 @@ the callers' business.
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _global
 
 from .finite import unfit
+
+Steps = TypeVar("Steps", int, int | None)
 
 
 class Recorder(Protocol):
@@ -23,6 +25,20 @@ class Recorder(Protocol):
 
     def note(self, node: nn.Module, x_seq: Tensor, spikes: Tensor) -> None:
         """The currents and the spikes of one call, ``[T, B, ...]`` each."""
+
+
+class Portion:
+    """Some of a simulation's steps, and the potentials that neurons go on from and leave behind.
+
+    Args:
+        steps: how many, whatever the neurons' own settings say.
+        potentials: by node, ``[*neurons]`` in the state dtype; a node without one starts from its
+            v_init. After the portion, those after its last step.
+    """
+
+    def __init__(self, steps: int, potentials: dict[nn.Module, Tensor] | None = None) -> None:
+        self.steps = steps
+        self.potentials = {} if potentials is None else potentials
 
 
 class Run:
@@ -37,6 +53,7 @@ class Run:
             +inf.
         recorder: is given the currents and spikes of the neurons that it wants.
         waiting: the convolutions that hand their currents on before they are computed.
+        portion: the steps that are run, of a simulation that goes on.
     """
 
     def __init__(
@@ -49,8 +66,9 @@ class Run:
         calls: bool = False,
         recorder: Recorder | None = None,
         waiting: frozenset[nn.Module] = frozenset(),
+        portion: Portion | None = None,
     ) -> None:
-        self.waiting = waiting
+        self.waiting, self.portion = waiting, portion
         self.apart, self.keeps, self.recorder = apart, keeps, recorder
         self.counts, self.statistics, self.calls = counts, statistics, calls
         self.emitted: dict[nn.Module, tuple[Tensor, int]] = {}  # spikes, neurons · steps
@@ -76,6 +94,7 @@ class Run:
             keeps=self.keeps or self.recorder is not None,
             counts=self.counts,
             statistics=self.statistics,
+            portion=self.portion and Portion(self.portion.steps),
         )
 
 
@@ -99,6 +118,18 @@ def active() -> tuple[Run, ...]:
     return _ACTIVE.runs
 
 
+def portion() -> Portion | None:
+    """The portion that is run in this thread; None: whole simulations."""
+    found = [run.portion for run in active() if run.portion is not None]
+    return found[-1] if found else None
+
+
+def steps_now(own: Steps) -> Steps:
+    """The steps that are run in this thread: the portion's, or those of one's own."""
+    now = portion()
+    return own if now is None or own is None else now.steps
+
+
 class Watch(NamedTuple):
     """What hooks and the active runs ask of a node in one call.
 
@@ -106,6 +137,7 @@ class Watch(NamedTuple):
     * ``keeps``: its input stays as it is.
     * ``counts``, ``statistics``: as for :class:`Run`.
     * ``recorders``: those that want to see these neurons.
+    * ``steps``: those of the portion that is run; None: whole simulations.
     """
 
     apart: bool
@@ -113,9 +145,10 @@ class Watch(NamedTuple):
     counts: bool
     statistics: bool
     recorders: tuple[Recorder, ...]
+    steps: int | None
 
 
-NOBODY = Watch(False, False, False, False, ())
+NOBODY = Watch(False, False, False, False, (), None)
 
 
 def watch(node: nn.Module) -> Watch:
@@ -131,6 +164,7 @@ def watch(node: nn.Module) -> Watch:
         counts=any(run.counts for run in runs),
         statistics=any(run.statistics for run in runs),
         recorders=wanting,
+        steps=None if (now := portion()) is None else now.steps,
     )
 
 
@@ -141,9 +175,12 @@ def tell(
     spikes: Tensor,
     total: Tensor | None,
     sums: Tensor | None,
+    v: Tensor | None = None,
 ) -> None:
-    """What neurons did in one call, for those who look at it."""
+    """What neurons did in one call, for those who look at it; and the potential after it."""
     for run in active():
+        if run.portion is not None and v is not None:
+            run.portion.potentials[node] = v
         if run.counts and total is not None:
             run.add_spikes(node, total, x_seq.numel())
         if run.statistics and sums is not None:

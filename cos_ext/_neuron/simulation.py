@@ -15,19 +15,35 @@ from .. import functional as F
 from .._functional.checks import UNFUSED, differentiates
 from .._functional.passes import cos_pass, if_pass, parallel_pass, srp_pass
 from .._ops import TALLIES
-from .continuing import run_on
+from .continuing import fitting, run_on
 from .general import Emitted, Fused, simulate_general
 from .layer import sizes_of
+from .runs import Watch
 from .settings import Settings, is_general, watch_steps
 
 
+def now(settings: Settings, watched: Watch) -> Settings:
+    """Settings with the steps of the portion that is run."""
+    if watched.steps is None or settings["timesteps"] is None:
+        return settings
+    return cast(Settings, {**settings, "timesteps": watched.steps})
+
+
 def over_time(x: Tensor, settings: Settings) -> Tensor:
-    """``[T, B, ...]`` of an input with time in its batch, or the same at every step.
+    """``[T, B, ...]`` of an input with time in its batch or first, or the same at every step.
 
     Raises:
-        ValueError: the batch is not T times another.
+        ValueError: it has not T steps, or its batch is not T times another.
     """
-    steps, shape = cast(int, settings["timesteps"]), x.shape
+    steps, shape = settings["timesteps"], x.shape
+    if steps is None:
+        return x
+    if settings["time"] == "first":
+        if shape[:1] != (steps,):
+            raise ValueError(
+                f"the first dimension must be timesteps = {steps}, got shape {tuple(shape)}"
+            )
+        return x
     if not shape:
         raise ValueError("x must have a batch dimension, got a tensor without dimensions")
     if settings["static_input"]:
@@ -68,6 +84,7 @@ def simulate(
     inplace: bool,
     count: bool,
     keep_statistics: bool,
+    keep_v: bool,
 ) -> Emitted:
     """Simulate neurons by their settings.
 
@@ -80,6 +97,7 @@ def simulate(
         inplace: write the spikes over x_seq, where no gradient is needed.
         count: sum up the spikes over neurons and steps.
         keep_statistics: return the sums of :mod:`cos_ext.analysis.statistics`.
+        keep_v: return the potential after the last step, of neurons that do not watch.
 
     Raises:
         ValueError: statistics are asked for where there are none; and as for the operators.
@@ -92,7 +110,7 @@ def simulate(
             f"calibration={calibration!r}"
         )
     if is_general(settings):
-        asked = (surrogate, detach_reset, inplace, count, keep_statistics)
+        asked = (surrogate, detach_reset, inplace, count, keep_statistics, keep_v)
         return simulate_general(x_seq, theta, v_init, settings, fused, *asked)
     rho = watch_steps(settings)
     if inplace:
@@ -115,7 +133,7 @@ def simulate(
     else:
         learning = (surrogate, detach_reset)
         result = if_pass(
-            *given, v_reset, inplace, False, by_neuron, taken, fused.pool, *learning, None
+            *given, v_reset, inplace, keep_v, by_neuron, taken, fused.pool, *learning, None
         )
     sums = result.statistics if isinstance(result, F.COSResult) else None
     total = None
@@ -123,7 +141,7 @@ def simulate(
         total = result.spike_count.sum()
     elif count and sums is not None:
         total = sums[2 * rho + 1 + TALLIES.index("spikes")]
-    return Emitted(result.spikes, total, sums if keep_statistics else None)
+    return Emitted(result.spikes, total, sums if keep_statistics else None, result.v)
 
 
 class GoneOn(NamedTuple):
@@ -168,29 +186,14 @@ def simulate_on(
     if settings["store_v_seq"] and x_seq.dim() and len(x_seq):  # without a step, if_forward's error
         sent, after = [], []
         for x in x_seq:
-            spikes, start = run_on(x.unsqueeze(0), theta, start, *how)
+            spikes, start = run_on(x.unsqueeze(0), theta, start, *how, check=None)
             sent.append(spikes)
             after.append(start)
         spikes, v_seq = torch.cat(sent), torch.stack(after)
     else:
-        spikes, start = run_on(x_seq, theta, start, *how, inplace)
+        spikes, start = run_on(x_seq, theta, start, *how, inplace, None)
     total = (spikes.detach() != 0).sum() if count else None
     return GoneOn(Emitted(spikes, total, None), start, v_seq)
-
-
-def fitting(kept: Tensor, x: Tensor, shape: torch.Size) -> Tensor:
-    """A kept potential that fits neurons of this shape.
-
-    Raises:
-        ValueError: it does not.
-    """
-    fits = kept.shape == shape and kept.device == x.device
-    if not fits or kept.dtype != F.state_dtype(x.dtype):
-        raise ValueError(
-            f"x must fit the kept potential {kept.dtype} {tuple(kept.shape)} on {kept.device}, got "
-            f"{x.dtype} {tuple(shape)} on {x.device}; call reset() between inputs"
-        )
-    return kept
 
 
 def single_step(
@@ -209,5 +212,6 @@ def single_step(
         ValueError: what was kept does not fit x; and as for if_forward.
     """
     start = v_init if kept is None else fitting(kept, x, x.shape)
-    spikes, v = run_on(x.unsqueeze(0), theta, start, v_reset, surrogate, detach_reset, inplace)
+    how = (v_reset, surrogate, detach_reset, inplace, None)
+    spikes, v = run_on(x.unsqueeze(0), theta, start, *how)
     return spikes[0], v

@@ -8,8 +8,9 @@ or plots.
 from __future__ import annotations
 
 import hashlib
+import operator
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,9 +22,12 @@ from .._batches import device_of
 from .._neuron.runs import Run, running
 from ..data import distributed as _distributed
 from ..data.prefetch import check_depth, prefetched
+from ..network.latency import pipeline_watch
 from ..network.network import SpikingNetwork
 from ..network.settings import steady
 from ..neuron import IFNode
+from .confidence import Confidence
+from .readout import Readout, checked, read_of
 from .scores import Answers, Metric, Scores
 
 
@@ -31,14 +35,20 @@ from .scores import Answers, Metric, Scores
 class Evaluation:
     """Results at t = 1, ..., T, from the running sum of the outputs. Prints as a table.
 
+    With ``stop``, samples that are finished keep their answers: the last accuracy is that of all
+    of them, and the others those of answers that must be given by step t.
+
     Attributes:
         accuracy: top-1, as fractions of the samples; empty where a metric was given.
         top5: likewise; None with five classes or fewer.
         samples: how many were run, by all processes.
         latency: watch_steps + t time-steps.
+        pipeline_latency: those where all layers run at once: the watched steps of all calibrated
+            layers in a row, and t.
         spike_rate: spikes per neuron and step, over all neurons.
         images_per_second: by the wall clock, data included; of the slowest process where there are
-            several.
+            several. With ``stop``, higher only where samples really leave (``leave_every``).
+        stopped: the shares of the samples that stopped at t = 1, ..., T; None without ``stop``.
         metric: the mean of the metric that was given; None without one.
         metric_name: its name.
     """
@@ -51,10 +61,30 @@ class Evaluation:
     images_per_second: float
     metric: list[float] | None = None
     metric_name: str | None = None
+    pipeline_latency: list[int] = field(default_factory=list)
+    stopped: list[float] | None = None
+
+    @property
+    def mean_latency(self) -> float | None:
+        """The mean of ``latency`` over the samples, each at the step where it stopped; None without
+        ``stop``.
+        """
+        return self._mean(self.latency)
+
+    @property
+    def mean_pipeline_latency(self) -> float | None:
+        """The same of ``pipeline_latency``."""
+        return self._mean(self.pipeline_latency)
+
+    def _mean(self, latency: list[int]) -> float | None:
+        shares = self.stopped
+        return None if shares is None else sum(map(operator.mul, shares, latency))
 
     def to_dict(self) -> dict[str, Any]:
-        """The results as numbers and lists."""
-        return asdict(self)
+        """The results as numbers and lists, the mean latencies included."""
+        means = {"mean_latency": self.mean_latency}
+        means["mean_pipeline_latency"] = self.mean_pipeline_latency
+        return {**asdict(self), **means}
 
     def __str__(self) -> str:
         columns = [
@@ -63,6 +93,7 @@ class Evaluation:
                 ("accuracy", self.accuracy, "8.2%"),
                 ("top5", self.top5, "8.2%"),
                 (self.metric_name, self.metric, "8.5g"),
+                ("stopped", self.stopped, "8.2%"),
             )
             if values
         ]
@@ -74,6 +105,11 @@ class Evaluation:
             f"{self.samples} samples, {self.spike_rate:.4f} spikes per neuron and step, "
             f"{self.images_per_second:.0f} images/s"
         )
+        if self.stopped is not None:
+            lines.append(
+                f"mean latency {self.mean_latency:.2f} of {self.latency[-1]}, pipelined "
+                f"{self.mean_pipeline_latency:.2f} of {self.pipeline_latency[-1]}"
+            )
         return "\n".join(lines)
 
 
@@ -88,6 +124,7 @@ class _Share:
     correct: list[int] = field(default_factory=list)  # [T]
     correct5: list[int] = field(default_factory=list)  # [T], or empty
     sums: list[float] | None = None  # [T], of a metric
+    stopped: list[int] = field(default_factory=list)  # [T], or empty
     samples: int = 0
     spikes: int = 0
     steps: int = 0
@@ -109,6 +146,9 @@ def evaluate(
     group: Any = None,
     shard: bool = True,
     metric: Metric | None = None,
+    first_step: int = 1,
+    stop: Confidence | None = None,
+    leave_every: int | None = None,
 ) -> Evaluation:
     """Accuracy of a spiking network at every time-step, or a metric of your own.
 
@@ -142,23 +182,35 @@ def evaluate(
         metric: called with the mean of the outputs over steps 1..t, [B, ...], and the targets, for
             every t; gives a number, the mean over the batch, or one for each sample, [B]. Then no
             right answers are counted. ``metric=lambda y, target: (y - target).square().mean()``.
+        first_step: t0, in 1..T: the answer at t is that of the outputs of steps t0..t, and before
+            t0 that of the output at t alone: delayed evaluation (Bu et al., CVPR 2025; their last
+            four steps where T < t0 + 4 are not done here). :func:`cos_ext.settling_step` estimates
+            it.
+        stop: samples are finished where this says so, and keep their answers.
+        leave_every: None: all samples run T steps, and what stopping does is worked out. k: after
+            every k steps, those that are finished leave the batch, which takes less time; after
+            each portion the device is waited for. The results are the same, but for the spike rate,
+            which is that of the steps that were run. For networks that do not watch.
 
     Returns:
         What was measured, the same in every process.
 
     Raises:
-        TypeError: network is not a SpikingNetwork, prefetch not an int, metric not callable, labels
-            are no integers, or the loader yields no pairs of tensors.
+        TypeError: network is not a SpikingNetwork, prefetch not an int, metric not callable, stop
+            no Confidence, labels are no integers, or the loader yields no pairs of tensors.
         ValueError: the loader yields no sample, outputs are not [T, B, classes] or [T, B], labels
             are not [B] or no classes of the network, the metric gives another shape, prefetch < 0,
-            the group lacks this process, or the processes have other settings, classes or, with
-            shard=True, other labels.
+            first_step is not in 1..T, stop has too few thresholds, the group lacks this process, or
+            the processes have other settings, classes or, with shard=True, other labels.
+        ValueError: leave_every is given without stop, or to a network whose neurons watch or that
+            mixes the samples of a batch.
         RuntimeError: the network's settings are changed meanwhile.
         cos_ext.data.distributed.RemoteError: another process failed.
     """
+    readout = Readout(first_step, stop, leave_every)
     many = distributed and _distributed.is_running()
     if not many:
-        share = _counted(network, loader, device, progress, prefetch, metric)
+        share = _counted(network, loader, device, progress, prefetch, metric, readout)
         return _merged([share], metric)
     rank, processes = _distributed.whoami(group)
     seen = hashlib.blake2b(digest_size=16)
@@ -172,6 +224,7 @@ def evaluate(
             progress and rank == 0,
             prefetch,
             metric,
+            readout,
             _length(loader, processes if shard else 1),
         )
         share.labels = seen.hexdigest()
@@ -221,6 +274,7 @@ def _counted(
     progress: bool,
     prefetch: int,
     metric: Metric | None,
+    readout: Readout,
     length: int | None = None,
 ) -> _Share:
     """One pass over ``loader``. The host waits for the device once, at its end."""
@@ -232,6 +286,7 @@ def _counted(
     if device is not None:
         network.to(device)
     network.eval()
+    readout = checked(readout, network)
     nodes = [module for module in network.modules() if isinstance(module, IFNode)]
     start = time.perf_counter()
     with (
@@ -240,11 +295,16 @@ def _counted(
     ):
         total = _length(loader, 1) if length is None else length
         bar = tqdm(batches, desc="evaluate", total=total, disable=not progress, leave=False)
-        seen, samples = _pass(network, steady(network, bar), metric)
+        seen, stopped, samples = _pass(network, steady(network, bar), metric, readout)
     emitted = [run.emitted[node] for node in nodes if node in run.emitted]
     share = _Share(
-        {"timesteps": network.timesteps, "watch_steps": network.watch_steps},
+        {
+            "timesteps": network.timesteps,
+            "watch_steps": network.watch_steps,
+            "pipeline_watch": pipeline_watch(network),
+        },
         samples=samples,
+        stopped=[] if stopped is None else stopped.tolist(),
     )
     if samples and isinstance(seen, Scores):
         share.sums = torch.as_tensor(seen.sums).tolist()
@@ -261,19 +321,24 @@ def _counted(
 
 
 def _pass(
-    network: SpikingNetwork, batches: Iterable[tuple[Any, Tensor]], metric: Metric | None = None
-) -> tuple[Answers | Scores, int]:
-    """What was counted, on the device, which nothing waits for; and the number of samples."""
+    network: SpikingNetwork,
+    batches: Iterable[tuple[Any, Tensor]],
+    metric: Metric | None,
+    readout: Readout,
+) -> tuple[Answers | Scores, Tensor | None, int]:
+    """What was counted, on the device, which nothing waits for; how many samples stopped at each
+    step, [T]; and the number of samples.
+    """
     seen: Answers | Scores = Answers() if metric is None else Scores(metric)
-    samples = 0
+    stopped, samples = None, 0
     for inputs, labels in batches:
-        if isinstance(inputs, Mapping):
-            outputs = network(**inputs)
-        else:
-            outputs = network(*inputs) if isinstance(inputs, tuple) else network(inputs)
-        seen.add(outputs, labels)
-        samples += outputs.shape[1]
-    return seen, samples
+        read = read_of(network, inputs, readout)
+        seen.add(read.totals if isinstance(seen, Answers) else read.means, labels)
+        if read.stopped is not None:
+            counts = torch.bincount(read.stopped - 1, minlength=network.timesteps)
+            stopped = counts if stopped is None else stopped + counts
+        samples += read.totals.shape[1]
+    return seen, stopped, samples
 
 
 def _merged(shares: list[_Share], metric: Metric | None) -> Evaluation:
@@ -301,13 +366,16 @@ def _merged(shares: list[_Share], metric: Metric | None) -> Evaluation:
     def means(parts: Iterable[list[Any]]) -> list[float]:
         return [sum(counts) / samples for counts in zip(*parts)]
 
+    steps_1_to_t = range(1, settings["timesteps"] + 1)
     return Evaluation(
         accuracy=means(share.correct for share in full),
         top5=means(share.correct5 for share in full) or None,
         samples=samples,
-        latency=[settings["watch_steps"] + t for t in range(1, settings["timesteps"] + 1)],
+        latency=[settings["watch_steps"] + t for t in steps_1_to_t],
         spike_rate=sum(share.spikes for share in shares) / max(steps, 1),
         images_per_second=samples / max(share.seconds for share in shares),
         metric=None if metric is None else means(share.sums or [] for share in full),
         metric_name=None if metric is None else getattr(metric, "__name__", "metric"),
+        pipeline_latency=[settings["pipeline_watch"] + t for t in steps_1_to_t],
+        stopped=means(share.stopped for share in full) or None,
     )

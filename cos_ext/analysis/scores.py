@@ -24,26 +24,18 @@ class Answers:
         self.lowest: Tensor | None = None  # of all labels
         self.highest: Tensor | None = None
 
-    def add(self, outputs: Tensor, labels: Tensor) -> None:
-        """Take in outputs [T, B, classes], or [T, B] of one logit, and labels [B].
+    def add(self, totals: Tensor, labels: Tensor) -> None:
+        """Take in sums of outputs, [T, B, classes], or [T, B] of one logit, and labels [B].
 
         Raises:
             TypeError: labels are no integers.
             ValueError: outputs or labels have another shape.
         """
-        outputs = outputs.unsqueeze(-1) if outputs.dim() == 2 else outputs
-        if outputs.dim() != 3:
-            raise ValueError(
-                "the network's outputs must be [T, B, classes] to count right answers, got "
-                f"{tuple(outputs.shape)}; score them yourself with evaluate(..., metric=...)"
-            )
-        _check_labels(labels, outputs)
-        self.classes = outputs.shape[-1]
-        totals = outputs.cumsum(0)
+        totals = by_class(totals)
+        check_labels(labels, totals)
+        self.classes = totals.shape[-1]
         known = totals.isnan().any(-1).logical_not()
-        one = self.classes == 1
-        chosen = (totals[..., 0] > 0).to(labels.dtype) if one else totals.argmax(-1)
-        self.correct = self.correct + ((chosen == labels) & known).sum(1)
+        self.correct = self.correct + ((chosen(totals) == labels) & known).sum(1)
         if self.classes > 5 and self.correct5 is not None:
             best = (totals.topk(5, -1).indices == labels[:, None]).any(-1)
             self.correct5 = self.correct5 + (best & known).sum(1)
@@ -73,30 +65,53 @@ class Scores:
         self.metric = metric
         self.sums: Tensor | None = None  # float64 [T]
 
-    def add(self, outputs: Tensor, targets: Tensor) -> None:
-        """Take in outputs [T, B, ...]: the metric is given their mean over the first t steps.
+    def add(self, means: Tensor, targets: Tensor) -> None:
+        """Take in mean outputs [T, B, ...]: the metric is given those of each step.
 
         Raises:
             TypeError, ValueError: the metric gives neither a number nor one for each sample.
         """
-        totals, found = outputs.cumsum(0), []
-        for t, total in enumerate(totals, 1):
-            value = torch.as_tensor(self.metric(total / t, targets), device=outputs.device)
+        found = []
+        for mean in means:
+            value = torch.as_tensor(self.metric(mean, targets), device=means.device)
             if value.dim() == 0:
-                value = value.double() * outputs.shape[1]
-            elif value.shape == outputs.shape[1:2]:
+                value = value.double() * means.shape[1]
+            elif value.shape == means.shape[1:2]:
                 value = value.sum(dtype=torch.float64)
             else:
                 raise ValueError(
                     "metric must give a number, the mean of the batch, or one for each sample, "
-                    f"[B] = {tuple(outputs.shape[1:2])}; it gave {tuple(value.shape)}"
+                    f"[B] = {tuple(means.shape[1:2])}; it gave {tuple(value.shape)}"
                 )
             found.append(value)
         sums = torch.stack(found)
         self.sums = sums if self.sums is None else self.sums + sums
 
 
-def _check_labels(labels: Tensor, outputs: Tensor) -> None:
+def by_class(totals: Tensor) -> Tensor:
+    """Sums of outputs as [T, B, classes]; one logit is one class.
+
+    Raises:
+        ValueError: they have another number of dimensions.
+    """
+    totals = totals.unsqueeze(-1) if totals.dim() == 2 else totals
+    if totals.dim() != 3:
+        raise ValueError(
+            "the network's outputs must be [T, B, classes] to count right answers, got "
+            f"{tuple(totals.shape)}; score them yourself with evaluate(..., metric=...)"
+        )
+    return totals
+
+
+def chosen(totals: Tensor) -> Tensor:
+    """The answers, int64 [T, B], that sums of outputs [T, B, classes] give. One logit decides at
+    0.
+    """
+    return (totals[..., 0] > 0).long() if totals.shape[-1] == 1 else totals.argmax(-1)
+
+
+def check_labels(labels: Tensor, outputs: Tensor) -> None:
+    """TypeError or ValueError where labels are no integers [B]."""
     whole = not (labels.is_floating_point() or labels.is_complex())
     if labels.shape == outputs.shape[1:2]:
         if whole:

@@ -186,9 +186,8 @@ def _damage(header: dict[str, Any], shapes: set[tuple[int, ...]]) -> str | None:
             return f"settings of {site!r} are {layer!r}"
         described = {**own, **layer}["neuron"] or {}
         claimed = described.get("shapes") if isinstance(described, dict) else None
-        if isinstance(claimed, dict) and not all(
-            _fits(shape, shapes) for shape in claimed.values()
-        ):
+        sizes = claimed.values() if isinstance(claimed, dict) else ()
+        if not all(_fits(shape, shapes) for shape in sizes):
             return f"neuron of {site!r} is {described!r}"
         try:
             check_settings(header["timesteps"], **own_settings({**own, **layer}))

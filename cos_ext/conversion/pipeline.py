@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..general import Neuron
+from ..methods import METHODS, UNAVAILABLE, Method, apply, chosen
 from ..network import counts
 from ..network.inputs import example_of
 from ..network.layout import lay_out, name_of, own_format
@@ -186,6 +187,7 @@ def convert(
     memory_format: str | torch.memory_format = "auto",
     trainable: bool = False,
     neuron: Neuron | None = None,
+    method: str | Method | None = None,
 ) -> SpikingNetwork:
     """Turn a trained ANN into a spiking network; the model itself is not modified.
 
@@ -252,6 +254,9 @@ def convert(
             calibration has no gradient. Of what `fuse` names only sums and pooling are fused.
         neuron: what the neurons do in a step, a :class:`cos_ext.Neuron`; None is one level, 0 or θ.
             θ is one level's, so that a layer's clip is θ times the most levels of a step.
+        method: a published method by name, or a :class:`cos_ext.methods.Method`: neurons, levels of
+            θ, v(0), calibration and emission are its; see :doc:`/methods/published`. One that
+            watches needs rho >= 1, others rho = 0.
 
     Warns:
         UserWarning: less than half of the model's multiplications lie behind neurons, on
@@ -265,6 +270,11 @@ def convert(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    recipe = None if method is None else chosen(method, METHODS, UNAVAILABLE)
+    if recipe is not None:
+        _check_recipe(recipe, rho, emission, calibration, neuron)
+        emission = recipe.settings.get("emission", emission)
+        calibration = recipe.settings.get("calibration", calibration)
     settings = Settings(
         timesteps=timesteps,
         rho=rho,
@@ -293,8 +303,23 @@ def convert(
     for step in BY_MODULE if conversion.traced.graph is None else BY_GRAPH:
         step.apply(conversion)
     conversion.network.neuron = neuron  # after the checks, which are those of one level
+    if recipe is not None:
+        apply(conversion.network, recipe)
     conversion.network.execution = execution
     return conversion.network
+
+
+def _check_recipe(
+    method: Method, rho: int, emission: str, calibration: str, neuron: Neuron | None
+) -> None:
+    """ValueError where other arguments say what a method says."""
+    if (emission, calibration, neuron) != ("calibrated", "cos", None):
+        raise ValueError(
+            f"method {method.name!r} sets neuron, emission and calibration; leave them out"
+        )
+    if method.watches != bool(rho):
+        wanted = "rho >= 1: its layers watch" if method.watches else "rho = 0: nothing is watched"
+        raise ValueError(f"method {method.name!r} needs {wanted}, got {rho}")
 
 
 def _thresholds(thresholds: Any) -> dict[str, float | Tensor]:

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from .._batches import device_of
 from .._neuron import runs
-from .._neuron.runs import Run, active, rehearsing
+from .._neuron.runs import Run, active, rehearsing, steps_now
 from .._numbers import whole
 from .front import MIXES, mixes
 from .inputs import in_dtype_of
@@ -114,7 +114,7 @@ def _key(network: Configured, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
     asked = tuple(
         (run.apart, run.keeps, run.counts, run.statistics) for run in map(Run.like, active())
     )
-    extra = (asked, network._counts_first())
+    extra = (asked, network._counts_first(), steps_now(0))
     kind = device_of(network).type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     return *((x.shape[1:], x.dtype, _order(x)) for x in inputs), extra, autocast
@@ -259,7 +259,7 @@ def _may_gain(network: Configured, inputs: tuple[Tensor, ...]) -> bool:
     ):
         return False
     widest = max((p.shape[0] for p in network.parameters() if p.dim() > 1), default=1)
-    steps = 1 if network._counts_first() else network._steps
+    steps = 1 if network._counts_first() else steps_now(network._steps)
     elements = max(x.shape[0] * math.prod(x.shape[2:]) * widest for x in inputs)
     return elements * steps * max((x.element_size() for x in inputs), default=4) > AUTO_BYTES
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._batches import Inputs
-from .._neuron.runs import Run, running
+from .._neuron.runs import Run, running, steps_now
 from ..neuron import IFNode
 from .finite import Shown, Unfit
 
@@ -43,7 +43,7 @@ class TimeBroadcast(nn.Module):
         self.timesteps = timesteps
 
     def forward(self, x: Tensor) -> Tensor:
-        return over_time(x, self.timesteps)
+        return over_time(x, steps_now(self.timesteps))
 
 
 class Walked(nn.Module):
@@ -75,5 +75,5 @@ class Walked(nn.Module):
                     "the model's control flow depends on the size of its batch, into which time "
                     "is folded"
                 )
-            marks.append(called[0].view(self.broadcast.timesteps, -1).any(0))
+            marks.append(called[0].view(steps_now(self.broadcast.timesteps), -1).any(0))
         return Shown()(out, batch, *marks)

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from .. import functional as F
 from .._batches import Inputs, device_of
-from .._neuron.runs import Run, active, running
+from .._neuron.runs import Run, active, portion, running, steps_now
 from . import counts, layout, memory, one_pass, worlds
 from .capture import CapturedForward, capture
 from .checkpointing import Segments
 from .inputs import as_inputs, batch_size, check_shapes, in_dtype_of
-from .planned import Planned
 from .settings import OWN, Report
+from .stepping import Stepped
 from .storage import save
 
 
-class SpikingNetwork(Planned):
+class SpikingNetwork(Stepped):
     """A converted network. Input: the ANN's, [B, ...]; output: [T, B, ...], one per time-step.
 
     `timesteps`, `rho`, `iterations`, `emission` and `calibration` can be changed at any time, for a
@@ -325,13 +325,14 @@ class SpikingNetwork(Planned):
         with running(Run() if torch.compiler.is_compiling() else self._eager()):
             out = module(*inputs)
         out = layout.as_ann(self, out, inputs)
-        return out.unflatten(0, (self._steps, batch))[: self._timesteps]
+        return out.unflatten(0, (steps_now(self._steps), batch))[: steps_now(self._timesteps)]
 
     def _eager(self) -> Run:
         self._readers = one_pass.readers(self.module, self._readers)
         keeps = memory.hooked(self)
-        waiting = frozenset() if keeps else one_pass.waiting(self.module, self._readers)
-        return Run(keeps=keeps, waiting=waiting)
+        if keeps or portion() is not None:
+            return Run(keeps=keeps)
+        return Run(waiting=one_pass.waiting(self.module, self._readers))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingNetwork:
         self._needs, self._segments, before = {}, None, device_of(self)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._build import own_version
 from .._files import read_header, write_tensors
-from .._ops import build_info
 from ..general import TENSORS, Neuron
 from .settings import Configured
 
@@ -49,8 +49,11 @@ def neuron_from(described: Any) -> Neuron | None:
     settings, shapes = described["settings"], described["shapes"]
     if not isinstance(settings, dict) or not isinstance(shapes, dict):
         raise ValueError(f"no neuron: {described!r}")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    return Neuron(**values, **{name: torch.zeros(shape) for name, shape in shapes.items()})
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+    }
+    values.update({name: torch.zeros(shape) for name, shape in shapes.items()})
+    return Neuron(**values)
 
 
 def is_saved_network(path: str | Path) -> bool:
@@ -67,7 +70,7 @@ def header(network: Configured) -> dict[str, Any]:
     thetas = {site: node.v_threshold for site, node in nodes.items() if site in options["sites"]}
     return {
         "format": FORMAT,
-        "cos_ext": build_info()["cos_ext"],
+        "cos_ext": own_version(),
         "timesteps": network.timesteps,
         "rho": network.rho,
         "iterations": network.iterations,

@@ -17,6 +17,9 @@
 
 namespace cos_ext {
 
+COS_HD int32_t absolute(int32_t x) { return x < 0 ? -x : x; }
+COS_HD float absolute(float x) { return fabsf(x); }
+
 // The extreme of what was kept and a candidate, where the candidate counts and is no NaN. Not for the sign of a zero. A GPU
 // takes one predicated instruction for it, a CPU a blend and a minimum: the same results.
 template <class V, class Mask>
@@ -38,34 +41,41 @@ COS_HD V greatest(V kept, Mask counts, V candidate) {
 #endif
 }
 
-// What a watch over rho steps leaves behind.
-template <class V, int W>
+// What a watch over rho steps leaves behind. N counts spikes.
+template <class V, int W, class N = count_t<V>>
 struct Watch {
-  V v[W];              // residual membrane potential r = v(rho)
-  V min_fired[W];      // min of m(t) where s(t) = 1; +inf if it never fired
-  V max_silent[W];     // max of v(t) where s(t) = 0; -inf if it always fired
-  count_t<V> count[W];  // N
+  V v[W];           // residual membrane potential r = v(rho)
+  V min_fired[W];   // min of m(t) where s(t) = 1; +inf if it never fired
+  V max_silent[W];  // max of v(t) where s(t) = 0; -inf if it always fired
+  N count[W];       // N
 };
 
-// `in.watched(rho, f)` calls f(x(t)) for the first rho steps, in order.
-template <class V, int W, class Theta, class Start, class In>
-COS_HD void watch(Watch<V, W>& w, const Start& v_init, const Theta& theta, int64_t rho, In& in) {
+// `in.watched(rho, f)` calls f(x(t)) for the first rho steps, in order. It may call f(x(1), true_type) for the first one, which
+// then starts the extremes: a GPU saves the starting values.
+template <class V, int W, class N, class Theta, class Start, class In>
+COS_HD void watch(Watch<V, W, N>& w, const Start& v_init, const Theta& theta, int64_t rho, In& in) {
   const V inf = V{} + std::numeric_limits<scalar_t<V>>::infinity();
   COS_LANES
   for (int i = 0; i < W; ++i) {
     w.v[i] = v_init[i];
     w.min_fired[i] = inf;
     w.max_silent[i] = -inf;
-    w.count[i] = count_t<V>{};
+    w.count[i] = N{};
   }
-  in.watched(rho, [&](const auto& x) {
+  in.watched(rho, [&](const auto& x, auto... first) {
     COS_LANES
     for (int i = 0; i < W; ++i) {
       V m;
       const auto fired = step(w.v[i], x(i), theta[i], SoftReset{}, m);
-      w.min_fired[i] = least(w.min_fired[i], fired, m);
-      w.max_silent[i] = greatest(w.max_silent[i], !fired, m);
-      ValueOf<V>::add(w.count[i], fired);
+      if constexpr (sizeof...(first) > 0) {
+        w.min_fired[i] = fired ? m : inf;
+        w.max_silent[i] = fired ? -inf : m;  // may be NaN, and then is as good as -inf
+        w.count[i] = fired ? N{1} : N{0};
+      } else {
+        w.min_fired[i] = least(w.min_fired[i], fired, m);
+        w.max_silent[i] = greatest(w.max_silent[i], !fired, m);
+        CountOf<N>::add(w.count[i], fired);
+      }
     }
   });
 }
@@ -75,66 +85,128 @@ COS_HD double exact_floor(double x) { return floor(x); }
 COS_HD float fused(float a, float b, float c) { return fmaf(a, b, c); }
 COS_HD double fused(double a, double b, double c) { return fma(a, b, c); }
 
-// ψ of one neuron whose count may end at fewest..most: positive, spikes missing; negative, spikes too many.
+// floor(r/θ), exactly, where it is at most 2^24 in size; elsewhere something as large, of the same sign. NaN stays.
+struct ByDivision {
+  template <class S>
+  static COS_HD S floor(S r, S theta) {
+    const S q = exact_floor(r / theta);
+    // The division may round up to the next integer. A correctly rounded r - qθ has the exact sign, so one look mends it.
+    return fused(-q, theta, r) < 0 ? q - 1 : q;
+  }
+};
+// The same where it is at most 2^20 in size, without a division: r times an estimate of 1/θ, good to 2^-21, is less than 1/2
+// off, so that the nearest whole number is the floor or the one above.
+struct ByReciprocal {
+  static COS_HD float estimate(float theta) {
+#if defined(__CUDA_ARCH__)
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(theta));
+    return inverse;
+#else
+    return 1 / theta;
+#endif
+  }
+  static COS_HD float floor(float r, float theta) {
+    return floor_by(r, theta, [](float x) { return estimate(x); });
+  }
+  template <class Estimate>
+  static COS_HD float floor_by(float r, float theta, const Estimate& estimate) {
+    // θ and r are scaled where the estimate would leave the range of normal numbers.
+    const float scale = theta > 0x1p100f ? 0x1p-64f : theta < 0x1p-100f ? 0x1p64f : 1.f;
+    constexpr float kWhole = 12582912;  // 3 · 2^22: adding it rounds to a whole number
+    const float near = fused(r * scale, estimate(theta * scale), kWhole) - kWhole;
+    return fused(-near, theta, r) < 0 ? near - 1 : near;
+  }
+};
+
+// x clipped to [low, high]; NaN gives 0. On a GPU NaN may stay: it compares as 0 does, and becomes the integer 0.
 template <class S>
-COS_HD int32_t offset_spikes(S r, S theta, int32_t count, int32_t fewest, int32_t most) {
-  const S low = static_cast<S>(fewest - count), high = static_cast<S>(most - count);
-  S q = exact_floor(r / theta);
-  // The division may round up to the next integer. A correctly rounded r - qθ has the exact sign, so one look mends it.
-  q = fused(-q, theta, r) < 0 ? q - 1 : q;
-  q = q > low ? q : (q == q ? low : S(0));
-  q = q < high ? q : high;
-  return static_cast<int32_t>(q);
+COS_HD S clipped(S x, S low, S high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if constexpr (sizeof(S) == 4) {
+    asm("max.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(low));
+    asm("min.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(high));
+    return x;
+  }
+#endif
+  x = x > low ? x : (x == x ? low : S(0));
+  return x < high ? x : high;
+}
+
+// ψ of one neuron: positive, spikes missing; negative, spikes too many. count is N.
+template <class Floor = ByDivision, class S>
+COS_HD S offset_spikes(S r, S theta, S count, S rho) {
+  return clipped(Floor::floor(r, theta), -count, rho - count);
 }
 
 // C* of one neuron that is driven by the same mean current for rho steps.
 template <class S>
 COS_HD int32_t desired_count(S mean, S v_init, S theta, int32_t rho) {
-  return offset_spikes(mean * static_cast<S>(rho) + v_init, theta, 0, 0, rho);
+  const S steps = static_cast<S>(rho);
+  return static_cast<int32_t>(offset_spikes(mean * steps + v_init, theta, S(0), steps));
 }
 
 // One shift of v(0) of one neuron, from the latest watch. Rounding can leave nothing to remove or to add where inputs
 // exceed θ by the precision of the state type; such a neuron is left alone instead of being shifted to infinity.
-template <class S>
-COS_HD S shifted(S v_init, S theta, int32_t psi, int32_t k, S min_fired, S max_silent) {
-  const S inf = std::numeric_limits<S>::infinity();
-  const S down = min_fired - theta * S(0.999);
-  const S up = theta * S(1.001) - max_silent;
-  const S less = v_init - (down > theta ? down : theta);
-  const S more = v_init + (up > theta ? up : theta);
-  S v = v_init;
-  v = (psi < -k) & (min_fired < inf) ? less : v;
-  v = (psi > k) & (max_silent > -inf) ? more : v;
-  return v;
+template <class S, class N>
+COS_HD S shifted(S v_init, S theta, N psi, N k, S min_fired, S max_silent) {
+  const S wanted = psi < 0 ? min_fired - theta * S(0.999) : theta * S(1.001) - max_silent;
+  const S size = greatest(theta, true, wanted), by = psi < 0 ? -size : size;
+  return (absolute(psi) > k) & (size < std::numeric_limits<S>::infinity()) ? v_init + by : v_init;
 }
 
-// The whole calibration of a group of W neurons. v_init is shifted in place; psi and count (N) are those before calibration.
-// `look(w, v_init, k)` watches rho steps from v_init with watch(); for k > 0 it may leave out neurons with |ψ| <= k.
-// `noted(w, v_init)` is called once, after the first watch, with psi and count set and v_init not shifted yet.
-// The count may end at fewest..most; of a neuron of one level, at 0..rho. iterations < 0: until no neuron of the group is left.
-template <class S, int W, class Theta, class Look, class Noted>
-COS_HD void calibrate(S (&v_init)[W], int32_t (&psi)[W], int32_t (&count)[W], const Theta& theta, int32_t fewest, int32_t most,
-                      int64_t iterations, const Look& look, const Noted& noted) {
-  Watch<S, W> w;
+// The first watch of a group of W neurons, and ψ and N of every neuron.
+// `look(w, v_init, k)` watches rho steps from v_init with watch(). `noted(w, v_init)` is called once, with psi and count set.
+// offset(r, θ, N) is ψ of one neuron.
+template <class S, int W, class N, class Theta, class Offset, class Look, class Noted>
+COS_HD void measure_by(Watch<S, W, N>& w, const S (&v_init)[W], N (&psi)[W], N (&count)[W], const Theta& theta,
+                       const Offset& offset, const Look& look, const Noted& noted) {
   look(w, v_init, 0);
   COS_LANES
   for (int i = 0; i < W; ++i) {
     count[i] = w.count[i];
-    psi[i] = offset_spikes(w.v[i], theta[i], w.count[i], fewest, most);
+    psi[i] = static_cast<N>(offset(w.v[i], theta[i], static_cast<S>(w.count[i])));
   }
   noted(w, v_init);
+}
+template <class Floor, class S, int W, class N, class Theta, class Look, class Noted>
+COS_HD void measure(Watch<S, W, N>& w, const S (&v_init)[W], N (&psi)[W], N (&count)[W], const Theta& theta, int64_t rho,
+                    const Look& look, const Noted& noted) {
+  const S steps = static_cast<S>(rho);
+  const auto offset = [steps](S r, S own, S n) { return offset_spikes<Floor>(r, own, n, steps); };
+  measure_by(w, v_init, psi, count, theta, offset, look, noted);
+}
+template <class S, int W, class N, class Theta>
+COS_HD void shift(S (&v_init)[W], const Watch<S, W, N>& w, const N (&psi)[W], const Theta& theta, N k) {
+  COS_LANES
+  for (int i = 0; i < W; ++i) v_init[i] = shifted(v_init[i], theta[i], psi[i], k, w.min_fired[i], w.max_silent[i]);
+}
+
+// The whole calibration of a group of W neurons. v_init is shifted in place; psi and count (N) are those before calibration.
+// For k > 0, `look` may leave out neurons with |ψ| <= k. iterations < 0: until no neuron of the group is left.
+template <class S, int W, class N, class Theta, class Offset, class Look, class Noted>
+COS_HD void calibrate_by(S (&v_init)[W], N (&psi)[W], N (&count)[W], const Theta& theta, const Offset& offset, int64_t iterations,
+                         const Look& look, const Noted& noted) {
+  Watch<S, W, N> w;
+  measure_by(w, v_init, psi, count, theta, offset, look, noted);
   int32_t worst = 0;
   COS_LANES
   for (int i = 0; i < W; ++i) {
-    const int32_t size = psi[i] < 0 ? -psi[i] : psi[i];
+    const auto size = static_cast<int32_t>(absolute(psi[i]));
     worst = size > worst ? size : worst;
   }
   const int64_t rounds = iterations < 0 || iterations > worst ? worst : iterations;
   for (int32_t k = 0; k < rounds; ++k) {
     if (k > 0) look(w, v_init, k);
-    COS_LANES
-    for (int i = 0; i < W; ++i) v_init[i] = shifted(v_init[i], theta[i], psi[i], k, w.min_fired[i], w.max_silent[i]);
+    shift(v_init, w, psi, theta, static_cast<N>(k));
   }
+}
+template <class Floor = ByDivision, class S, int W, class N, class Theta, class Look, class Noted>
+COS_HD void calibrate(S (&v_init)[W], N (&psi)[W], N (&count)[W], const Theta& theta, int64_t rho, int64_t iterations,
+                      const Look& look, const Noted& noted) {
+  const S steps = static_cast<S>(rho);
+  const auto offset = [steps](S r, S own, S n) { return offset_spikes<Floor>(r, own, n, steps); };
+  calibrate_by(v_init, psi, count, theta, offset, iterations, look, noted);
 }
 
 }  // namespace cos_ext

@@ -9,14 +9,9 @@
 #include <cstdint>
 
 #include "macros.h"
+#include "neuron.h"
 
 namespace cos_ext {
-
-// How a count grows by those that fired; vector.h knows of vectors.
-template <class I>
-struct PlanOf {
-  static COS_HD void add(I& count, bool fired) { count += fired; }
-};
 
 // Who fires at steps t = first, first + 1, ... (from 0), of whole numbers I, an int32_t or a vector of integers a lane each;
 // count[i] grows by them. phase[i] is kept from call to call, and is rho before the first. Nothing may overflow: rho <= 2^24.
@@ -33,11 +28,11 @@ COS_HD void emit_planned_from(int64_t first, const I (&desired)[W], I (&phase)[W
         const auto fired = next >= 2 * rho;
         phase[i] = fired ? next - 2 * rho : next;
         s(i, fired);
-        PlanOf<I>::add(count[i], fired);
+        CountOf<I>::add(count[i], fired);
       } else {
         const auto fired = desired[i] > period;
         s(i, fired);
-        PlanOf<I>::add(count[i], fired);
+        CountOf<I>::add(count[i], fired);
       }
     }
     out.close(t, s);

@@ -9,7 +9,8 @@
 //   Q by ladder:  ±θ 2^-i, the largest rung with |d| >= ratio θ 2^-i; gated: a negative one only up to what has been sent
 //
 // Thresholds are compared as they round: fl(up + fl((k-1) θ)). Without contraction. With levels 0..1 and nothing else set, every
-// bit is neuron.h's, which is kept because it is faster. NaN: q = 0, v stays NaN. At +inf it fires s_max for ever (soft reset).
+// bit is neuron.h's, which is kept because it is faster; in 16 bits where θ is one of the storage type, as a reset takes off what
+// was sent. NaN: q = 0, v stays NaN. At +inf it fires s_max for ever (soft reset).
 #pragma once
 
 #include <cstdint>
@@ -24,7 +25,7 @@ namespace cos_ext {
 // Few: levels 0..s_max <= kFewLevels, without bounds of the count.
 enum class Staircase : int32_t { Few, Levels, Ladder };
 constexpr int kFewLevels = 4, kMostRungs = 8;
-constexpr int64_t kMostLevels = int64_t{1} << 20;  // a quotient's floor is then wrong by one at most
+constexpr int64_t kMostLevels = int64_t{1} << 20;  // and of upper and lower: a quotient's floor is then wrong by one at most
 
 // What all neurons of a layer share, in the state type S. upper and lower in θ; lower is +inf where there are no negative levels.
 template <class S>
@@ -168,10 +169,12 @@ COS_HD void general_extremes(const Rule<scalar_t<V>>& rule, V m, V q, V theta, V
 // How many levels a neuron can send in so many steps.
 template <class S>
 struct Counts {
-  int32_t fewest, most;
+  S fewest, most;
   COS_HD Counts(const Rule<S>& rule, int32_t steps)
-      : fewest(static_cast<int32_t>(larger(rule.n_min, rule.s_min * static_cast<S>(steps)))),
-        most(static_cast<int32_t>(smaller(rule.n_max, rule.s_max * static_cast<S>(steps)))) {}
+      : fewest(larger(rule.n_min, rule.s_min * static_cast<S>(steps))),
+        most(smaller(rule.n_max, rule.s_max * static_cast<S>(steps))) {}
+  // ψ of a neuron that has sent `count` levels, its residual r.
+  COS_HD S offset(S r, S theta, S count) const { return clipped(ByDivision::floor(r, theta), fewest - count, most - count); }
 };
 
 // C* levels over rho steps in an order of our own, as emission.h has it for one level. Even: an even share at every step, and of

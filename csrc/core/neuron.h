@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "macros.h"
 
@@ -20,18 +21,38 @@ template <class V>
 struct ValueOf {
   using scalar = V;
   using count = int32_t;
-  static COS_HD void add(count& sum, bool fired) {
+};
+template <class V>
+using scalar_t = typename ValueOf<V>::scalar;
+template <class V>
+using count_t = typename ValueOf<V>::count;
+
+// How a count grows by those that fired. As a float, exact up to 2^24: a GPU adds twice as many floats as integers.
+// vector.h knows of vectors.
+template <class N>
+struct CountOf {
+  static COS_HD void add(N& sum, bool fired) { sum = fired ? sum + 1 : sum; }
+};
+template <>
+struct CountOf<float> {
+  static COS_HD void add(float& sum, bool fired) {
 #if defined(__CUDA_ARCH__)  // one instruction; nvcc makes two of the line below
+    asm("{ .reg .pred p; setp.ne.s32 p, %1, 0; @p add.f32 %0, %0, 0f3F800000; }" : "+f"(sum) : "r"(static_cast<int32_t>(fired)));
+#else
+    sum = fired ? sum + 1 : sum;
+#endif
+  }
+};
+template <>
+struct CountOf<int32_t> {
+  static COS_HD void add(int32_t& sum, bool fired) {
+#if defined(__CUDA_ARCH__)  // as above
     asm("{ .reg .pred p; setp.ne.s32 p, %1, 0; @p add.s32 %0, %0, 1; }" : "+r"(sum) : "r"(static_cast<int32_t>(fired)));
 #else
     sum += fired;
 #endif
   }
 };
-template <class V>
-using scalar_t = typename ValueOf<V>::scalar;
-template <class V>
-using count_t = typename ValueOf<V>::count;
 
 // A parameter (θ or v_init) of a group: one value for all, or one each.
 template <class V, int W>
@@ -65,17 +86,26 @@ template <class V, class Reset>
 COS_HD auto step(V& v, V x, V theta, const Reset& reset, V& m) {
   m = v + x;
   const auto fired = m >= theta;
+#if defined(__CUDA_ARCH__)
+  if constexpr (std::is_same_v<V, float> && std::is_same_v<Reset, SoftReset>) {  // one instruction; nvcc may make two of it
+    v = m;
+    asm("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p sub.rn.f32 %0, %0, %1; }"
+        : "+f"(v)
+        : "f"(theta), "r"(static_cast<int32_t>(fired)));
+    return fired;
+  }
+#endif
   v = fired ? reset(m, theta) : m;
   return fired;
 }
 
 // T steps of a group. `in.emitted(T, f)` calls f(t, x(t)) in order of time; `out.open(t)` takes the predicates, `out.close`
 // stores them. count[i] receives Σ s(t) when Count is set.
-template <bool Count, class V, int W, class Theta, class Reset, class In, class Out>
-COS_HD void emit(V (&v)[W], count_t<V> (&count)[W], const Theta& theta, const Reset& reset, int64_t steps, In& in, Out& out) {
+template <bool Count, class V, int W, class N, class Theta, class Reset, class In, class Out>
+COS_HD void emit(V (&v)[W], N (&count)[W], const Theta& theta, const Reset& reset, int64_t steps, In& in, Out& out) {
   if (Count) {
     COS_LANES
-    for (int i = 0; i < W; ++i) count[i] = count_t<V>{};
+    for (int i = 0; i < W; ++i) count[i] = N{};
   }
   in.emitted(steps, [&](int64_t t, const auto& x) {
     auto s = out.open(t);
@@ -84,7 +114,7 @@ COS_HD void emit(V (&v)[W], count_t<V> (&count)[W], const Theta& theta, const Re
       V m;
       const auto fired = step(v[i], x(i), theta[i], reset, m);
       s(i, fired);
-      if (Count) ValueOf<V>::add(count[i], fired);
+      if (Count) CountOf<N>::add(count[i], fired);
     }
     out.close(t, s);
   });

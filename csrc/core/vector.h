@@ -47,7 +47,6 @@ COS_HD void round_bits(V& x, const U&) {
   struct ValueOf<vector_t<S, N>> {                                                    \
     using scalar = S;                                                                 \
     using count = vector_t<Int, N>;                                                   \
-    static COS_HD void add(count& sum, count fired) { sum -= fired; }                 \
   };                                                                                  \
   template <>                                                                         \
   struct Truncated<vector_t<S, N>> {                                                  \
@@ -62,18 +61,18 @@ COS_HD void round_bits(V& x, const U&) {
       if constexpr (sizeof(T) < sizeof(S)) round_bits<T>(x, vector_t<uint32_t, N>{}); \
     }                                                                                 \
   };
-#define COS_VECTOR_PLAN(Int, N)                                                                 \
+#define COS_VECTOR_COUNT(Int, N)                                                                \
   template <>                                                                                   \
-  struct PlanOf<vector_t<Int, N>> {                                                             \
+  struct CountOf<vector_t<Int, N>> {                                                            \
     static COS_HD void add(vector_t<Int, N>& count, vector_t<Int, N> fired) { count -= fired; } \
   };
-COS_VECTOR_PLAN(int32_t, 4)
-COS_VECTOR_PLAN(int32_t, 8)
-COS_VECTOR_PLAN(int32_t, 16)
-COS_VECTOR_PLAN(int64_t, 2)
-COS_VECTOR_PLAN(int64_t, 4)
-COS_VECTOR_PLAN(int64_t, 8)
-#undef COS_VECTOR_PLAN
+COS_VECTOR_COUNT(int32_t, 4)
+COS_VECTOR_COUNT(int32_t, 8)
+COS_VECTOR_COUNT(int32_t, 16)
+COS_VECTOR_COUNT(int64_t, 2)
+COS_VECTOR_COUNT(int64_t, 4)
+COS_VECTOR_COUNT(int64_t, 8)
+#undef COS_VECTOR_COUNT
 COS_VECTOR_VALUE(float, int32_t, 4)
 COS_VECTOR_VALUE(float, int32_t, 8)
 COS_VECTOR_VALUE(float, int32_t, 16)

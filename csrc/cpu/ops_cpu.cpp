@@ -186,7 +186,7 @@ Tensor spike_layer(Tensor x, MaybeTensor level, Tensor weight, MaybeTensor conv_
 STABLE_TORCH_LIBRARY_IMPL(cos_ext, CPU, m) {
   COS_EXT_REGISTER(m, CpuLaunch);
   COS_EXT_REGISTER_QCFS(m, CpuQcfs);
-  m.impl("spike_conv2d", TORCH_BOX(&spike_conv2d));
-  m.impl("spike_bits", TORCH_BOX(&spike_bits));
-  m.impl("spike_layer", TORCH_BOX(&spike_layer));
+  m.impl("spike_conv2d", COS_EXT_BOX(&spike_conv2d));
+  m.impl("spike_bits", COS_EXT_BOX(&spike_bits));
+  m.impl("spike_layer", COS_EXT_BOX(&spike_layer));
 }

@@ -36,18 +36,18 @@ struct GeneralPack {
 
   __device__ __forceinline__ GeneralPack(const Task& task, const GeneralTask<S>& of, int64_t start, const At& at)
       : task(task), of(of), start(start), at(at) {
-    get(theta, task.theta, task, kTheta, start, at.offset[kTheta]);
+    get(theta, task.theta, task, kTheta, start, at[kTheta]);
     S v[V];
     if (task.v_init.fetch == Fetch::HalfTheta) {
       COS_UNROLL
       for (int i = 0; i < V; ++i) v[i] = theta[i] / 2;
     } else {
-      get(v, task.v_init, task, kVInit, start, at.offset[kVInit]);
+      get(v, task.v_init, task, kVInit, start, at[kVInit]);
     }
     begin(v);
     COS_UNROLL
     for (int i = 0; i < V; ++i) emitted[i] = theta[i];
-    if (task.emitted.data) get(emitted, task.emitted, task, kEmitted, start, at.offset[kEmitted]);
+    if (task.emitted.data) get(emitted, task.emitted, task, kEmitted, start, at[kEmitted]);
   }
 
   __device__ __forceinline__ void begin(const S (&v)[V]) {
@@ -70,7 +70,7 @@ struct GeneralPack {
         if (task.step_bias.data) {
           Source now = task.step_bias;
           now.data = static_cast<const S*>(now.data) + t * of.bias_time;
-          get(bias, now, task, kStepBias, start, at.offset[kStepBias]);
+          get(bias, now, task, kStepBias, start, at[kStepBias]);
         }
         COS_UNROLL
         for (int i = 0; i < V; ++i) {
@@ -90,7 +90,7 @@ struct GeneralPack {
   }
 
   __device__ __forceinline__ void send(int32_t t, const Row& row) const {
-    T* const to = static_cast<T*>(task.spikes) + at.offset[kSpikes] + t * task.spikes_time;
+    T* const to = static_cast<T*>(task.spikes) + at[kSpikes] + t * task.spikes_time;
     store_word(reinterpret_cast<word_t<T, V>*>(to), bit_cast<word_t<T, V>>(row.lanes), task.streaming);
   }
 
@@ -157,7 +157,7 @@ struct GeneralPack {
       int32_t desired[V];
       COS_UNROLL
       for (int i = 0; i < V; ++i) {
-        const int32_t psi = offset_spikes(w.v[i], theta[i], w.count[i], counts.fewest, counts.most);
+        const auto psi = static_cast<int32_t>(counts.offset(w.v[i], theta[i], static_cast<S>(w.count[i])));
         desired[i] = w.count[i] + psi;
         v[i] = w.v[i] - static_cast<S>(psi) * theta[i];
       }
@@ -170,12 +170,12 @@ struct GeneralPack {
     S v[V];
     start_of(v);
     int32_t psi[V], count[V];
-    calibrate(
-        v, psi, count, theta, counts.fewest, counts.most, task.iterations,
+    calibrate_by(
+        v, psi, count, theta, [&](S r, S own, S n) { return counts.offset(r, own, n); }, task.iterations,
         [&](Watch<S, V>& w, const S(&from)[V], int32_t) { watch_from(w, from, in, 0, task.rho); },
         [](const Watch<S, V>&, const S(&)[V]) {});
-    store_run(psi, task.offset, at.offset[kResult]);
-    store_run(v, task.v_init_out, at.offset[kResult]);
+    store_run(psi, task.offset, at[kResult]);
+    store_run(v, task.v_init_out, at[kResult]);
     if (task.emission == Emission::Calibrated) {
       begin(v);
       emit_all(in);
@@ -195,7 +195,7 @@ struct GeneralPack {
     COS_UNROLL
     for (int i = 0; i < V; ++i) {
       const S driven = x(i) * static_cast<S>(task.rho) + membrane[i].v;
-      const int32_t desired = offset_spikes(driven, theta[i], 0, counts.fewest, counts.most);
+      const auto desired = static_cast<int32_t>(counts.offset(driven, theta[i], S(0)));
       row.lanes[i] = FromState<T>::call(emitted[i] * static_cast<S>(desired) / static_cast<S>(task.rho));
     }
     send(0, row);
@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const auto at = place<kAllOperands>(task.walk, start);
   using Pack = GeneralPack<T, V, Q, Predict>;
   Pack pack(task, of, start, at);
-  typename Pack::In in{static_cast<const T*>(task.x) + at.offset[kX], task.x_time, task, start, at, {}};
+  typename Pack::In in{static_cast<const T*>(task.x) + at[kX], task.x_time, task, start, at, {}};
   if constexpr (Predict || Q == Staircase::Ladder) {
     pack.emit_all(in);
   } else if (task.emission == Emission::Rate) {
@@ -228,8 +228,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   pack.start_of(v);
   COS_UNROLL
   for (int i = 0; i < V; ++i) count[i] = static_cast<int32_t>(pack.spikes[i]);
-  store_run(count, task.count, at.offset[kResult]);
-  store_run(v, task.v, at.offset[kResult]);
+  store_run(count, task.count, at[kResult]);
+  store_run(v, task.v, at[kResult]);
 }
 
 template <class T, int V>

@@ -17,9 +17,19 @@ namespace cos_ext::cuda {
 // Small blocks: a layer of 2^16 neurons then still fills an H100 or H200.
 constexpr int kThreads = 128;
 
+// Blocks that a multiprocessor must be able to hold: more than the compiler leaves room for where it would take registers that
+// pay less, and where fewer keep too few bytes in flight.
+template <class T, int V, int Rows, Mode M, Extra E>
+constexpr int blocks_at_least() {
+  if (V == 1 && sizeof(T) == 2) return 5;
+  if (E != Extra::Plain || sizeof(T) != 4 || M == Mode::Reread) return 2;
+  if (V == 1) return 8;
+  return Rows == 16 ? 4 : Rows == 8 ? (M == Mode::Held ? 6 : 7) : 2;
+}
+
 // OneTheta: θ is the same for the whole pack (Fetch::Value or Fetch::One) and takes one register.
 template <class T, int V, int Rows, Mode M, bool OneTheta, Extra E = Extra::Plain>
-__global__ void __launch_bounds__(kThreads, 2) run(const __grid_constant__ Task task) {
+__global__ void __launch_bounds__(kThreads, (blocks_at_least<T, V, Rows, M, E>())) run(const __grid_constant__ Task task) {
   using S = state_t<T>;
   const int64_t pack = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t start = E == Extra::Window ? pack : pack * V;
@@ -27,15 +37,15 @@ __global__ void __launch_bounds__(kThreads, 2) run(const __grid_constant__ Task 
   const auto at = place<kOperandsOf<E>>(task.walk, start);
   if constexpr (E == Extra::Window) {
     PerLane<S, V> theta;
-    get_window(theta.values, task.theta, at.offset[kTheta]);
+    get_window(theta.values, task.theta, at[kTheta]);
     run_pack<T, V, Rows, M, E>(task, start, at, theta);
   } else if constexpr (OneTheta) {
     S theta[1];
-    get(theta, task.theta, task, kTheta, start, at.offset[kTheta]);
+    get(theta, task.theta, task, kTheta, start, at[kTheta]);
     run_pack<T, V, Rows, M, E>(task, start, at, Uniform<S, V>{theta[0]});
   } else {
     PerLane<S, V> theta;
-    get(theta.values, task.theta, task, kTheta, start, at.offset[kTheta]);
+    get(theta.values, task.theta, task, kTheta, start, at[kTheta]);
     run_pack<T, V, Rows, M, E>(task, start, at, theta);
   }
 }
@@ -51,12 +61,13 @@ using Kernel = void (*)(Task);
 template <class T, int V, bool OneTheta, Extra E>
 Kernel choose(const Task& task) {
   const bool fires = task.rho == 0 || task.emission == Emission::Rate;
+  constexpr int kMany = V == 1 && sizeof(T) == 2 ? 16 : 8;  // two bytes at a time, more of them
   if constexpr (E != Extra::Plain) {  // fewer kernels
-    if (fires) return run<T, V, 8, Mode::Fire, OneTheta, E>;
-    return task.rho <= 8 ? run<T, V, 8, Mode::Held, OneTheta, E> : run<T, V, 8, Mode::Reread, OneTheta, E>;
+    if (fires) return run<T, V, kMany, Mode::Fire, OneTheta, E>;
+    return task.rho <= kMany ? run<T, V, kMany, Mode::Held, OneTheta, E> : run<T, V, kMany, Mode::Reread, OneTheta, E>;
   } else if constexpr (V == 1) {  // irregular memory: many rows in flight, fewer kernels
-    if (fires) return run<T, V, 8, Mode::Fire, OneTheta>;
-    return task.rho <= 16 ? run<T, V, 16, Mode::Held, OneTheta> : run<T, V, 8, Mode::Reread, OneTheta>;
+    if (fires) return run<T, V, kMany, Mode::Fire, OneTheta>;
+    return task.rho <= 16 ? run<T, V, 16, Mode::Held, OneTheta> : run<T, V, kMany, Mode::Reread, OneTheta>;
   } else {
     if (fires) return task.steps <= 4 ? run<T, V, 4, Mode::Fire, OneTheta> : run<T, V, 8, Mode::Fire, OneTheta>;
     if (task.rho > 16) return run<T, V, 8, Mode::Reread, OneTheta>;

@@ -39,7 +39,8 @@ struct Lanes {
 
 // Rows: the chunk, or at least task.steps.
 template <class T, int V, int Rows, bool Hard, class Phi, Extra E>
-__global__ void __launch_bounds__(kThreads, 2) run_back(const __grid_constant__ Task task, const __grid_constant__ Phi phi) {
+__global__ void __launch_bounds__(kThreads, V == 1 && sizeof(T) == 2 ? 5 : 2)
+    run_back(const __grid_constant__ Task task, const __grid_constant__ Phi phi) {
   using S = state_t<T>;
   using Reset = std::conditional_t<Hard, HardReset<S>, SoftReset>;
   const int64_t start = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * V;
@@ -49,10 +50,10 @@ __global__ void __launch_bounds__(kThreads, 2) run_back(const __grid_constant__ 
   Reset reset;
   if constexpr (Hard) reset.v_reset = v_reset;
   S theta[V], v[V];
-  get(theta, task.theta, task, kTheta, start, at.offset[kTheta]);
-  get(v, task.v_init, task, kVInit, start, at.offset[kVInit]);
+  get(theta, task.theta, task, kTheta, start, at[kTheta]);
+  get(v, task.v_init, task, kVInit, start, at[kVInit]);
 
-  const T* const x = static_cast<const T*>(task.x) + at.offset[kX];
+  const T* const x = static_cast<const T*>(task.x) + at[kX];
   const int32_t last = (task.steps - 1) / Rows * Rows;  // where the last chunk starts
   S* const starts = static_cast<S*>(task.starts) + start;
   if (Rows == kChunk && last > 0) {
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 2) run_back(const __grid_constant__ 
   }
 
   const bool once = task.x_time == 0;
-  T* const out = static_cast<T*>(task.spikes) + at.offset[kSpikes];
+  T* const out = static_cast<T*>(task.spikes) + at[kSpikes];
   S inverse[V], d[V] = {}, of_theta[V] = {}, sum[V] = {};  // sum: of d
   COS_UNROLL
   for (int i = 0; i < V; ++i) inverse[i] = S(1) / theta[i];
@@ -81,7 +82,7 @@ __global__ void __launch_bounds__(kThreads, 2) run_back(const __grid_constant__ 
   COS_NO_UNROLL
   for (int32_t first = last; first >= 0; first -= Rows) {
     in.fetch(first, task.steps);
-    const Sent<T, V, Rows> sent(task, at.offset[kSent], first);
+    const Sent<T, V, Rows> sent(task, at[kSent], first);
     if (first < last) load_run(v, starts + first / Rows * task.neurons);
     S m[Rows][V];
     COS_UNROLL
@@ -114,9 +115,9 @@ __global__ void __launch_bounds__(kThreads, 2) run_back(const __grid_constant__ 
     for (int i = 0; i < V; ++i) row.lanes[i] = FromState<T>::call(sum[i]);
     store_word(reinterpret_cast<word_t<T, V>*>(out), bit_cast<word_t<T, V>>(row.lanes), task.streaming);
   }
-  store_run(of_theta, task.of_theta, at.offset[kResult]);
-  store_run(d, task.of_v_init, at.offset[kResult]);
-  store_run(sum, task.of_bias, at.offset[kResult]);
+  store_run(of_theta, task.of_theta, at[kResult]);
+  store_run(d, task.of_v_init, at[kResult]);
+  store_run(sum, task.of_bias, at[kResult]);
 }
 
 template <class T, bool Hard, class Phi>

@@ -18,24 +18,27 @@
 
 namespace cos_ext::cuda {
 
+// Where the element of one neuron lies in every operand.
 template <int Operands>
 struct Place {
-  int64_t offset[Operands] = {};
+  const Walk& walk;
+  int64_t outer;  // the index in the outermost dimension
+  int64_t inner[Operands] = {};  // the offsets, in elements, that the other dimensions add up to
+
+  // Multiplied where it is needed: many operands are never reached.
+  __device__ __forceinline__ int64_t operator[](int operand) const { return inner[operand] + outer * walk.stride[operand][0]; }
 };
-// The offsets, in elements, of every operand's element for the neuron `linear` of the walk.
 template <int Operands>
 __device__ __forceinline__ Place<Operands> place(const Walk& walk, int64_t linear) {
-  Place<Operands> at;
+  Place<Operands> at{walk, linear};
   COS_NO_UNROLL
   for (int d = walk.ndim - 1; d > 0; --d) {
-    const int64_t outer = walk.dims[d].divide(linear);
-    const int64_t index = linear - outer * walk.dims[d].size;
+    const int64_t outer = walk.dims[d].divide(at.outer);
+    const int64_t index = at.outer - outer * walk.dims[d].size;
     COS_UNROLL
-    for (int operand = 0; operand < Operands; ++operand) at.offset[operand] += index * walk.stride[operand][d];
-    linear = outer;
+    for (int operand = 0; operand < Operands; ++operand) at.inner[operand] += index * walk.stride[operand][d];
+    at.outer = outer;
   }
-  COS_UNROLL
-  for (int operand = 0; operand < Operands; ++operand) at.offset[operand] += linear * walk.stride[operand][0];
   return at;
 }
 
@@ -85,7 +88,28 @@ __device__ __forceinline__ void store_word(Word* to, const Word& word, bool stre
   }
 }
 
+// Element i of a word. 16-bit ones by shifts of 32 bits: of memory that is also read in 16 bits, the compiler keeps every word in
+// two registers and puts it together at every use.
+template <class T, class Word>
+__device__ __forceinline__ T element(const Word& word, int i) {
+  if constexpr (sizeof(T) == 2 && sizeof(Word) > 2) {
+    uint32_t parts[sizeof(Word) / 4];
+    memcpy(parts, &word, sizeof word);
+    return bit_cast<T>(static_cast<uint16_t>(parts[i / 2] >> (i % 2 * 16)));
+  } else {
+    T lanes[sizeof(Word) / sizeof(T)];
+    memcpy(lanes, &word, sizeof word);
+    return lanes[i];
+  }
+}
+
 // Hides a value from the optimiser, which would otherwise widen 16-bit rows once and keep them, at twice the registers.
+template <class T>
+__device__ __forceinline__ void opaque([[maybe_unused]] const T*& pointer) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(pointer));
+#endif
+}
 __device__ __forceinline__ void opaque([[maybe_unused]] uint16_t& word) {
 #if defined(__CUDA_ARCH__)
   asm volatile("" : "+h"(word));
@@ -142,8 +166,8 @@ __device__ __forceinline__ void get(S (&lanes)[V], const Source& source, const T
     const int64_t left = source.run.size - (start - source.run.divide(start) * source.run.size);
     if (left < V) {
       const int64_t last = start + V - 1;
-      const S second = data[operand < kOperands ? place<kOperands>(task.walk, last).offset[operand]
-                                                : place<kAllOperands>(task.walk, last).offset[operand]];
+      const S second =
+          data[operand < kOperands ? place<kOperands>(task.walk, last)[operand] : place<kAllOperands>(task.walk, last)[operand]];
       COS_UNROLL
       for (int i = 1; i < V; ++i) lanes[i] = i < left ? first : second;
     }

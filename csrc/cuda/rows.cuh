@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../core/current.h"
 #include "../core/dtypes.h"
@@ -33,8 +34,9 @@ struct Inputs {
   using S = state_t<T>;
   using Word = word_t<T, V>;
   struct Row {
-    T lanes[V];
-    __device__ __forceinline__ S operator()(int i) const { return to_state(lanes[i]); }
+    Word word;
+    __device__ __forceinline__ T lane(int i) const { return element<T>(word, i); }
+    __device__ __forceinline__ S operator()(int i) const { return to_state(lane(i)); }
   };
 
   const T* base;
@@ -46,10 +48,10 @@ struct Inputs {
 
   __device__ __forceinline__ Word load(const T* from, [[maybe_unused]] int64_t across, [[maybe_unused]] int64_t down) const {
     if constexpr (E == Extra::Window) {
-      Row row;
+      T lanes[4];
       COS_UNROLL
-      for (int i = 0; i < 4; ++i) row.lanes[i] = from[(i & 1) * across + (i >> 1) * down];
-      return bit_cast<Word>(row.lanes);
+      for (int i = 0; i < 4; ++i) lanes[i] = from[(i & 1) * across + (i >> 1) * down];
+      return bit_cast<Word>(lanes);
     } else {
       return load_word<M == Mode::Reread>(reinterpret_cast<const Word*>(from));
     }
@@ -63,6 +65,8 @@ struct Inputs {
       for (int j = 0; j < Rows; ++j) rows[j] = only;
     } else {
       const T* from = base + first * time;
+      // Of four rows the compiler would keep all addresses from chunk to chunk, and compute them where there is one chunk.
+      if constexpr (Rows <= 4) opaque(from);
       COS_UNROLL
       for (int j = 0; j < Rows; ++j, from += time) {
         if (first + j < end) rows[j] = load(from, task.x_across, task.x_down);
@@ -70,37 +74,44 @@ struct Inputs {
     }
     if constexpr (E != Extra::Plain) fuse(first, end);
   }
-  __device__ __forceinline__ Row held(int j) const { return bit_cast<Row>(rows[j]); }
+  // Before rows are used that are used once more: see opaque().
+  __device__ __forceinline__ void hide() {
+    if constexpr (sizeof(T) == 2) {
+      COS_UNROLL
+      for (int j = 0; j < Rows; ++j) opaque(rows[j]);
+    }
+  }
+  __device__ __forceinline__ Row held(int j) const { return {rows[j]}; }
 
   // The currents of the rows in registers, from x.
   __device__ __forceinline__ void fuse(int32_t first, int32_t end) {
     if (task.scale.data || task.bias.data) {
       S scale[V], bias[V];
       if constexpr (E == Extra::Window) {
-        get_window(scale, task.scale, at.offset[kScale]);
-        get_window(bias, task.bias, at.offset[kBias]);
+        get_window(scale, task.scale, at[kScale]);
+        get_window(bias, task.bias, at[kBias]);
       } else {
-        get(scale, task.scale, task, kScale, start, at.offset[kScale]);
-        get(bias, task.bias, task, kBias, start, at.offset[kBias]);
+        get(scale, task.scale, task, kScale, start, at[kScale]);
+        get(bias, task.bias, task, kBias, start, at[kBias]);
       }
       COS_UNROLL
       for (int j = 0; j < Rows; ++j) {
-        Row row = held(j);
+        T lanes[V];
         COS_UNROLL
-        for (int i = 0; i < V; ++i) row.lanes[i] = affine(row.lanes[i], scale[i], bias[i]);
-        if (first + j < end) rows[j] = bit_cast<Word>(row.lanes);
+        for (int i = 0; i < V; ++i) lanes[i] = affine(held(j).lane(i), scale[i], bias[i]);
+        if (first + j < end) rows[j] = bit_cast<Word>(lanes);
       }
     }
     if (task.residual) {
-      const T* from = static_cast<const T*>(task.residual) + at.offset[kResidual] + first * task.residual_time;
+      const T* from = static_cast<const T*>(task.residual) + at[kResidual] + first * task.residual_time;
       COS_UNROLL
       for (int j = 0; j < Rows; ++j, from += task.residual_time) {
         if (first + j >= end) continue;
-        const Row other = bit_cast<Row>(load(from, task.residual_across, task.residual_down));
-        Row row = held(j);
+        const Row other{load(from, task.residual_across, task.residual_down)};
+        T lanes[V];
         COS_UNROLL
-        for (int i = 0; i < V; ++i) row.lanes[i] = with_residual(row.lanes[i], other.lanes[i]);
-        rows[j] = bit_cast<Word>(row.lanes);
+        for (int i = 0; i < V; ++i) lanes[i] = with_residual(held(j).lane(i), other.lane(i));
+        rows[j] = bit_cast<Word>(lanes);
       }
     }
   }
@@ -108,12 +119,10 @@ struct Inputs {
   template <class F>
   __device__ __forceinline__ void watched(int32_t rho, const F& f) {
     if constexpr (M == Mode::Held) {
-      if constexpr (sizeof(T) == 2) {
-        COS_UNROLL
-        for (int j = 0; j < Rows; ++j) opaque(rows[j]);
-      }
+      hide();
+      f(held(0), std::true_type{});
       COS_UNROLL
-      for (int j = 0; j < Rows; ++j) {
+      for (int j = 1; j < Rows; ++j) {
         if (j < rho) f(held(j));
       }
     } else {
@@ -129,7 +138,7 @@ struct Inputs {
   template <class F>
   __device__ __forceinline__ void emitted(int32_t steps, const F& f) {
     for (int32_t first = 0; first < steps; first += Rows) {
-      if (M != Mode::Held || first > 0) fetch(first, steps);
+      M == Mode::Held&& first == 0 ? hide() : fetch(first, steps);
       COS_UNROLL
       for (int j = 0; j < Rows; ++j) {
         if (first + j < steps) f(first + j, held(j));

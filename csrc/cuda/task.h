@@ -170,7 +170,7 @@ inline bool make_source(Source& source, const Parameter& parameter, int64_t lane
   }
   source.fetch = Fetch::Split;
   source.run = Divider::by(size < 2 ? 2 : size);
-  return stride == 0 && size >= lanes;
+  return stride == 0 && (size >= lanes || 2 * size == lanes);  // a pack starts at a multiple of its size
 }
 
 // What does not depend on how memory is walked.

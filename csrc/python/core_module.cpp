@@ -14,6 +14,7 @@
 
 #include "../core/dtypes.h"
 #include "../cpu/kernels.h"
+#include "../general_rule.h"
 
 namespace py = pybind11;
 using namespace cos_ext;
@@ -98,12 +99,46 @@ class Call {
     job.iterations = iterations.value_or(-1);
   }
 
-  void emission(const std::string& name) {
-    if (name != "calibrated" && name != "even" && name != "front") {
-      throw py::value_error("emission must be 'calibrated', 'even' or 'front', got '" + name + "'");
+  void emission(const std::string& name, bool block = false) {
+    const std::vector<std::string> names{"calibrated", "even", "front", "block"};
+    const auto found = std::find(names.begin(), block ? names.end() : names.end() - 1, name);
+    if (found == (block ? names.end() : names.end() - 1)) {
+      throw py::value_error(std::string("emission must be 'calibrated', 'even'") +
+                            (block ? ", 'front' or 'block'" : " or 'front'") + ", got '" + name + "'");
     }
-    job.emission = name == "even" ? Emission::Even : name == "front" ? Emission::Front : Emission::Calibrated;
+    job.emission = static_cast<Emission>(found - names.begin());
     if (job.emission != Emission::Calibrated) job.iterations = 0;
+  }
+  void hard_reset(std::optional<double> v_reset) {
+    if (v_reset && std::isnan(*v_reset)) throw py::value_error("v_reset must not be NaN");
+    job.hard_reset = v_reset.has_value();
+    job.v_reset = v_reset.value_or(0);
+  }
+
+  // Makes general neurons of them. Must come after calibration() and emission().
+  void general(const General& of, const std::optional<Value>& emitted, const std::optional<py::array>& step_bias,
+               const std::optional<std::vector<double>>& step_scale) {
+    const int64_t steps = x_.shape(0);
+    const char* fault = fault_of(of, std::max(steps, job.rho), emitted.has_value(), step_scale.has_value());
+    if (!fault) fault = calibration_fault(of, job.rho, job.emission, job.hard_reset, step_scale.has_value(), false);
+    if (!fault && of.prediction && job.hard_reset) fault = "prediction needs soft reset, no v_reset";
+    if (fault) throw py::value_error(fault);
+    job.general = of;
+    job.general.on = true;
+    if (emitted) {
+      const double* number = std::get_if<double>(&*emitted);
+      if (number && !std::isfinite(*number)) throw py::value_error("emitted must be finite");
+      parameter("emitted", job.general.emitted, emitted_, number ? Value(py::array(py::float_(*number))) : *emitted);
+    }
+    if (step_bias) bias(*step_bias);
+    if (step_scale) {
+      scales_ = *step_scale;
+      const auto positive = [](double scale) { return scale > 0 && scale < INFINITY; };
+      if (static_cast<int64_t>(scales_.size()) != steps || !std::all_of(scales_.begin(), scales_.end(), positive)) {
+        throw py::value_error("step_scale must be a positive number for each of the " + std::to_string(steps) + " steps");
+      }
+      job.general.scales = scales_.data();
+    }
   }
 
   py::array spikes() {
@@ -189,7 +224,24 @@ class Call {
     if (parameter.layout.ndim == 1 && parameter.layout.stride[0] == 0) parameter.layout.ndim = 0;
   }
 
-  py::array x_, theta_, v_init_, spikes_;
+  // b [T], or [T, C] with the channels of neurons [B, C, ...].
+  void bias(const py::array& given) {
+    const bool fits = (given.ndim() == 1 || given.ndim() == 2) && given.shape(0) == x_.shape(0);
+    if (!fits) throw py::value_error("step_bias must be [T] or [T, C], got " + describe(given));
+    if (given.dtype().kind() != 'f') throw py::type_error("step_bias must be floating-point, got " + describe(given));
+    biases_ = given.attr("astype")(state_, py::arg("order") = "C", py::arg("copy") = false);
+    std::vector<py::ssize_t> shape = {biases_.shape(0)};
+    if (given.ndim() == 2) {
+      shape.push_back(biases_.shape(1));
+      shape.resize(std::max<size_t>(2, sizes_.size()), 1);
+    }
+    biases_ = biases_.attr("reshape")(shape);
+    parameter("step_bias", job.general.bias, bias_, biases_[py::int_(0)]);
+    job.general.bias_time = biases_.shape(0) > 1 ? biases_.strides(0) / biases_.itemsize() : 0;
+  }
+
+  py::array x_, theta_, v_init_, spikes_, emitted_, biases_, bias_;
+  std::vector<double> scales_;
   py::dtype state_;
   std::vector<int64_t> sizes_;
   std::vector<int> order_;
@@ -197,12 +249,10 @@ class Call {
 
 py::tuple if_forward(const py::array& x, const Value& theta, const std::optional<Value>& v_init, std::optional<double> v_reset,
                      int threads) {
-  if (v_reset && std::isnan(*v_reset)) throw py::value_error("v_reset must not be NaN");
   Call call(x);
   call.threshold(theta);
   call.v_init(v_init);
-  call.job.hard_reset = v_reset.has_value();
-  call.job.v_reset = v_reset.value_or(0);
+  call.hard_reset(v_reset);
   py::array spikes = call.spikes(), v = call.potentials(call.job.v), count = call.counts(call.job.count);
   call.run(threads);
   return py::make_tuple(spikes, v, count);
@@ -220,6 +270,46 @@ py::tuple cos_forward(const py::array& x, const Value& theta, const std::optiona
   py::array shifted = call.potentials(call.job.v_init_out), offset = call.counts(call.job.offset);
   call.run(threads);
   return py::make_tuple(spikes, v, count, shifted, offset);
+}
+
+using Bound = std::optional<int64_t>;
+
+py::tuple neuron_forward(const py::array& x, const Value& theta, const std::optional<Value>& v_init,
+                         std::pair<int64_t, int64_t> levels, double upper, std::optional<double> lower, bool strict,
+                         std::pair<Bound, Bound> count, const std::optional<Value>& emitted, double leak,
+                         const std::optional<py::array>& step_bias, const std::optional<std::vector<double>>& step_scale,
+                         int64_t silent, bool prediction, std::optional<int> ladder, double ratio, bool gated,
+                         std::optional<double> v_reset, int64_t rho, std::optional<int64_t> iterations,
+                         const std::string& emission, int threads) {
+  Call call(x);
+  call.threshold(theta);
+  call.v_init(v_init);
+  call.hard_reset(v_reset);
+  if (rho) call.calibration(rho, iterations);
+  call.emission(emission, true);
+  const bool plain = call.job.emission == Emission::Calibrated, starts = rho && call.job.emission != Emission::Block;
+  if (!rho && !plain) throw py::value_error("emission '" + emission + "' needs rho >= 1, got 0");
+  General of;
+  of.s_min = static_cast<double>(levels.first);
+  of.s_max = static_cast<double>(levels.second);
+  if (count.first) of.n_min = static_cast<double>(*count.first);
+  if (count.second) of.n_max = static_cast<double>(*count.second);
+  of.upper = upper;
+  of.lower = lower.value_or(INFINITY);
+  of.strict = strict;
+  of.leak = leak;
+  of.silent = silent;
+  of.prediction = prediction;
+  of.rungs = ladder.value_or(0);
+  of.ratio = ratio;
+  of.gated = gated;
+  call.general(of, emitted, step_bias, step_scale);
+  py::array spikes = call.spikes(), counted = call.counts(call.job.count);
+  py::object v = plain ? py::object(call.potentials(call.job.v)) : py::none();
+  py::object shifted = starts ? py::object(call.potentials(call.job.v_init_out)) : py::none();
+  py::object offset = starts ? py::object(call.counts(call.job.offset)) : py::none();
+  call.run(threads);
+  return py::make_tuple(spikes, v, counted, shifted, offset);
 }
 
 py::tuple calibrate_v_init(const py::array& x, const Value& theta, const std::optional<Value>& v_init, int64_t rho,
@@ -247,7 +337,8 @@ py::dict facts() {
 
 }  // namespace
 
-PYBIND11_MODULE(_core, m) {
+// No state is shared but the choice of instruction set, which is made once (cpu/dispatch.cpp); each call has its own Call.
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "cos_ext's kernels over NumPy arrays (float16, float32, float64), without torch.";
   m.def("if_forward", &if_forward, py::arg("x_seq"), py::arg("v_threshold"), py::arg("v_init") = py::none(), py::kw_only(),
         py::arg("v_reset") = py::none(), py::arg("threads") = 1,
@@ -256,6 +347,15 @@ PYBIND11_MODULE(_core, m) {
         py::arg("rho"), py::arg("iterations") = 1, py::arg("emission") = "calibrated", py::arg("threads") = 1,
         "-> (spikes, v, spike_count, v_init, offset_spikes), v None unless emission is calibrated; see "
         "cos_ext.functional.cos_forward");
+  m.def("neuron_forward", &neuron_forward, py::arg("x_seq"), py::arg("v_threshold"), py::arg("v_init") = py::none(),
+        py::kw_only(), py::arg("levels") = std::pair<int64_t, int64_t>(0, 1), py::arg("upper") = 1.0,
+        py::arg("lower") = py::none(), py::arg("strict") = true, py::arg("count") = std::pair<Bound, Bound>(),
+        py::arg("emitted") = py::none(), py::arg("leak") = 1.0, py::arg("step_bias") = py::none(),
+        py::arg("step_scale") = py::none(), py::arg("silent") = 0, py::arg("prediction") = false, py::arg("ladder") = py::none(),
+        py::arg("ratio") = 0.75, py::arg("gated") = false, py::arg("v_reset") = py::none(), py::arg("rho") = 0,
+        py::arg("iterations") = 1, py::arg("emission") = "calibrated", py::arg("threads") = 1,
+        "-> (spikes, v, spike_count, v_init, offset_spikes), None where there is no such result; see cos_ext.Neuron and "
+        "cos_ext.functional.neuron_forward");
   m.def("calibrate_v_init", &calibrate_v_init, py::arg("x_seq"), py::arg("v_threshold"), py::arg("v_init") = py::none(),
         py::kw_only(), py::arg("rho"), py::arg("iterations") = 1, py::arg("threads") = 1,
         "-> (v_init, offset_spikes, spike_count); see cos_ext.functional.calibrate_v_init");

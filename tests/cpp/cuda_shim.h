@@ -1,9 +1,11 @@
 // Lets csrc/cuda/*.cuh compile with a host compiler and runs its kernels on the CPU: annotations vanish, vector types
-// and cache hints become plain loads and stores, and a launch walks all blocks and threads one after the other. The kernels
-// share no memory and never synchronise, so that is exact. No tests here.
+// and cache hints become plain loads and stores, and a launch walks all blocks and warps one after the other, forwards or
+// backwards in turn. What the lanes of a warp tell each other is cuda_warps.h's. No tests here.
 #pragma once
 
 #include <cstdint>
+
+#include "cuda_warps.h"
 
 #define __global__
 #define __device__
@@ -11,11 +13,6 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __grid_constant__
-
-struct ShimIndex {
-  unsigned x = 0;
-};
-inline thread_local ShimIndex threadIdx, blockIdx;
 
 struct alignas(16) uint4 {  // as aligned as on the device, so that the sanitizer sees a misaligned transaction
   uint32_t x, y, z, w;
@@ -30,10 +27,20 @@ void __stcs(Word* to, const Word& word) {
   *to = word;
 }
 
-#define COS_CUDA_LAUNCH(kernel, blocks, stream, ...)                                    \
-  do {                                                                                  \
-    (void)(stream);                                                                     \
-    for (blockIdx.x = 0; blockIdx.x < (blocks); ++blockIdx.x) {                         \
-      for (threadIdx.x = 0; threadIdx.x < kThreads; ++threadIdx.x) kernel(__VA_ARGS__); \
-    }                                                                                   \
+inline bool turn_around() {
+  static bool backwards = false;
+  return backwards = !backwards;
+}
+
+#define COS_CUDA_LAUNCH(kernel, blocks, stream, ...)                                          \
+  do {                                                                                        \
+    (void)(stream);                                                                           \
+    constexpr unsigned warps = kThreads / ShimWarp::kLanes;                                   \
+    const unsigned all = (blocks) * warps;                                                    \
+    const bool backwards = turn_around();                                                     \
+    for (unsigned i = 0; i < all; ++i) {                                                      \
+      const unsigned warp = backwards ? all - 1 - i : i;                                      \
+      blockIdx.x = warp / warps;                                                              \
+      ShimWarp::current().run(warp % warps * ShimWarp::kLanes, [&] { kernel(__VA_ARGS__); }); \
+    }                                                                                         \
   } while (0)

@@ -49,12 +49,71 @@ void exact_offset_spikes() {
       const float moved = ulp == 0 ? r : std::nextafter(r, ulp == 1 ? 1e9f : -1e9f);
       const double exact = static_cast<double>(moved) - static_cast<double>(k) * theta;  // exact in double
       const int expected = exact < 0 ? k - 1 : k;
-      check(offset_spikes(moved, theta, 100, 200) == expected, "exact floor", k, ulp);
+      check(offset_spikes(moved, theta, 100.f, 200.f) == static_cast<float>(expected), "exact floor", k, ulp);
     }
   }
-  check(offset_spikes(std::numeric_limits<float>::quiet_NaN(), 1.f, 0, 4) == 0, "NaN residual");
-  check(offset_spikes(std::numeric_limits<float>::infinity(), 1.f, 1, 4) == 3, "infinite residual");
-  check(offset_spikes(-std::numeric_limits<double>::infinity(), 1., 1, 4) == -1, "negative infinite residual");
+  check(offset_spikes(std::numeric_limits<double>::quiet_NaN(), 1., 0., 4.) == 0, "NaN residual");
+  check(offset_spikes(-std::numeric_limits<double>::infinity(), 1., 1., 4.) == -1, "negative infinite residual");
+}
+
+namespace {
+
+// Clipped to ±most; r - qθ has the exact sign in double.
+float exact_floor_of(float r, float theta, double most) {
+  if (std::isnan(r)) return 0;
+  double q = std::floor(static_cast<double>(r) / theta);
+  if (!(std::fabs(q) <= most)) return static_cast<float>(q > 0 ? most : -most);
+  while (std::fma(-q, static_cast<double>(theta), static_cast<double>(r)) < 0) --q;
+  while (std::fma(-(q + 1), static_cast<double>(theta), static_cast<double>(r)) >= 0) ++q;
+  return static_cast<float>(std::fmin(std::fmax(q, -most), most));
+}
+
+// 1/θ as far off as a GPU's estimate may be, and further.
+template <int Ulps>
+struct Off {
+  static float floor(float r, float theta) {
+    return ByReciprocal::floor_by(r, theta, [](float x) {
+      float inverse = 1 / x;
+      for (int i = 0; i < (Ulps < 0 ? -Ulps : Ulps); ++i) inverse = std::nextafter(inverse, Ulps < 0 ? 0.f : 1e38f);
+      return inverse;
+    });
+  }
+};
+
+void floors_of(float r, float theta) {
+  for (const float most : {16.f, 1048576.f}) {
+    const float expected = exact_floor_of(r, theta, static_cast<double>(most));
+    const float got[] = {offset_spikes<ByDivision>(r, theta, most, 2 * most),
+                         offset_spikes<ByReciprocal>(r, theta, most, 2 * most), offset_spikes<Off<2>>(r, theta, most, 2 * most),
+                         offset_spikes<Off<-2>>(r, theta, most, 2 * most)};
+    for (int i = 0; i < 4; ++i) check(got[i] == expected, "floor of r/θ", i, static_cast<long long>(expected));
+  }
+}
+
+}  // namespace
+
+void floors_without_division() {
+  std::mt19937 random(2);
+  using Limits = std::numeric_limits<float>;
+  const auto number = [&](int low, int high) {  // a mantissa and an exponent
+    return std::ldexp(1.f + static_cast<float>(random() % 8388608) / 8388608, low + static_cast<int>(random() % (high - low)));
+  };
+  for (int i = 0; i < 300000; ++i) {
+    const float theta = i % 3 ? number(-12, 12) : number(-149, 128);
+    const int k = static_cast<int>(random() % 4 ? random() % 33 : random() % 2097153) - (i % 2 ? 16 : 1048576);
+    const float multiple = static_cast<float>(static_cast<double>(k) * theta);
+    for (const float towards : {-Limits::infinity(), multiple, Limits::infinity()})
+      floors_of(std::nextafter(multiple, towards), theta);
+    floors_of(number(-149, 128), theta);
+    floors_of(-number(-149, 128), theta);
+  }
+  for (const float theta : {Limits::denorm_min(), Limits::min(), 1.f, Limits::max()}) {
+    for (const float r : {0.f, Limits::denorm_min(), Limits::min(), 1.f, Limits::max(), Limits::infinity()}) {
+      floors_of(r, theta);
+      floors_of(-r, theta);
+    }
+    floors_of(Limits::quiet_NaN(), theta);
+  }
 }
 
 }  // namespace cos_ext::test

@@ -16,6 +16,8 @@ int main(int argc, char** argv) {
   golden_vectors(argv[1]);
   half_conversions();
   exact_offset_spikes();
+  floors_without_division();
+  general_neurons();
   kernels();
   spike_convolutions();
   gradients();

@@ -11,6 +11,8 @@ namespace cos_ext::test {
 
 void half_conversions();
 void exact_offset_spikes();
+void floors_without_division();
+void general_neurons();
 void golden_vectors(const char* npz);
 void kernels();
 void spike_convolutions();

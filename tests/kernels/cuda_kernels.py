@@ -1,13 +1,15 @@
-"""What nvcc makes of every CUDA kernel, without a GPU: registers, spills, and the width of its
-transactions.
+"""What nvcc makes of every CUDA kernel, without a GPU: registers, spills, the width of its
+transactions, and how many instructions it takes.
 
     python tests/kernels/cuda_kernels.py [--record]
 
 Compiles tests/cpp/compile_kernels.cu for sm_80 and sm_90 with setup.py's flags, prints a table, and
 fails where a kernel spills or uses local memory, needs more registers than
-tests/golden/cuda_registers.json has on record for this nvcc release (--record rewrites it), or
-moves rows of inputs or spikes otherwise than in transactions of 16 bytes. The last needs nvdisasm
-(the package nvidia-cuda-nvdisasm, or a toolkit) and is skipped with a reason where there is none.
+tests/golden/cuda_registers.json has on record for this nvcc release, keeps less than 20 KiB of
+loads in flight on a multiprocessor of sm_90, moves rows of inputs or spikes otherwise than in
+transactions of 16 bytes, or takes more instructions than tests/golden/cuda_instructions.json has on
+record (cuda_instructions.py; --record rewrites both). The last two need nvdisasm (the package
+nvidia-cuda-nvdisasm, or a toolkit) and are skipped with a reason where there is none.
 Not a pytest file: it takes a minute, and make test-cuda-compile runs it.
 """
 
@@ -27,6 +29,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import cuda_instructions
+
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "tests" / "golden" / "cuda_registers.json"
 ARCHS = ("sm_80", "sm_90")
@@ -45,9 +49,13 @@ SYMBOL = re.compile(
 BACK = re.compile(
     r"_ZN7cos_ext4cuda8run_backI(f|d|NS_4HalfE|NS_8BFloat16E)Li(\d+)ELi(\d+)ELb([01])ENS_\d+([A-Za-z]+)I[fd]EELNS0_5ExtraE(\d)EEEvNS0_4TaskET3_"
 )
+GENERAL = re.compile(
+    r"_ZN7cos_ext4cuda11run_generalI(f|d|NS_4HalfE|NS_8BFloat16E)Li(\d+)ELNS_9StaircaseE(\d)ELb([01])EEEvNS0_4TaskENS0_11GeneralTaskINS_7StateOfIT_E4typeEEE"
+)
+STAIRCASES = ("few", "levels", "ladder")
 CHUNK = 8
-# Of each dtype: plain, fused, windows, backwards, QCFS.
-KERNELS = 4 * (15 + 9 + 3 + 5 * 2 * (3 + 2) + 2)
+# Of each dtype: plain, fused, windows, backwards, QCFS, general.
+KERNELS = 4 * (15 + 9 + 3 + 5 * 2 * (3 + 2) + 2 + 2 * 5)
 QCFS_SYMBOL = re.compile(
     r"_ZN7cos_ext4cuda8quantiseI(f|d|NS_4HalfE|NS_8BFloat16E)Lb([01])EEEvNS_4QcfsE"
 )
@@ -67,8 +75,8 @@ class Kernel(NamedTuple):
     def __str__(self) -> str:
         if self.mode in QCFS:
             return f"{self.dtype} x {self.lanes}, {self.mode}"
-        if self.mode == "back":
-            return f"{self.dtype} x {self.lanes}, back {self.rows}, {self.extra}"
+        if self.mode in ("back", "general"):
+            return f"{self.dtype} x {self.lanes}, {self.mode} {self.rows}, {self.extra}"
         theta = "" if self.lanes == 1 else ", one θ" if self.one_theta else ", θ by lane"
         extra = f", {self.extra}" if self.extra else ""
         return f"{self.dtype} x {self.lanes}, {self.mode} {self.rows}{theta}{extra}"
@@ -83,6 +91,10 @@ def kernel_of(symbol: str) -> Kernel:
         words = (surrogate, "hard" if hard == "1" else "soft", EXTRAS[int(fused)])
         extra = ", ".join(filter(None, words))
         return Kernel(*TYPES[dtype], int(lanes), int(rows), "back", False, extra)
+    if match := GENERAL.fullmatch(symbol):
+        dtype, lanes, staircase, predicts = match.groups()
+        extra = STAIRCASES[int(staircase)] + (", prediction" if predicts == "1" else "")
+        return Kernel(*TYPES[dtype], int(lanes), CHUNK, "general", False, extra)
     match = SYMBOL.fullmatch(symbol)
     if not match:
         sys.exit(f"cuda_kernels: {symbol} is not a kernel that this script knows")
@@ -144,18 +156,31 @@ def find_nvdisasm(home: Path) -> Path | None:
     )
 
 
-def transactions(cubin: Path, nvdisasm: Path) -> dict[Kernel, Counter[str]]:
-    """How often each kind of load and store of global or local memory stands in a kernel."""
+def disassemble(cubin: Path, nvdisasm: Path) -> dict[str, str]:
+    """The machine code of every kernel, by symbol."""
     text = subprocess.run(
         [nvdisasm, "-c", cubin], capture_output=True, text=True, check=True
     ).stdout
-    found = {}
-    for section in re.split(r"^\.text\.", text, flags=re.MULTILINE)[1:]:
-        symbol = section.split(":", 1)[0].strip()
-        found[kernel_of(symbol)] = Counter(
-            re.findall(r"\b(?:LDG|STG|LDL|STL)\.?[A-Z0-9.]*", section)
-        )
-    return found
+    sections = re.split(r"^\.text\.", text, flags=re.MULTILINE)[1:]
+    return {section.split(":", 1)[0].strip(): section for section in sections}
+
+
+def transactions(sections: dict[str, str]) -> dict[Kernel, Counter[str]]:
+    """How often each kind of load and store of global or local memory stands in a kernel."""
+    return {
+        kernel_of(symbol): Counter(re.findall(r"\b(?:LDG|STG|LDL|STL)\.?[A-Z0-9.]*", section))
+        for symbol, section in sections.items()
+    }
+
+
+def little_in_flight(kernel: Kernel, registers: int) -> str:
+    """What is wrong with the bytes that a kernel keeps in flight, or nothing."""
+    if kernel.mode in (*QCFS, "general"):  # general neurons are bound by their arithmetic
+        return ""
+    operands = 2 if kernel.mode == "back" else 1
+    got = cuda_instructions.in_flight(registers, kernel.rows, kernel.lanes * kernel.item, operands)
+    least = cuda_instructions.LEAST_IN_FLIGHT
+    return f"keeps {got} bytes in flight, wanted are {least}" if got < least else ""
 
 
 def wide_rows(kernel: Kernel, counts: Counter[str]) -> str:
@@ -172,13 +197,17 @@ def wide_rows(kernel: Kernel, counts: Counter[str]) -> str:
         )
         for hint in ("LDG.E.EF", "LDG.E", "STG.E.EF", "STG.E")
     }
-    loads = wide["LDG.E"] if kernel.mode == "reread" else wide["LDG.E.EF"]
+    again = kernel.mode in ("reread", "general")
+    loads = wide["LDG.E"] if again else wide["LDG.E.EF"]
     if kernel.mode == "back":  # two operands, and x once more where it is cut into chunks
         again = wide["LDG.E"] - wide["LDG.E.EF"]
         loads = min(loads // 2, again if kernel.rows == CHUNK else kernel.rows)
     narrow = [name for name in counts if ".EF" in name and not name.endswith(".128")]
     if narrow:
         return f"moves rows in {', '.join(narrow)}"
+    if kernel.mode == "general":  # a row is stored at one place
+        few = loads < kernel.rows or wide["STG.E.EF"] < 1 or wide["STG.E"] <= wide["STG.E.EF"]
+        return f"has too few transactions of 128 bits: {dict(counts)}" if few else ""
     if kernel.mode in QCFS:
         few = loads < (3 if kernel.mode == QCFS[1] else 2) or wide["STG.E"] < 1
         return f"has too few transactions of 128 bits: {dict(counts)}" if few else ""
@@ -194,7 +223,7 @@ def wide_rows(kernel: Kernel, counts: Counter[str]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--record", action="store_true", help=f"write the registers to {RECORD.name}"
+        "--record", action="store_true", help="write the registers and instructions that are found"
     )
     record = parser.parse_args().record
     setup = setup_module()
@@ -215,11 +244,13 @@ def main() -> int:
             )
         )
         nvdisasm = find_nvdisasm(home)
-        code = (
-            {arch: transactions(cubin, nvdisasm) for arch, (cubin, _) in compiled.items()}
-            if nvdisasm
-            else {}
-        )
+        code, instructions = {}, ([], [])
+        if nvdisasm:
+            sections = {arch: disassemble(cubin, nvdisasm) for arch, (cubin, _) in compiled.items()}
+            code = {arch: transactions(sections[arch]) for arch in ARCHS}
+            instructions = cuda_instructions.report(
+                sections["sm_90"], Path(folder), release, record
+            )
     found = {
         arch: {str(kernel): registers for kernel, (registers, _) in sorted(resources.items())}
         for arch, (_, resources) in compiled.items()
@@ -236,10 +267,11 @@ def main() -> int:
         + (
             ""
             if nvdisasm
-            else "; transactions not checked: no nvdisasm (pip install nvidia-cuda-nvdisasm)"
+            else "; transactions and instructions not checked: no nvdisasm "
+            "(pip install nvidia-cuda-nvdisasm)"
         )
     )
-    faults = []
+    lines, faults = instructions
     print(f"{'kernel':44}" + "".join(f"{arch:>14}" for arch in ARCHS))
     for kernel in sorted(compiled[ARCHS[0]][1]):
         cells = ""
@@ -253,7 +285,11 @@ def main() -> int:
                 faults.append(f"{arch}, {kernel}: {registers} registers, on record are {bound}")
             if arch in code and (wrong := wide_rows(kernel, code[arch][kernel])):
                 faults.append(f"{arch}, {kernel}: {wrong}")
+        registers = compiled["sm_90"][1][kernel][0]
+        if wrong := little_in_flight(kernel, registers):
+            faults.append(f"sm_90, {kernel}: {wrong}")
         print(f"{kernel!s:44}{cells}")
+    print("\n".join(lines))
     count = sum(len(resources) for _, resources in compiled.values())
     if len(compiled[ARCHS[0]][1]) < KERNELS:
         faults.append(f"only {len(compiled[ARCHS[0]][1])} kernels were found")

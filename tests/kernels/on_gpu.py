@@ -5,6 +5,7 @@ the memory around them, comparison bit by bit. No tests here.
 import contextlib
 from typing import NamedTuple
 
+import pytest
 import torch
 
 import cos_ext
@@ -21,6 +22,12 @@ ALL = {"return_v": True, "return_count": True}
 ALL_COS = {**ALL, "return_v_init": True, "return_offset": True}
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def skip_unless_free(gib):
+    free = torch.cuda.mem_get_info()[0] / 2**30
+    if free < gib:
+        pytest.skip(f"needs {gib} GiB of free device memory, there are {free:.1f}")
 
 
 @contextlib.contextmanager

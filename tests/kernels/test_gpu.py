@@ -1,11 +1,10 @@
 """CUDA equals CPU, bit for bit. Skipped without a GPU.
 
-Whether the CPU operators are right is the subject of the other files; what only a GPU can show, of
-test_gpu_runtime.py.
+Whether the CPU operators are right is the subject of the other files; gradients and QCFS, of
+test_gpu_learning.py; what only a GPU can show, of test_gpu_runtime.py.
 """
 
 import copy
-import itertools
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from on_gpu import (
     bits,
     compare,
     currents,
-    gradients,
     move,
     poisoned_memory,
     twin,
@@ -32,7 +30,6 @@ from test_spikingjelly import CASES as SPIKINGJELLY
 
 import cos_ext
 from cos_ext import functional as F
-from cos_ext.surrogate import KERNELS
 
 pytestmark = [
     pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)),
@@ -295,54 +292,6 @@ def test_a_network_that_fuses_is_that_of_the_cpu(shipped_model, test_set):
         )
 
 
-def by_neuron(x):
-    """θ and v_init."""
-    state = F.state_dtype(x.dtype)
-    return [(torch.rand(x.shape[1:]) + shift).to(state) for shift in (0.5, -0.5)]
-
-
-@pytest.mark.parametrize("step", KERNELS, ids=lambda kind: kind.__name__)
-def test_gradients(step, dtype):
-    # A chunk of steps, several, and what is left of one; packs of neurons, and neurons alone.
-    for steps, size in itertools.product((1, 3, 4, 5, 8, 9, 16, 23, 40), (67, 1024, 4097)):
-        x, grad = (currents(steps, size, dtype=dtype) for _ in range(2))
-        for v_reset, detach in itertools.product((None, 0.0, -0.3), (False, True)):
-            options = {"surrogate": step(), "v_reset": v_reset, "detach_reset": detach}
-            found = compare(gradients, x, *by_neuron(x), grad=grad, **options)
-            assert all(tensor.any() for tensor in found[:3])
-
-
-@pytest.mark.parametrize("layout", [*layouts(torch.zeros(2, 1, 1, 2, 2)), "static"])
-def test_gradients_of_every_layout(layout, dtype):
-    for steps, neurons in itertools.product((4, 11), ((3, 5, 6, 7), (2, 8, 4, 4))):
-        x, grad = (currents(steps, *neurons, dtype=dtype) for _ in range(2))
-        every = {**layouts(x), "static": x[:1].expand_as(x)}
-        for other in (*layouts(grad).values(), grad[:1, :1, :1].expand_as(grad)):
-            compare(gradients, every[layout], *by_neuron(x), grad=other)
-
-
-@pytest.mark.parametrize("names", [("bias",), ("residual",), ("bias", "residual")], ids="+".join)
-def test_gradients_of_what_is_fused(names, dtype):
-    for steps, neurons in itertools.product((1, 6, 21), ((3, 5, 6, 7), (2, 8, 4, 4))):
-        source, other, grad = (currents(steps, *neurons, dtype=dtype) for _ in range(3))
-        bias = by_neuron(source)[1]
-        for x, residual in zip(layouts(source).values(), [other, *layouts(other).values()]):
-            every = {"bias": bias, "residual": residual}
-            fused = {name: every[name] for name in names}
-            for v_reset in (None, 0.2):
-                compare(gradients, x, *by_neuron(x), grad=grad, fused=fused, v_reset=v_reset)
-
-
-def test_gradients_of_what_neurons_share(dtype):
-    """Summed in another order on each device."""
-    x, grad = (currents(9, 3, 5, 6, 8, dtype=dtype) for _ in range(2))
-    theta = (torch.rand(5, 1, 1) + 0.5).to(F.state_dtype(dtype))
-    ours = gradients(move(x), move(theta), move(theta / 2), grad=grad)
-    expected = gradients(x, theta, theta / 2, grad=grad)
-    for a, b in zip(ours[:3], expected):
-        assert torch.allclose(a.cpu(), b, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("index", GOLDEN)
 @pytest.mark.parametrize("inplace", [False, True])
 def test_golden_vectors(index, inplace):
@@ -365,36 +314,3 @@ def test_repeated_runs_are_equal(dtype):
     for _ in range(20):
         again = F.cos_forward(on_gpu, 1.0, rho=4, iterations=None, **ALL_COS)
         assert_same_bits(again, expected)
-
-
-@pytest.mark.parametrize("noisy", [False, True])
-def test_qcfs(noisy, dtype):
-    theta = torch.tensor(1.1, dtype=F.state_dtype(dtype))
-    for x in (*(currents(size, dtype=dtype) for size in (*SIZES, 1_000_003)), currents(0)):
-        grad = torch.randn(x.shape).to(x.dtype)
-        noise = (torch.rand(x.shape) - 0.5).to(x.dtype) if noisy else None
-        own = theta.to(F.state_dtype(x.dtype))
-        results = []
-        for to in (move, lambda value: value):
-            given = to(x), to(own), 5, to(noise)
-            a = torch.ops.cos_ext.qcfs(*given)
-            results.append((a, *torch.ops.cos_ext.qcfs_backward(to(grad), *given)))
-        ours, theirs = results
-        assert torch.equal(bits(ours[0]), bits(theirs[0]))
-        assert torch.equal(bits(ours[1]), bits(theirs[1]))
-        # The sum is in float64, in another order, and the same every time.
-        slack = 2e-7 if dtype != torch.float64 else 1e-14
-        assert abs(ours[2].cpu() - theirs[2]) <= slack * (1 + grad.double().abs().sum())
-        again = torch.ops.cos_ext.qcfs_backward(move(grad), move(x), move(own), 5, move(noise))
-        assert torch.equal(again[1], ours[2])
-
-
-@pytest.mark.parametrize("noise", [None, "residual", "adaptor"])
-def test_qcfs_module(noise):
-    act = cos_ext.QCFS(8, 2.0, noise).to(GPU)
-    for x in layouts(currents(2, 3, 8, 5, 7)).values():
-        z = twin(x).requires_grad_()
-        act(z).sum().backward()
-        assert z.grad.stride() == torch.empty_like(x).stride() and z.grad.isfinite().all()
-    assert act.threshold.grad.isfinite()
-    assert torch.equal(act.eval()(z).cpu(), copy.deepcopy(act).cpu()(z.detach().cpu()))

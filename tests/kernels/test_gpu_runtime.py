@@ -1,5 +1,5 @@
 """What only a GPU can show: graphs, streams, launches, allocations, more than 2^31 elements.
-Skipped without one. That results equal the CPU's: test_gpu.py.
+Skipped without one. That results equal the CPU's: test_gpu.py; learning: test_gpu_learning.py.
 """
 
 import sys
@@ -17,8 +17,8 @@ from on_gpu import (
     bits,
     compare,
     currents,
-    gradients,
     poisoned_memory,
+    skip_unless_free,
     twin,
 )
 
@@ -67,6 +67,7 @@ def test_a_graph_replays_with_changed_input(dtype):
             F.cos_forward(x, theta, rho=3, **ALL_COS),
             F.if_forward(x, theta, 0.25, v_reset=0.0, **ALL),
             F.calibrate_v_init(x, theta, rho=8, iterations=2),
+            F.srp_forward(x, 1.0, 0.25, tau=3, return_count=True),
         )
 
     x.copy_(currents(*shape, dtype=dtype))
@@ -88,6 +89,7 @@ def test_a_graph_replays_with_changed_input(dtype):
             F.cos_forward(inputs, thresholds, rho=3, **ALL_COS),
             F.if_forward(inputs, thresholds, 0.25, v_reset=0.0, **ALL),
             F.calibrate_v_init(inputs, thresholds, rho=8, iterations=2),
+            F.srp_forward(inputs, 1.0, 0.25, tau=3, return_count=True),
         )
         for ours, theirs in zip(results, expected):
             assert_same_bits(ours, theirs)
@@ -329,9 +331,7 @@ BIG = {
 @pytest.mark.parametrize("name", list(BIG))
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 def test_more_than_2_31_elements(name, half, bare):
-    free = torch.cuda.mem_get_info()[0]
-    if free < 24 * 2**30:
-        pytest.skip(f"needs 24 GiB of free device memory, there are {free / 2**30:.1f}")
+    skip_unless_free(24)
     shape, theta_shape = BIG[name]
     x = torch.empty(shape, dtype=half, device=GPU)
     assert x.numel() > 2**31
@@ -383,8 +383,6 @@ def test_short_run_for_compute_sanitizer(kind, bare):
                 inplace=True,
                 **ALL_COS,
             )
-        x = currents(19, size, dtype=kind)
-        compare(gradients, x, torch.ones_like(x[0]), torch.rand_like(x[0]), grad=x)
     theta = (torch.rand(5, 1, 1) + 0.5).to(F.state_dtype(kind))
     for x in layouts(currents(6, 3, 5, 6, 7, dtype=kind)).values():
         compare(F.cos_forward, x, theta, theta / 2, rho=4, iterations=None, **ALL_COS)

@@ -79,3 +79,12 @@ def test_gradients_of_what_is_fused(given, steps, dtype, on_host):
             for v_reset in (None, 0.2):
                 options = {"v_reset": v_reset, "detach_reset": v_reset is None}
                 assert_same_gradients(on_host, x, theta, v_init, grad, fused, **options)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_gradients_of_nan_and_infinity(value, dtype, on_host):
+    x, grad = (currents(9, 4, 130, dtype=dtype) for _ in range(2))
+    x[torch.rand(x.shape) < 0.1] = value
+    theta, v_init = (parameter((4, 130), {}, False, dtype) for _ in range(2))
+    for v_reset in (None, 0.0):
+        assert_same_gradients(on_host, x, theta, v_init, grad, {}, v_reset=v_reset)

@@ -5,6 +5,8 @@ test_properties.py.
 import resource
 import subprocess
 import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +113,100 @@ print(all((a == b).all() for a, b in zip(found, expected)))
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, large),  # of a thread, too
     )
     assert done.stdout.strip() == "True", (done.returncode, done.stderr)
+
+
+def test_threads_may_call_it_at_once():
+    inputs = [np.roll(np.tile(X, (1, 1, 400)), n, axis=1) for n in range(8)]
+
+    def call(x):
+        return _core.cos_forward(x, 1.0, rho=4, iterations=2, threads=2)
+
+    expected = [call(x) for x in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            for ours, theirs in zip(pool.map(call, inputs), expected):
+                assert all(np.array_equal(a, b) for a, b in zip(ours, theirs))
+
+
+@pytest.mark.skipif(
+    not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has a global lock"
+)
+def test_importing_it_does_not_bring_the_global_lock_back():
+    script = "import sys; from cos_ext import _core; print(sys._is_gil_enabled())"
+    out = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    ).stdout
+    assert out.strip() == "False"
+
+
+GENERAL = {"levels": (-2, 4), "lower": 0.5}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"levels": (0, 4), "threads": 3},
+        {**GENERAL, "rho": 4, "iterations": None},
+        {**GENERAL, "count": (0, 5), "rho": 3, "emission": "front"},
+        {**GENERAL, "rho": 2, "emission": "block", "emitted": 0.5},
+        {**GENERAL, "step_bias": True, "emitted": True, "leak": 0.9},
+        {"ladder": 4, "prediction": True, "gated": True, "silent": 1},
+        {"levels": (0, 2), "step_scale": [1.0, 0.5, 2.0, 1.0, 1.5, 1.0], "v_reset": 0.1},
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_general_neurons_are_torchs(options, dtype):
+    import torch
+
+    from cos_ext import Neuron
+    from cos_ext import functional as F
+
+    x = np.random.default_rng(1).normal(0.3, 1.5, (6, 3, 5, 2)).astype(dtype)
+    state = np.float64 if dtype is np.float64 else np.float32
+    options = dict(options)
+    if options.get("step_bias"):
+        options["step_bias"] = np.linspace(-0.5, 0.5, 30).astype(state).reshape(6, 5)
+        options["emitted"] = np.linspace(0.5, 1.0, 5).astype(state)[:, None]
+    ours = _core.neuron_forward(x, 0.75, **options)
+    options.pop("threads", None)
+    names = ("v_reset", "rho", "iterations", "emission")
+    run = {name: options.pop(name) for name in names if name in options}
+    for name in ("step_bias", "emitted"):
+        if isinstance(options.get(name), np.ndarray):
+            options[name] = torch.from_numpy(options[name])
+    plain, planned = run.get("emission") is None, run.get("emission") != "block" and "rho" in run
+    asked = {"return_v": plain, "return_v_init": planned, "return_offset": planned}
+    given = {"neuron": Neuron(**options), "return_count": True, **run, **asked}
+    theirs = F.neuron_forward(torch.from_numpy(x), 0.75, **given)
+    for a, b in zip(ours, theirs):
+        assert (a is None) == (b is None)
+        assert a is None or (a.dtype == b.numpy().dtype and np.array_equal(a, b.numpy()))
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"levels": (1, 2)}, ValueError, "levels must be s_min <= 0"),
+        ({"levels": (-1, 1)}, ValueError, "lower must lie in"),
+        ({"count": (1, None)}, ValueError, "count must allow 0"),
+        ({"upper": 0.0}, ValueError, "upper must be > 0"),
+        ({"leak": float("nan")}, ValueError, "leak must be positive"),
+        ({"ladder": 9}, ValueError, "rungs must lie in 0..8"),
+        ({"ladder": 2, "emitted": 1.0}, ValueError, "emit what they take off"),
+        ({"emitted": float("inf")}, ValueError, "emitted must be finite"),
+        ({"emitted": np.ones(4)}, ValueError, "emitted does not broadcast"),
+        ({"step_bias": np.ones(5)}, ValueError, r"step_bias must be \[T\] or \[T, C\]"),
+        ({"step_bias": np.ones(6, int)}, TypeError, "step_bias must be floating-point"),
+        ({"step_bias": np.ones((6, 4))}, ValueError, "step_bias does not broadcast"),
+        ({"step_scale": [1.0]}, ValueError, "step_scale must be a positive number"),
+        ({"prediction": True, "v_reset": 0.0}, ValueError, "prediction needs soft reset"),
+        ({"emission": "even"}, ValueError, "emission 'even' needs rho >= 1"),
+        ({"emission": "odd", "rho": 2}, ValueError, "emission must be"),
+        ({"rho": 2, "leak": 0.5}, ValueError, "calibration needs soft reset"),
+        ({"rho": 7}, ValueError, "rho must lie in 1..T = 6"),
+    ],
+)
+def test_arguments_of_general_neurons(options, error, message):
+    with pytest.raises(error, match=message):
+        _core.neuron_forward(X, 1.0, **options)

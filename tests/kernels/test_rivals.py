@@ -111,6 +111,18 @@ def test_srp_with_nan_and_infinity():
     assert torch.equal(spikes, torch.tensor([[0.0, 1, 0, 1], [0, 1, 0, 1], [0, 1, 0, 1]]))
 
 
+@pytest.mark.parametrize("v_init", [None, 0.25])
+def test_srp_makes_no_tensor_of_a_number_on_the_host(v_init, monkeypatch):
+    # On CUDA such a tensor is copied, which waits for the device and is an error under capture.
+    def refused(*_, **__):
+        raise AssertionError("a tensor was made on the host")
+
+    for name in ("as_tensor", "tensor", "scalar_tensor", "from_numpy"):
+        monkeypatch.setattr(torch, name, refused)
+    for x in (torch.empty(4, 3, device="meta"), torch.ones(4, 3)):
+        assert F.srp_forward(x, 1.0, v_init, tau=2).spikes.shape == (4, 3)
+
+
 def test_function_errors_come_before_anything_is_written():
     x = currents(4, 3)
     before = x.clone()

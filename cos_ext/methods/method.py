@@ -1,0 +1,118 @@
+"""What a conversion method is, and how its settings become a converted network's.
+
+Which methods there are is in published.py. Nothing is fitted here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._tables import table as text_table
+from ..functional import state_dtype
+from ..general import Neuron
+from ..network.network import SpikingNetwork
+from ..neuron import IFNode
+
+NEEDS = ("nothing", "data", "training")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A conversion method as settings of the general neuron.
+
+    Args:
+        name: what :func:`cos_ext.convert` takes.
+        paper: authors, venue, arXiv number.
+        needs: "nothing" beside the converted network; "data", calibrated by ``fit``; "training",
+            the network is trained for it first.
+        latency: when the answer at t is there, "t" or "rho + t".
+        differs: how this is not the published code; empty where it is.
+        neuron: what neurons do in a step; None is one level.
+        levels: into how many levels θ is cut: one level is θ/levels.
+        start: v(0), in levels.
+        drift: what is added to the current at every step of T, in levels over T.
+        settings: of the network: calibration, emission, iterations.
+        fit: the function that completes it with data, by its name in ``cos_ext``; None: none does.
+    """
+
+    name: str
+    paper: str
+    needs: str
+    latency: str = "t"
+    differs: str = ""
+    neuron: Neuron | None = None
+    levels: int = 1
+    start: float = 0.5
+    drift: float = 0.0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    fit: str | None = None
+
+    @property
+    def watches(self) -> bool:
+        """Whether its layers watch rho steps before they answer."""
+        return self.latency == "rho + t"
+
+
+def chosen(
+    method: str | Method, methods: Mapping[str, Method], others: Mapping[str, str]
+) -> Method:
+    """A method by its name, or itself.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: there is none of this name, or none that runs here, with the reason.
+    """
+    if isinstance(method, Method):
+        return method
+    if not isinstance(method, str):
+        raise TypeError(f"method must be a name or a Method, got {type(method).__name__}")
+    if method in others:
+        raise ValueError(f"method {method!r} does not run here: {others[method]}")
+    if method not in methods:
+        raise ValueError(f"method must be one of {sorted(methods)}, got {method!r}")
+    return methods[method]
+
+
+@torch.no_grad()
+def apply(network: SpikingNetwork, method: Method) -> None:
+    """Make a converted network's neurons those of a method.
+
+    The network's θ is cut into levels, so that what a layer can send in a step is at least what it
+    was. With a drift, which is for T steps, the network keeps its timesteps.
+    """
+    if method.levels != 1 or method.start != 0.5:
+        for node in network.nodes().values():
+            node.v_threshold = node.v_threshold / method.levels
+            node.v_init = node.v_threshold * method.start
+    network.neuron = method.neuron
+    if method.drift:
+        for site, node in network.nodes().items():
+            drift = _drift(node, network.timesteps, method.drift)
+            neuron = replace(method.neuron or Neuron(), step_bias=drift)
+            network.set_layer(site, neuron=neuron)
+    network.options["method"] = method.name
+
+
+def _drift(node: IFNode, timesteps: int, levels: float) -> Tensor:
+    """[T], or [T, C] where θ differs by channel."""
+    theta = node.v_threshold.to(state_dtype(node.v_threshold.dtype))
+    by_channel = theta.flatten() if theta.numel() > 1 else theta.reshape(())
+    if theta.numel() > 1 and theta.numel() != max(theta.shape):
+        raise ValueError(
+            "the method adds a part of θ by channel; thresholds must be one number, or one a "
+            f"channel, got shape {tuple(theta.shape)}"
+        )
+    return (by_channel * (levels / timesteps)).expand(timesteps, *by_channel.shape).contiguous()
+
+
+def table(methods: Mapping[str, Method]) -> str:
+    """The methods as text, a line each."""
+    rows = [[m.name, m.needs, m.latency, m.fit or "", m.paper] for m in methods.values()]
+    return text_table(
+        [["method", "needs", "latency", "fitted by", "paper"], *rows], (0, 1, 2, 3, 4)
+    )

@@ -1,0 +1,4 @@
+// The kernels of backpropagation in bfloat16.
+#include "../units.h"
+
+COS_BACKWARD_UNIT(, BFloat16)
