@@ -14,7 +14,11 @@ from .analysis.settling import settling_step
 from .analysis.statistics import NetworkStatistics
 from .calibration.adafire import AdaFire, fit_adafire
 from .calibration.light import fit_light
+from .calibration.mean_potentials import fit_potentials
 from .calibration.potentials import fit_v_init
+from .calibration.rate_shifts import fit_rate_shift
+from .calibration.spreading import spread_v_init
+from .calibration.step_biases import fit_step_bias
 from .calibration.thresholds import calibrate_thresholds, load_thresholds, save_thresholds
 from .conversion.loading import load_network
 from .conversion.pipeline import convert
@@ -52,6 +56,9 @@ __all__ = [
     "fit_adafire",
     "fit_confidence",
     "fit_light",
+    "fit_potentials",
+    "fit_rate_shift",
+    "fit_step_bias",
     "fit_v_init",
     "functional",
     "load_network",
@@ -61,4 +68,5 @@ __all__ = [
     "offset_spike_report",
     "save_thresholds",
     "settling_step",
+    "spread_v_init",
 ]

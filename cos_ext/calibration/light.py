@@ -5,7 +5,7 @@ The biases are fitted here and applied in neuron.py. Nothing here measures accur
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,14 +13,10 @@ from torch import Tensor, nn
 
 from .._batches import check_batches, device_of, model_inputs
 from .._loops import inputs_on
-from ..conversion.counterparts import check_ann, counterparts, traced_ann
-from ..conversion.tracing import Traced
+from ..conversion.counterparts import check_ann, traced_ann
 from ..network.network import SpikingNetwork
-from ..neuron import IFNode
-
-
-class _Reached(Exception):
-    """The layer that is measured has emitted its spikes; what comes after it need not run."""
+from .means import ann_means, emitted_mean, missing
+from .pairs import check_network, known_sites
 
 
 @torch.no_grad()
@@ -75,7 +71,9 @@ def fit_light(
             dtype than the network's; neurons that correspond to no activation of it; a mean that is
             not finite.
     """
-    _check_arguments(network, ann, batches)
+    check_network(network)
+    check_ann(ann)
+    check_batches(batches)
     traced = traced_ann(ann, network)
     network.eval()
     wanted = traced.inputs
@@ -92,13 +90,14 @@ def fit_light(
     try:
         network.calibration = "light"
         fitted = {site: node for site, node in nodes.items() if node.calibration == "light"}
-        desired = _ann_means(network, traced, fitted, inputs_of("light: ANN"))
+        known = known_sites(network, traced, fitted)
+        desired = ann_means(traced, known, inputs_of("light: ANN"), per="channel")
         for node in fitted.values():
             node.bias = node.v_threshold.new_zeros(())
         biases = {}
         for site, node in fitted.items():
-            emitted = _snn_mean(network, node, inputs_of(f"light: {site}"))
-            biases[site] = _correction(site, desired[site], emitted).to(node.v_threshold.dtype)
+            emitted = emitted_mean(network, site, inputs_of(f"light: {site}"), per="channel")
+            biases[site] = missing(site, desired[site], emitted).to(node.v_threshold.dtype)
             node.bias = biases[site]
     except BaseException:  # an interrupt, too, must not leave some layers corrected and others not
         for site, node in nodes.items():
@@ -106,113 +105,3 @@ def fit_light(
         network.calibration = calibration
         raise
     return {site: bias.clone() for site, bias in biases.items()}
-
-
-def _check_arguments(network: SpikingNetwork, ann: nn.Module, batches: Iterable[Any]) -> None:
-    if not isinstance(network, SpikingNetwork):
-        raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
-    if network.execution != "steps":
-        raise ValueError(
-            f"network must have execution 'steps' to be fitted, got {network.execution!r}"
-        )
-    check_ann(ann)
-    check_batches(batches)
-
-
-class _Mean:
-    """The running mean of a channel, in float64, over everything but dimension 1; over everything
-    where there is no such dimension.
-    """
-
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.count = 0
-
-    def add(self, x: Tensor) -> None:
-        dims = [dim for dim in range(x.dim()) if dim != 1]
-        channels = x.shape[1] if x.dim() > 1 else 1
-        # [C, 1, ...], which broadcasts to [B, C, ...]; a number where there are no channels.
-        shape = (channels, *[1] * (x.dim() - 2)) if x.dim() > 1 else ()
-        total = x.sum(dims, dtype=torch.float64).reshape(shape)
-        self.total = total if self.total is None else self.total + total
-        self.count += x.numel() // channels
-
-    def result(self) -> Tensor:
-        assert self.total is not None  # data without a sample are refused before
-        return self.total / self.count
-
-
-def _ann_means(
-    network: SpikingNetwork,
-    traced: Traced,
-    fitted: Mapping[str, IFNode],
-    data: Iterable[list[Tensor]],
-) -> dict[str, Tensor]:
-    """The mean of the ANN's activation per channel, for each site of neurons, pooled where they
-    are.
-    """
-    known = counterparts(network, traced.sites)
-    unknown = [site for site in fitted if site not in known]
-    if unknown:
-        raise ValueError(f"ann has no activation that corresponds to the neurons at {unknown}")
-    means = {site: _Mean() for site in fitted}
-
-    def note(activation: Tensor, site: str, pool: nn.Module | None) -> None:
-        means[site].add(activation if pool is None else pool(activation))
-
-    handles = []
-    for site in fitted:
-        own, pool = known[site]
-        handles.append(
-            traced.sites[own].register_forward_hook(
-                lambda _, args, a, site=site, pool=pool: note(a, site, pool)
-            )
-        )
-    try:
-        for inputs in data:
-            traced.inputs.call(traced.module, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {site: mean.result() for site, mean in means.items()}
-
-
-def _snn_mean(network: SpikingNetwork, node: IFNode, data: Iterable[list[Tensor]]) -> Tensor:
-    """The mean over time and samples of what ``node`` emits in the running network, per channel.
-    What follows it does not run.
-    """
-    mean, timesteps = _Mean(), network.timesteps
-
-    def note(_: nn.Module, args: tuple[Any, ...], spikes: Tensor) -> None:
-        # With layers of another calibration, hidden layers may run more steps than the network
-        # answers at.
-        mean.add(spikes.unflatten(0, (node.timesteps, -1))[:timesteps].flatten(0, 1))
-        raise _Reached
-
-    handle = node.register_forward_hook(note)
-    try:
-        for inputs in data:
-            try:
-                # Not by calling it: a GraphModule's call reports every exception on stderr.
-                with network._by_steps():
-                    network.module.forward(*inputs)
-            except _Reached:
-                pass
-    finally:
-        handle.remove()
-    return mean.result()
-
-
-def _correction(site: str, desired: Tensor, emitted: Tensor) -> Tensor:
-    """What is missing in the mean of each channel, in float64."""
-    if emitted.shape != desired.shape:
-        raise ValueError(
-            "ann must be the model that the network was converted from: its activation at "
-            f"{site!r} has {desired.numel()} channels, the neurons {emitted.numel()}"
-        )
-    bias = desired - emitted
-    if not torch.isfinite(bias).all():
-        raise ValueError(
-            f"batches must give finite activations, those at {site!r} have a mean that is not"
-        )
-    return bias

@@ -1,0 +1,71 @@
+"""spread_v_init: potentials that are handed out over the steps, where "SNN calibration" starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .._numbers import whole
+from ..general import Neuron
+from ..network.network import SpikingNetwork
+from ..neuron import IFNode
+from .pairs import check_network, check_settled
+
+
+@torch.no_grad()
+def spread_v_init(network: SpikingNetwork, steps: int | None = None) -> None:
+    """Let the neurons begin at 0, and add v(0)/T to their current at every step instead.
+
+    With v(0) = θ/2 that is the θ/(2T) of "SNN calibration" (Li et al., ICML 2021, arXiv
+    2106.06984) and of adaptive calibration (AAAI 2025, arXiv 2412.16219); with ``steps`` the
+    θ/(2 steps) of RTS. After T steps the potentials are what they were without, before that they
+    are lower. It is a step of the neurons (``step_bias`` of :class:`cos_ext.Neuron`, to which it is
+    added) and is saved with the network, which then answers at this ``timesteps`` alone.
+
+    Args:
+        network: from :func:`cos_ext.convert`, whose v(0) are one number for a layer, or per channel
+            (dimension 1 of [B, C, ...]): [C, 1, ...].
+        steps: over how many steps v(0) is spread, >= 1; None: the network's ``timesteps``.
+
+    Raises:
+        TypeError: network is no SpikingNetwork, or steps no int.
+        ValueError: steps < 1; v(0) per neuron; the network is trainable, runs by counts or has hard
+            reset. The network is unchanged then.
+    """
+    check_network(network)
+    check_settled(network)
+    over = network.timesteps if steps is None else whole("steps", steps, 1, or_=" or None")
+    nodes = network.nodes()
+    neurons = {site: spread(site, node, over) for site, node in nodes.items()}
+    layers = {site: {**network._layers.get(site, {}), "neuron": n} for site, n in neurons.items()}
+    network._change(layers={**network._layers, **layers})
+    for node in nodes.values():
+        node.v_init = torch.zeros_like(node.v_init)
+
+
+def spread(site: str, node: IFNode, steps: int) -> Neuron:
+    """The neuron of a node that gets its v(0) over the steps; ValueError where v(0) is per
+    neuron.
+    """
+    start = node.v_init.double()
+    if start.numel() > 1 and start.numel() != start.shape[0]:
+        raise ValueError(
+            "v(0) must be one number for a layer or channel to be spread, at "
+            f"{site!r} it has shape {tuple(start.shape)}; convert anew"
+        )
+    share = (start.flatten() if start.numel() > 1 else start.reshape(())) / steps
+    neuron, rows = node.neuron or Neuron(), node.timesteps
+    assert rows is not None  # convert() sets it
+    every = share.expand(rows, *share.shape)
+    return replace(neuron, step_bias=_sum(neuron.step_bias, every).to(node.v_threshold.dtype))
+
+
+def _sum(before: Tensor | None, added: Tensor) -> Tensor:
+    """Two step biases, [T] or [T, C] each."""
+    if before is None:
+        return added
+    dims = max(before.dim(), added.dim())
+    wide = [each.double().unsqueeze(1) if each.dim() < dims else each for each in (before, added)]
+    return wide[0] + wide[1]
