@@ -44,7 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     rows = [row for dtype in DTYPES for size in SIZES for row in measured(dtype, size)]
     if options.json:
-        options.json.write_text(json.dumps({"machine": facts(("torch", "numpy")), "rows": rows}, indent=1) + "\n")
+        options.json.write_text(
+            json.dumps({"machine": facts(("torch", "numpy")), "rows": rows}, indent=1) + "\n"
+        )
     return 0
 
 

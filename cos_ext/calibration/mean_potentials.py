@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from .._batches import model_inputs
 from ..network.network import SpikingNetwork
+from ..network.spread import spread
 from .means import ann_means, emitted_mean, missing
 from .pairs import Pair, check_network, check_unwatched
-from .spreading import spread
 
 
 @torch.no_grad()

@@ -6,17 +6,15 @@ Which methods there are is in published.py. Nothing is fitted here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .._tables import table as text_table
-from ..functional import state_dtype
 from ..general import Neuron
 from ..network.network import SpikingNetwork
-from ..neuron import IFNode
+from ..network.spread import spread
 
 NEEDS = ("nothing", "data", "training")
 
@@ -35,7 +33,7 @@ class Method:
         neuron: what neurons do in a step; None is one level.
         levels: into how many levels θ is cut: one level is θ/levels.
         start: v(0), in levels.
-        drift: what is added to the current at every step of T, in levels over T.
+        spreads: neurons begin at 0, and v(0)/T is added to their current at every step instead.
         settings: of the network: calibration, emission, iterations.
         fit: the function that completes it with data, by its name in ``cos_ext``; None: none does.
     """
@@ -48,7 +46,7 @@ class Method:
     neuron: Neuron | None = None
     levels: int = 1
     start: float = 0.5
-    drift: float = 0.0
+    spreads: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     fit: str | None = None
 
@@ -83,31 +81,21 @@ def apply(network: SpikingNetwork, method: Method) -> None:
     """Make a converted network's neurons those of a method.
 
     The network's θ is cut into levels, so that what a layer can send in a step is at least what it
-    was. With a drift, which is for T steps, the network keeps its timesteps.
+    was. One that spreads v(0) answers at its ``timesteps`` alone.
+
+    Raises:
+        ValueError: it spreads v(0), and the thresholds are neither one number nor one a channel.
     """
     if method.levels != 1 or method.start != 0.5:
         for node in network.nodes().values():
             node.v_threshold = node.v_threshold / method.levels
             node.v_init = node.v_threshold * method.start
     network.neuron = method.neuron
-    if method.drift:
+    if method.spreads:
         for site, node in network.nodes().items():
-            drift = _drift(node, network.timesteps, method.drift)
-            neuron = replace(method.neuron or Neuron(), step_bias=drift)
-            network.set_layer(site, neuron=neuron)
+            network.set_layer(site, neuron=spread(site, node, network.timesteps))
+            node.v_init = torch.zeros_like(node.v_init)
     network.options["method"] = method.name
-
-
-def _drift(node: IFNode, timesteps: int, levels: float) -> Tensor:
-    """[T], or [T, C] where θ differs by channel."""
-    theta = node.v_threshold.to(state_dtype(node.v_threshold.dtype))
-    by_channel = theta.flatten() if theta.numel() > 1 else theta.reshape(())
-    if theta.numel() > 1 and theta.numel() != max(theta.shape):
-        raise ValueError(
-            "the method adds a part of θ by channel; thresholds must be one number, or one a "
-            f"channel, got shape {tuple(theta.shape)}"
-        )
-    return (by_channel * (levels / timesteps)).expand(timesteps, *by_channel.shape).contiguous()
 
 
 def table(methods: Mapping[str, Method]) -> str:
