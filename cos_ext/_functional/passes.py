@@ -122,12 +122,10 @@ def srp_pass(
     residual = if_pass(x_seq[:tau], v_threshold, v_init, None, False, True, False, *rest).v
     assert residual is not None  # it was asked for
     init = v_threshold if v_init is None else v_init
-    # A number is filled in on the device: a tensor of it would be copied there, and waited for.
-    if isinstance(init, Tensor):
-        start = init.to(residual.dtype).expand_as(residual)
-    else:
-        start = torch.full_like(residual, float(init))
-    start = (start / 2 if v_init is None else start).masked_fill(~(residual > 0), -math.inf)
+    # A number stays one: a tensor of it would be copied to the device, and waited for.
+    init = init.to(residual.dtype) if isinstance(init, Tensor) else float(init)
+    init = init / 2 if v_init is None else init
+    start = torch.where(residual > 0, init, torch.full_like(residual, -math.inf))
     return if_pass(x_seq, v_threshold, start, None, inplace, False, return_count, *rest)
 
 

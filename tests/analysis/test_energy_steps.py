@@ -178,8 +178,6 @@ def test_a_model_that_cannot_be_traced_counts_like_its_traced_twin(net, images):
 def test_neurons_whose_spikes_do_not_come_step_by_step_are_refused(net, images):
     network = convert(net, timesteps=2, rho=2)
     node = network.nodes()["act2"]
-    node._simulate = lambda x, inplace, **_: (
-        cos_ext.functional.calibrate_v_init(x, 1.0, rho=2).v_init
-    )
+    node._emit = lambda x, *_: cos_ext.functional.calibrate_v_init(x, 1.0, rho=2).v_init
     with pytest.raises(ValueError, match="step by step to be counted; act2 calls calibrate_v_init"):
         report_of(network, images)
