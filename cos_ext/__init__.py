@@ -13,6 +13,7 @@ from .analysis.readout import early_exit
 from .analysis.settling import settling_step
 from .analysis.statistics import NetworkStatistics
 from .calibration.adafire import AdaFire, fit_adafire
+from .calibration.by_method import fit
 from .calibration.light import fit_light
 from .calibration.mean_potentials import fit_potentials
 from .calibration.potentials import fit_v_init
@@ -53,6 +54,7 @@ __all__ = [
     "early_exit",
     "evaluate",
     "fine_tune",
+    "fit",
     "fit_adafire",
     "fit_confidence",
     "fit_light",

@@ -183,6 +183,24 @@ def test_a_method_is_a_name_or_a_method():
     assert all(hasattr(cos_ext, m.fit) for m in METHODS.values() if m.fit)
 
 
+@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if m.fit])
+def test_a_method_that_needs_data_is_completed_by_its_name(name):
+    ann, data = model(), [images(8)]
+    network = convert(ann, timesteps=4, method=name)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    assert cos_ext.fit(network, ann, data, progress=False) is not None
+    after = network.state_dict()
+    changed = [k for k in after if k not in before or not torch.equal(after[k], before[k])]
+    assert changed and network(images()).isfinite().all()
+
+
+def test_fit_is_for_methods_that_are_fitted():
+    for options in ({}, {"method": "group-neurons"}):
+        network = convert(model(), timesteps=4, **options)
+        with pytest.raises(ValueError, match="of a method that is fitted"):
+            cos_ext.fit(network, model(), [images()])
+
+
 def test_the_bound_of_a_step_is_what_an_activation_allows():
     """A neuron driven without end sends θ a step, but for what a method says it does not."""
     for name, method in METHODS.items():
