@@ -32,7 +32,8 @@ test-cpp:  ## The C++ tests under the address and undefined-behaviour sanitizers
 	cmake --build build/cpp --parallel 2
 	cd build/cpp && ctest --output-on-failure --parallel 2
 
-# For sm_80, sm_90 and PTX. Looks at the registers, spills and transactions of every kernel; no CUDA build of torch.
+# For sm_80, sm_90 and PTX. Looks at the registers, spills, transactions and instructions of every kernel; no CUDA build of
+# torch.
 test-cuda-compile: $(VENV)/.installed  ## Compile and link the CUDA operators (needs nvcc, no GPU)
 	$(BIN)/python -m pip install --quiet setuptools ninja pybind11
 	FORCE_CUDA=1 $(BIN)/python setup.py build_ext --build-lib build/cuda --build-temp build/cuda-temp
