@@ -37,7 +37,7 @@ test-cross: $(VENV)/.installed  ## The core for aarch64, tested under qemu-user,
 	-$(BIN)/python -m pip install --quiet ziglang pybind11
 	tests/cpp/cross.sh $(BIN)/python
 
-# All kernels for sm_80 and sm_90: registers, spills and transactions of each; a few for every architecture of the default
+# All kernels for sm_80 and sm_90: registers, spills, transactions and instructions of each; a few for every architecture of the default
 # list. The operators are linked for one of them. Needs no CUDA build of torch.
 test-cuda-compile: $(VENV)/.installed  ## Compile and link the CUDA operators (needs nvcc, no GPU)
 	$(BIN)/python -m pip install --quiet setuptools ninja pybind11

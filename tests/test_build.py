@@ -122,7 +122,7 @@ def test_the_default_architectures_are_what_nvcc_offers(build, toolkit, monkeypa
 
 def test_nvcc_compiles_architectures_at_once_where_cores_would_idle(build, monkeypatch):
     files = len(build.UNITS) + 1
-    assert files == 9
+    assert files == 13
     for jobs, archs, expected in (
         (2, "8.0;9.0", 1),
         (2 * files, "8.0;9.0", 2),
@@ -134,7 +134,9 @@ def test_nvcc_compiles_architectures_at_once_where_cores_would_idle(build, monke
 
 def test_every_dtype_and_family_of_kernels_is_a_file_of_its_own(build):
     dtypes = ("bfloat16", "float16", "float32", "float64")
-    names = [f"{family}_{dtype}.cu" for family in ("backward", "forward") for dtype in dtypes]
+    names = [
+        f"{family}_{dtype}.cu" for family in ("backward", "forward", "general") for dtype in dtypes
+    ]
     assert [Path(unit).name for unit in build.UNITS] == names
     for unit in build.UNITS:
         assert (ROOT / unit).read_text().count("_UNIT(, ") == 1

@@ -21,7 +21,7 @@ constexpr int kThreads = 128;
 // pay less, and where fewer keep too few bytes in flight.
 template <class T, int V, int Rows, Mode M, Extra E>
 constexpr int blocks_at_least() {
-  if (V == 1 && sizeof(T) == 2) return 5;
+  if (V == 1 && sizeof(T) == 2) return Rows > 16 ? 4 : 5;
   if (E != Extra::Plain || sizeof(T) != 4 || M == Mode::Reread) return 2;
   if (V == 1) return 8;
   return Rows == 16 ? 4 : Rows == 8 ? (M == Mode::Held ? 6 : 7) : 2;
@@ -64,7 +64,8 @@ Kernel choose(const Task& task) {
   constexpr int kMany = V == 1 && sizeof(T) == 2 ? 16 : 8;  // two bytes at a time, more of them
   if constexpr (E != Extra::Plain) {  // fewer kernels
     if (fires) return run<T, V, kMany, Mode::Fire, OneTheta, E>;
-    return task.rho <= kMany ? run<T, V, kMany, Mode::Held, OneTheta, E> : run<T, V, kMany, Mode::Reread, OneTheta, E>;
+    constexpr int kAgain = kMany == 16 ? 20 : 8;  // room for one block less
+    return task.rho <= kMany ? run<T, V, kMany, Mode::Held, OneTheta, E> : run<T, V, kAgain, Mode::Reread, OneTheta, E>;
   } else if constexpr (V == 1) {  // irregular memory: many rows in flight, fewer kernels
     if (fires) return run<T, V, kMany, Mode::Fire, OneTheta>;
     return task.rho <= 16 ? run<T, V, 16, Mode::Held, OneTheta> : run<T, V, kMany, Mode::Reread, OneTheta>;

@@ -37,9 +37,16 @@ struct Lanes {
   T lanes[V];
 };
 
+// As blocks_at_least().
+template <class T, int V, int Rows, Extra E>
+constexpr int back_blocks_at_least() {
+  if (V == 1) return sizeof(T) == 2 ? 5 : 2;
+  return E == Extra::Plain && sizeof(T) * Rows == (sizeof(T) == 2 ? 8 : 32) ? 3 : 2;
+}
+
 // Rows: the chunk, or at least task.steps.
 template <class T, int V, int Rows, bool Hard, class Phi, Extra E>
-__global__ void __launch_bounds__(kThreads, V == 1 && sizeof(T) == 2 ? 5 : 2)
+__global__ void __launch_bounds__(kThreads, (back_blocks_at_least<T, V, Rows, E>()))
     run_back(const __grid_constant__ Task task, const __grid_constant__ Phi phi) {
   using S = state_t<T>;
   using Reset = std::conditional_t<Hard, HardReset<S>, SoftReset>;

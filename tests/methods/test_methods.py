@@ -78,7 +78,7 @@ def test_thresholds_by_channel_add_by_channel():
     assert node.neuron.step_bias.shape == (4, 4)
     assert torch.allclose(node.neuron.step_bias[0], theta.flatten() / 4 / 8)
     plane = torch.ones(4, 6, 6)
-    with pytest.raises(ValueError, match="one number, or one a channel"):
+    with pytest.raises(ValueError, match="one number for a layer or channel"):
         convert(model(), timesteps=4, method="adafire", thresholds={"1": plane})
 
 
