@@ -88,13 +88,13 @@ def apply(network: SpikingNetwork, method: Method) -> None:
     """
     if method.levels != 1 or method.start != 0.5:
         for node in network.nodes().values():
-            node.v_threshold = node.v_threshold / method.levels
-            node.v_init = node.v_threshold * method.start
+            node.v_threshold.div_(method.levels)  # in place: it may be a parameter
+            node.v_init.copy_(node.v_threshold * method.start)
     network.neuron = method.neuron
     if method.spreads:
         for site, node in network.nodes().items():
             network.set_layer(site, neuron=spread(site, node, network.timesteps))
-            node.v_init = torch.zeros_like(node.v_init)
+            node.v_init.zero_()
     network.options["method"] = method.name
 
 

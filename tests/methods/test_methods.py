@@ -152,10 +152,11 @@ def test_neurons_of_a_potential_alone_go_on_in_portions(neuron):
 
 
 def test_a_trainable_network_of_levels_has_gradients():
-    network = convert(model(), timesteps=2, neuron=Neuron(levels=(0, 4)), trainable=True)
-    network.train()
-    network(images()).sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    for options in ({"neuron": Neuron(levels=(0, 4))}, {"method": "group-neurons"}):
+        network = convert(model(), timesteps=2, trainable=True, **options)
+        network.train()
+        network(images()).sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
 @pytest.mark.parametrize(
