@@ -152,7 +152,8 @@ template <class S, class N>
 COS_HD S shifted(S v_init, S theta, N psi, N k, S min_fired, S max_silent) {
   const S wanted = psi < 0 ? min_fired - theta * S(0.999) : theta * S(1.001) - max_silent;
   const S size = greatest(theta, true, wanted), by = psi < 0 ? -size : size;
-  return (absolute(psi) > k) & (size < std::numeric_limits<S>::infinity()) ? v_init + by : v_init;
+  const N far = absolute(psi);
+  return ((far > k) & (size < std::numeric_limits<S>::infinity())) ? v_init + by : v_init;
 }
 
 // The first watch of a group of W neurons, and ψ and N of every neuron.
