@@ -104,7 +104,7 @@ class Neuron:
         for name in ("strict", "prediction", "gated"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        self._set(silent=whole("silent", self.silent, 0))
+        self._set(silent=whole("silent", self.silent, 0, 2**24))
         self._check_ladder()
         self._check_values()
 

@@ -7,7 +7,7 @@ one level are simulation.py's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -42,12 +42,21 @@ def keep_tensors(node: nn.Module, neuron: Neuron | None) -> Neuron | None:
     """Make a neuron's tensors buffers of a node, which go where it goes; the rest is returned."""
     theta: Tensor = own(node, "v_threshold")
     for name in TENSORS:
-        value: Any = None if neuron is None else getattr(neuron, name)
+        value = None if neuron is None else getattr(neuron, name)
+        if isinstance(value, Tensor) and not value.is_meta and not value.isfinite().all():
+            raise ValueError(f"the neuron's {name} must be finite")
+    for name in TENSORS:
+        value = None if neuron is None else getattr(neuron, name)
         if isinstance(value, Tensor):
             value = parameter(name, value).to(theta.device)
             setattr(node, name, value.to(theta.dtype))
         else:
             setattr(node, name, None)
+    return bare(neuron)
+
+
+def bare(neuron: Neuron | None) -> Neuron | None:
+    """A neuron without its tensors."""
     if neuron is None:
         return None
     emitted = None if isinstance(neuron.emitted, Tensor) else neuron.emitted

@@ -52,8 +52,8 @@ def parameters_for(node: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """θ and v(0) of an IFNode in dtypes that the kernels take beside currents of this one.
 
     θ is rounded to the currents' dtype: that is how the spikes carry it, and a reset takes off what
-    was sent. On a CPU its values are looked at when they have changed. What is written through
-    ``.data`` is not counted as a change.
+    was sent. On a CPU the values of a buffer are looked at when they have changed, those of a
+    parameter at every call. What is written through ``.data`` is not counted as a change.
 
     Raises:
         ValueError: a threshold is not positive and finite in this dtype.
@@ -73,7 +73,9 @@ def parameters_for(node: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return _in_dtypes(theta, v_init, dtype)
     with torch.inference_mode(False), torch.no_grad():
         made = (theta.to(dtype).to(state), v_init.to(state)) if converted else (theta, v_init)
-        if all(map(_counts, (theta, v_init, *made))):
+        learns = isinstance(theta, nn.Parameter) or isinstance(v_init, nn.Parameter)
+        # A fused optimizer writes parameters without a trace.
+        if not learns and all(map(_counts, (theta, v_init, *made))):
             both, memory = (theta, v_init), (theta.detach(), v_init.detach())
             node._kept = Kept(dtype, *made, both, _state(*both), memory, converted, place)
     return made
@@ -94,7 +96,7 @@ def _state(theta: Tensor, v_init: Tensor) -> tuple[int, int, int, int]:
 def _counts(tensor: Tensor) -> bool:
     """Whether what is written to a tensor is counted, and it outlives the call: it is plain."""
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return type(tensor) in (Tensor, nn.Parameter) and not wrapped and not tensor.is_inference()
+    return type(tensor) is Tensor and not wrapped and not tensor.is_inference()
 
 
 def _place(theta: Tensor) -> int | None:

@@ -256,7 +256,8 @@ def convert(
             θ is one level's, so that a layer's clip is θ times the most levels of a step.
         method: a published method by name, or a :class:`cos_ext.methods.Method`: neurons, levels of
             θ, v(0), calibration and emission are its; see :doc:`/methods/published`. One that
-            watches needs rho >= 1, others rho = 0.
+            watches needs rho >= 1, others rho = 0. It cuts θ into its levels: thresholds that go
+            with a method are a layer's, found with ``neuron=None``.
 
     Warns:
         UserWarning: less than half of the model's multiplications lie behind neurons, on
@@ -275,6 +276,7 @@ def convert(
         _check_recipe(recipe, rho, emission, calibration, neuron)
         emission = recipe.settings.get("emission", emission)
         calibration = recipe.settings.get("calibration", calibration)
+        iterations = recipe.settings.get("iterations", iterations)
     settings = Settings(
         timesteps=timesteps,
         rho=rho,

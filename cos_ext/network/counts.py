@@ -148,10 +148,10 @@ def train(
 
 
 def _check(node: IFNode, rho: int) -> None:
-    if node.rho != rho or node.emission not in PLANNED:
+    if node.rho != rho or node.emission not in PLANNED or node._settings["neuron"] is not None:
         raise RuntimeError(
-            f"a layer's rho = {node.rho} or emission {node.emission!r} was changed past the "
-            "network, which "
+            f"a layer's rho = {node.rho}, emission {node.emission!r} or neuron was changed past "
+            "the network, which "
             f"runs by counts over rho = {rho}; use SpikingNetwork.set_layer"
         )
 

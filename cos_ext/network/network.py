@@ -233,6 +233,8 @@ class SpikingNetwork(Stepped):
                 "_checkpointing": False,
                 "_segments": None,
                 "_needs": {},
+                "_neuron": None,
+                "_given": {},
                 **state,
             }
         )

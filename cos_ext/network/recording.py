@@ -55,6 +55,8 @@ class Recording(Mapping[str, SiteRecord]):
         self._chunks: dict[str, list[SiteRecord]] = {site: [] for site in self._sites.values()}
         if "v" in self._what:
             _check_potentials(self._sites)
+        if "counts" in self._what:
+            _check_counts(self._sites)
 
     def __getitem__(self, site: str) -> SiteRecord:
         if site not in self._chunks:
@@ -171,6 +173,16 @@ def _chosen(network: Configured, sites: Iterable[str] | None) -> dict[str, IFNod
             f"{list(nodes)}"
         )
     return {name: nodes[name] for name in names}
+
+
+def _check_counts(sites: Mapping[IFNode, str]) -> None:
+    """ValueError where a step may have several spikes."""
+    general = [site for node, site in sites.items() if node.neuron is not None]
+    if general:
+        raise ValueError(
+            f'what may have "counts" only where a step has one spike; there are neurons of several '
+            f"levels at {general}; record spikes, or take spike_rate of cos_ext.evaluate"
+        )
 
 
 def _check_potentials(sites: Mapping[IFNode, str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from torch import Tensor, nn
 
+from .._neuron.general import bare
 from .._numbers import whole
 from ..functional import MAX_STEPS
 from ..general import Neuron
@@ -108,7 +109,8 @@ class Configured(nn.Module):
         nodes = self.nodes()
         for site, node in nodes.items():
             changes = {**own, **layers.get(site, {})}
-            if changes["neuron"] is self._given.get(site):
+            given = self._given.get(site)
+            if changes["neuron"] is given and node._settings["neuron"] == bare(given):
                 del changes["neuron"]  # its tensors may have been loaded, or have learned
             else:
                 self._given[site] = changes["neuron"]

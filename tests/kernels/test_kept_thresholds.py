@@ -50,10 +50,9 @@ def spikes_of(theta, x, **settings):
 
 
 @pytest.mark.parametrize("rho", [0, 4])
-@pytest.mark.parametrize("learn", [(), ("v_threshold", "v_init")])
 @pytest.mark.parametrize("theta", [0.7, torch.rand(3, 1, 1) + 0.5])
-def test_a_layer_is_one_launch_in_every_dtype(theta, learn, rho, dtype):
-    node = IFNode(theta, timesteps=4, rho=rho, learn=learn)
+def test_a_layer_is_one_launch_in_every_dtype(theta, rho, dtype):
+    node = IFNode(theta, timesteps=4, rho=rho)
     operator = "cos_ext::cos_forward" if rho else "cos_ext::if_forward"
     x = currents(8, 3, 2, 2, dtype=dtype)
     called(node, x)
@@ -354,3 +353,20 @@ def test_a_trace_converts_again():
         assert torch.equal(traced(x), spikes_of(0.7, x))
         traced.v_threshold.fill_(0.4)
         assert torch.equal(traced(x), spikes_of(0.4, x))
+
+
+def test_a_fused_optimizer_is_noticed():
+    node = IFNode(1.0, timesteps=2, learn=("v_threshold", "v_init"))
+    x = torch.rand(4, 8, dtype=torch.bfloat16) * 4
+    with torch.no_grad():
+        node(x)
+    optimizer = torch.optim.SGD(node.parameters(), lr=0.5, fused=True)
+    for parameter in node.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    with torch.no_grad():
+        assert torch.equal(node(x), copy.deepcopy(node)(x))
+    optimizer.step()
+    optimizer.step()
+    with pytest.raises(ValueError, match="positive and finite"), torch.no_grad():
+        node(x)

@@ -109,6 +109,43 @@ def test_a_layer_may_have_neurons_of_its_own(tmp_path):
     assert node.neuron is None and not torch.equal(network(x), before)
 
 
+def test_a_neuron_that_is_set_past_the_network_does_not_stay():
+    network = convert(model(), timesteps=4, rho=4, emission="even", execution="counts")
+    x, (node,) = images(), network.nodes().values()
+    before = network(x)
+    node.neuron = Neuron(levels=(-2, 2), lower=0.5)
+    with pytest.raises(RuntimeError, match="changed past the network"):
+        network(x)
+    network.timesteps = 4
+    assert node.neuron is None and torch.equal(network(x), before)
+
+
+def test_pickles_of_before_know_no_neurons():
+    network = convert(model(), timesteps=4)
+    state = network.__getstate__()
+    del state["_neuron"], state["_given"]
+    again = object.__new__(cos_ext.SpikingNetwork)
+    again.__setstate__(state)
+    again.timesteps = 2
+    assert again.neuron is None and again(images()).shape[0] == 2
+
+
+def test_a_tensor_of_a_neuron_is_finite():
+    node = cos_ext.IFNode(1.0, timesteps=2)
+    for tensors in (
+        {"emitted": torch.tensor(torch.inf)},
+        {"step_bias": torch.full((2,), torch.nan)},
+    ):
+        with pytest.raises(ValueError, match="must be finite"):
+            node.neuron = Neuron(**tensors)
+    assert node.neuron is None and node.emitted is None
+
+
+def test_a_method_sets_iterations_too():
+    method = methods.Method("mine", "", "nothing", "rho + t", settings={"iterations": None})
+    assert converted(method).iterations is None
+
+
 def test_levels_are_counted_as_levels():
     network = convert(model(), timesteps=2, neuron=Neuron(levels=(0, 4)), thresholds={"1": 0.25})
     x = images()
@@ -128,6 +165,8 @@ def test_what_needs_neurons_of_one_level_says_so():
     with pytest.raises(ValueError, match="statistics are of neurons of one level"):
         network.statistics([x])
     with pytest.raises(ValueError, match='what may have "v"'), network.record(what="v"):
+        network(x)
+    with pytest.raises(ValueError, match='what may have "counts"'), network.record(what="counts"):
         network(x)
     network.rho, network.emission = 2, "even"
     with pytest.raises(ValueError, match="neurons of one level"):
@@ -187,7 +226,8 @@ def test_a_method_is_a_name_or_a_method():
 @pytest.mark.parametrize("name", [name for name, m in METHODS.items() if m.fit])
 def test_a_method_that_needs_data_is_completed_by_its_name(name):
     ann, data = model(), [images(8)]
-    network = convert(ann, timesteps=4, method=name)
+    rho = 4 if METHODS[name].watches else 0
+    network = convert(ann, timesteps=4, rho=rho, method=name)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     assert cos_ext.fit(network, ann, data, progress=False) is not None
     after = network.state_dict()
