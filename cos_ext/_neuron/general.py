@@ -92,7 +92,9 @@ def simulate_general(
         ValueError: statistics are asked for; and as for the operator.
     """
     if keep_statistics:
-        raise ValueError("statistics are of neurons of one level: set neuron to None")
+        raise ValueError(
+            "statistics are of neurons of one level, without a neuron and emission 'block'"
+        )
     neuron, state = settings["neuron"] or Neuron(), F.state_dtype(x_seq.dtype)
     emitted, step_bias = neuron.emitted, neuron.step_bias
     neuron = neuron.with_tensors(

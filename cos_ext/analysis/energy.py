@@ -20,7 +20,7 @@ from .._loops import inputs_on
 from .._numbers import whole
 from ..network.network import SpikingNetwork
 from ..network.reports import report
-from ..network.settings import steady
+from ..network.settings import check_one_level, steady
 from ..neuron import IFNode
 from .energy_results import EnergyReport, LayerEnergy
 from .operation_counter import OperationCounter
@@ -108,10 +108,10 @@ def energy_report(
     Raises:
         TypeError: network is no SpikingNetwork, batches no iterable of tensors, or an argument has
             another type.
-        ValueError: an energy is negative or not finite, bits < 1, batches yields no sample; or the
-            network computes in a way that cannot be counted (recurrent layers, fused attention,
-            weights that depend on spikes, time elsewhere than in the first dimension): every such
-            call is listed.
+        ValueError: an energy is negative or not finite, bits < 1, batches yields no sample; neurons
+            are not of one level; or the network computes in a way that cannot be counted (recurrent
+            layers, fused attention, weights that depend on spikes, time elsewhere than in the first
+            dimension): every such call is listed.
     """
     _check_arguments(network, batches)
     ac_energy, mac_energy = _checked("ac_energy", ac_energy), _checked("mac_energy", mac_energy)
@@ -158,6 +158,7 @@ def _check_arguments(network: SpikingNetwork, batches: Iterable[Any]) -> None:
     if not isinstance(network, SpikingNetwork):
         raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
     check_batches(batches)
+    check_one_level(network, "energy_report")
     nodes = network.nodes().items()
     twice = [site for site, node in nodes if node.calibration == "srp" and node.watch_steps]
     if twice:

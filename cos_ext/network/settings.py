@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, cast
 from torch import Tensor, nn
 
 from .._neuron.general import bare
+from .._neuron.settings import is_general
 from .._numbers import whole
 from ..functional import MAX_STEPS
 from ..general import Neuron
@@ -235,10 +236,12 @@ class Configured(nn.Module):
 
 def check_one_level(network: Configured, what: str) -> None:
     """ValueError where a network has general neurons, for which something is not defined."""
-    general = [site for site, node in network.nodes().items() if node.neuron is not None]
+    nodes = network.nodes().items()
+    general = [site for site, node in nodes if is_general(node._settings)]
     if general:
         raise ValueError(
-            f"{what} is for neurons of one level; set neuron to None, got one at {general}"
+            f"{what} is for neurons of one level, and emission 'block' is none of theirs; the "
+            f"network has others at {general}. Convert anew, without method and neuron"
         )
 
 

@@ -174,6 +174,8 @@ def test_what_needs_neurons_of_one_level_says_so():
     network.emission = "calibrated"
     with pytest.raises(ValueError, match="one level"):
         cos_ext.offset_spike_report(model(), network, [x])
+    with pytest.raises(ValueError, match="energy_report is for neurons of one level"):
+        network.energy_report([x])
     network.rho = 0
     with pytest.raises(ValueError, match="one level"):
         cos_ext.fit_v_init(network, [x], rho=2)
