@@ -212,7 +212,7 @@ if [ -d "${COS_EXT_PEER_WHEELS:-}" ]; then
   COS_EXT_PEER_WHEELS=$(cd "$COS_EXT_PEER_WHEELS" && pwd)
   export COS_EXT_PEER_WHEELS
 fi
-gpu_tests=(tests/kernels/test_gpu.py tests/kernels/test_gpu_learning.py tests/kernels/test_gpu_runtime.py)
+gpu_tests=(tests/kernels/test_gpu.py tests/kernels/test_gpu_general.py tests/kernels/test_gpu_learning.py tests/kernels/test_gpu_runtime.py)
 pytest=("$python" -m pytest -q -rfE -p no:cacheprovider --tb=short)
 
 section "prerequisites"
