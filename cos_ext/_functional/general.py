@@ -75,8 +75,9 @@ def neuron_forward(
     extends the paper's proof to more levels; it is ours, not published.
 
     Args:
-        x_seq, v_threshold, v_init, v_reset, inplace, return_v, scale, bias, residual, surrogate,
-            detach_reset: as for :func:`~cos_ext.functional.if_forward`.
+        x_seq, v_threshold, v_init, v_reset, inplace, return_v: as for
+            :func:`~cos_ext.functional.if_forward`.
+        scale, bias, residual, surrogate, detach_reset: as there, too.
         neuron: what it does in a step.
         rho, iterations, return_v_init, return_offset: as for
             :func:`~cos_ext.functional.cos_forward`; rho 0 is no calibration.
