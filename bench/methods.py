@@ -1,10 +1,11 @@
 """Which conversion method is best at 1, 2, 4 and 8 steps, and what does it pay in spikes?
 
-    python bench/methods.py [--images N] [--rho RHO] [--json FILE] [--draw FILE]
+    python bench/methods.py [--images N] [--rho RHO] [--only NAME...] [--json FILE]
+    python bench/methods.py --draw FILE...
 
 All methods of cos_ext.methods on the shipped ResNet-20 and the first N shipped test images of
 Fashion-MNIST. What is fitted to data is fitted on the last 600, on which nothing is evaluated.
-Measures accuracy and spikes, never time. --draw prints the table of a record as Markdown.
+Measures accuracy and spikes, never time. --draw prints the table of records as Markdown.
 """
 
 from __future__ import annotations
@@ -41,11 +42,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=10_000 - FITTED)
     parser.add_argument("--rho", type=int, default=4, help="of the methods that watch (default 4)")
     parser.add_argument("--json", type=Path, help="write the record to this file, too")
-    parser.add_argument("--draw", type=Path, help="print the table of this record, and end")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these rows, by their names")
+    parser.add_argument("--draw", type=Path, nargs="+", help="print the table of records, and end")
     options = parser.parse_args(argv)
     if options.draw:
-        print(page(json.loads(options.draw.read_text())))
+        print(page([json.loads(path.read_text()) for path in options.draw]))
         return 0
+    names = [name for name, _ in ROWS]
+    if unknown := sorted(set(options.only or ()) - set(names)):
+        parser.error(f"--only must name some of {names}, got {unknown}")
     if not 1 <= options.images <= 10_000 - FITTED:
         parser.error(f"--images must lie in 1..{10_000 - FITTED}")
     record: dict[str, Any] = {
@@ -60,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     measured = DataLoader(Subset(images, range(options.images)), batch_size=BATCH)
     fitted = DataLoader(Subset(images, range(10_000 - FITTED, 10_000)), batch_size=BATCH)
     for name, method in ROWS:
+        if options.only and name not in options.only:
+            continue
         row = {"name": name, **_row(ann, method, options.rho, measured, fitted)}
         record["rows"].append(row)
         print(_line(row), flush=True)
@@ -92,14 +99,14 @@ def _line(row: dict[str, Any]) -> str:
     return f"{row['name']:28} {cells}  {row['spikes']:.3f}"
 
 
-def page(record: dict[str, Any]) -> str:
-    """The record as a table in Markdown."""
+def page(parts: list[dict[str, Any]]) -> str:
+    """Records as one table in Markdown."""
     lines = [
         "| method | needs | latency at t | T = 1 | T = 2 | T = 4 | T = 8 | spikes |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for row in record["rows"]:
-        latency = row["latency"].replace("rho", str(record["rho"]))
+    for rho, row in ((part["rho"], row) for part in parts for row in part["rows"]):
+        latency = row["latency"].replace("rho", str(rho))
         cells = " | ".join(f"{100 * row['accuracy'][str(t)]:.2f}" for t in STEPS)
         lines.append(
             f"| {row['name']} | {row['needs']} | {latency} | {cells} | {row['spikes']:.2f} |"
