@@ -35,17 +35,18 @@ def network_of(
 def emit(node: IFNode, spikes: Callable[[Tensor], Tensor]) -> None:
     """Have a node emit spikes(x_seq) instead of what its kernel gives."""
 
-    def simulate(x_seq: Tensor, inplace: bool, **fused: object) -> Tensor:
-        assert all(value is None for value in fused.values()), "convert with fuse=False"
+    def sent(x_seq: Tensor, owned: bool, residual: object, operands: object, *_: object) -> Tensor:
+        assert residual is None and not operands, "convert with fuse=False"
         return spikes(x_seq)
 
-    node._simulate = simulate
+    assert hasattr(node, "_emit"), "what a node calls to emit has another name"
+    node._emit = sent  # type: ignore[method-assign]
 
 
 def install(network: SpikingNetwork, name: str) -> None:
     """Have every node emit in that order; one of KERNELS leaves the nodes to them."""
     for node in network.nodes().values():
-        node.__dict__.pop("_simulate", None)
+        node.__dict__.pop("_emit", None)
     network.emission, network.iterations = "calibrated", 1 if name == "calibrated" else None
     if name in KERNELS:
         return
