@@ -1,6 +1,6 @@
 """What does early exit save: mean latency by fitted thresholds, and images/s where samples leave?
 
-    python bench/early_exit.py [--fit N] [--samples N] [--json FILE]
+    python bench/early_exit.py [--fit N] [--samples N] [--networks NAME...] [--json FILE]
 
 On the shipped checkpoint, T = 8. Potentials (without labels) and thresholds (with them) are fitted
 on the first test images, since no training images ship, and everything is reported on the last.
@@ -24,8 +24,12 @@ from _shared import checkpoints, machine, records, tables
 from cos_ext import SpikingNetwork, convert, data, early_exit, evaluate, fit_confidence, fit_v_init
 
 TIMESTEPS, WITHIN = 8, 0.001
-# The static network: without rho, and with potentials fitted for rho = 4; COS: rho = 8.
-NETWORKS = ("static", "cos")
+# What is converted. Static: potentials are then fitted for rho = 4.
+NETWORKS: dict[str, dict[str, Any]] = {
+    "static": {},
+    "cos": {"rho": 8},
+    "group-neurons": {"method": "group-neurons"},
+}
 ROUNDS = 5
 
 
@@ -37,6 +41,7 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=400, help="of these, in one round of timing")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--static", type=Path, help="a static network that was saved, or is now")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=[*NETWORKS])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     model, _ = checkpoints.load()
@@ -46,8 +51,8 @@ def main() -> None:
     seen, last = images.first(options.fit), slice(-options.samples, None)
     held_out = dataclasses.replace(images, images=images.images[last], labels=images.labels[last])
     found: dict[str, Any] = {}
-    for name in NETWORKS:
-        network = convert(model, timesteps=TIMESTEPS, rho=8 if name == "cos" else 0)
+    for name in options.networks:
+        network = convert(model, timesteps=TIMESTEPS, **NETWORKS[name])
         if name == "static":
             network = potentials(network, model, seen, options)
         found[name] = rows(network, seen, held_out, options.batch_size)

@@ -156,12 +156,6 @@ class Neuron:
                 raise ValueError("step_scale sends what it takes off; emitted must be None")
 
     @property
-    def usual(self) -> bool:
-        """Whether it is the integrate-and-fire neuron."""
-        own = all(getattr(self, each.name) == each.default for each in fields(self))
-        return own and self.emitted is None
-
-    @property
     def goes_on(self) -> bool:
         """Whether its potential is all that it carries from step to step."""
         in_time = self.step_bias is not None or self.step_scale is not None or self.silent > 0

@@ -15,7 +15,7 @@ from torch.nn import functional as TF
 from . import functional as F
 from ._functional.checks import UNFUSED, check_not_nan
 from ._functional.currents import composed
-from ._neuron.general import Fused, complete, keep_tensors
+from ._neuron.general import Fused, keep_tensors, neuron_of, tensors_of
 from ._neuron.kept import Kept, parameters_for
 from ._neuron.layer import sizes_of, spikes_or_currents
 from ._neuron.parameters import (
@@ -216,7 +216,7 @@ class IFNode(nn.Module):
     @property
     def neuron(self) -> Neuron | None:
         """What a neuron does in a step; None: one level, 0 or θ."""
-        return complete(self, self._settings)["neuron"]
+        return neuron_of(self, self._settings)
 
     @neuron.setter
     def neuron(self, value: Neuron | None) -> None:
@@ -301,9 +301,9 @@ class IFNode(nn.Module):
             emitted, self.v_seq = gone.emitted, gone.v_seq
             self.v = gone.v if self._settings["keep_state"] else self.v
         else:
-            fused = Fused(operands.get("scale"), operands.get("bias"), residual, window)
-            settings = complete(self, self._settings)
-            emitted = simulate(x_seq, theta, v_init, settings, fused, *how, portion)
+            tensors = () if self._settings["neuron"] is None else tensors_of(self)
+            fused = Fused(operands.get("scale"), operands.get("bias"), residual, window, *tensors)
+            emitted = simulate(x_seq, theta, v_init, self._settings, fused, *how, portion)
         if watched is not NOBODY:
             tell(self, watched, x_seq, *emitted)
         spikes = emitted.spikes

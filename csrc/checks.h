@@ -101,8 +101,7 @@ inline void check_statistics(int64_t rho) {
 
 inline void check_emission(int64_t emission, bool return_v, Emission last) {
   STD_TORCH_CHECK(emission >= 0 && emission <= static_cast<int64_t>(last),
-                  "emission must be 0 (calibrated), 1 (even), 2 (front) or, of general neurons, 3 (block) or 4 (rate), got ",
-                  emission);
+                  "emission must be 0 (calibrated), 1 (even), 2 (front) or, of general neurons, 3 (block), got ", emission);
   STD_TORCH_CHECK(emission == 0 || !return_v, "v is the potential of calibrated emission; with another there is none");
 }
 

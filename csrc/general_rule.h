@@ -58,8 +58,8 @@ inline const char* fault_of(const General& of, int64_t steps, bool emitted, bool
 
 // What is not defined together with calibration; null where all is. `starts`: a shifted v(0), or offset spikes, are asked for.
 inline const char* calibration_fault(const General& of, int64_t rho, Emission emission, bool hard, bool scales, bool starts) {
-  if (starts && (!rho || emission == Emission::Block || emission == Emission::Rate)) {
-    return "v_init and offset_spikes are results of one calibration; without, with block and with rate there are none";
+  if (starts && (!rho || emission == Emission::Block)) {
+    return "v_init and offset_spikes are results of one calibration; without, and with block, there are none";
   }
   if (!rho) return nullptr;
   if (of.leak != 1 || of.rungs || of.prediction || of.silent || hard || scales) {

@@ -109,15 +109,9 @@ struct Operators {
                                     bool inplace) {
     Builder build(x, theta, theta_value, v_init, v_init_value);
     build.hard_reset(v_reset);
-    if (static_cast<Emission>(emission) == Emission::Rate) {
-      STD_TORCH_CHECK(x.size(0) == 1, "x_mean must be [1, *neurons]");
-      STD_TORCH_CHECK(!step_bias && !return_v && !return_count, "emission 4 (rate) has no steps: no step_bias, v or count");
-      build.rate(rho);
-    } else {
-      if (rho) build.calibrate(rho, iterations);
-      STD_TORCH_CHECK(rho || emission == 0, "emission ", emission, " needs rho >= 1");
-      build.emission(emission, return_v, Emission::Block);
-    }
+    if (rho) build.calibrate(rho, iterations);
+    STD_TORCH_CHECK(rho || emission == 0, "emission ", emission, " needs rho >= 1");
+    build.emission(emission, return_v, Emission::Block);
     check_general_calibration(of, rho, emission, v_reset.has_value(), step_scale.has_value(), return_v_init || return_offset);
     build.general(of, emitted, step_bias, step_scale);
     build.fuse(scale, bias, residual);

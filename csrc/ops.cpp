@@ -30,8 +30,7 @@ STABLE_TORCH_LIBRARY(COS_EXT_LIBRARY, m) {
   m.def("if_forward_(Tensor(a!) x_seq, " COS_PARAMETERS COS_IF COS_FUSED ") -> (Tensor v, Tensor spike_count)");
   m.def("cos_forward(Tensor x_seq, " COS_PARAMETERS COS_COS COS_FUSED COS_POOL ") -> (Tensor spikes, " COS_RESULTS);
   m.def("cos_forward_(Tensor(a!) x_seq, " COS_PARAMETERS COS_COS COS_FUSED ") -> (" COS_RESULTS);
-  // core/general.h. rho 0: no calibration. emission 3 is block: planned again in every rho steps. emission 4 is the mean over rho
-  // steps, from x_seq [1, *neurons], the mean of the input.
+  // core/general.h. rho 0: no calibration. emission 3 is block: planned again in every rho steps.
   m.def("general_forward(Tensor x_seq, " COS_PARAMETERS COS_GENERAL COS_FUSED
         ") -> (Tensor spikes, Tensor v, Tensor spike_count, Tensor v_init_out, Tensor offset_spikes)");
   m.def("general_forward_(Tensor(a!) x_seq, " COS_PARAMETERS COS_GENERAL COS_FUSED

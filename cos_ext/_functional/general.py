@@ -18,6 +18,7 @@ from .._ops import state_dtype
 from ..general import Neuron
 from ..surrogate import check_surrogate
 from .arguments import (
+    Check,
     check_apart,
     check_fused,
     check_no_gradient,
@@ -36,6 +37,7 @@ from .checks import (
     differentiates,
 )
 from .currents import composed
+from .passes import Fused
 from .results import COSResult
 
 MOST_LEARNT = 1024  # levels in plain torch, each a step of the surrogate
@@ -108,51 +110,61 @@ def neuron_forward(
         >>> x_seq = torch.rand(2, 3, 5)
         >>> sent = neuron_forward(x_seq, 0.25, neuron=Neuron(levels=(0, 4))).spikes
     """
-    reset = None if v_reset is None else check_number("v_reset", v_reset)
     if not isinstance(neuron, Neuron):
         raise TypeError(f"neuron must be a cos_ext.Neuron, got {type(neuron).__name__}")
+    return neuron_pass(
+        (x_seq, v_threshold, v_init),
+        neuron,
+        (neuron.emitted, neuron.step_bias),
+        v_reset,
+        (rho, iterations, emission),
+        inplace,
+        (return_v, return_count, return_v_init, return_offset),
+        (scale, bias, residual),
+        (surrogate, detach_reset),
+        check_values,
+    )
+
+
+def neuron_pass(
+    simulated: tuple[Tensor, float | Tensor, float | Tensor | None],
+    neuron: Neuron,
+    tensors: tuple[float | Tensor | None, Tensor | None],
+    v_reset: float | None,
+    calibration: tuple[int, int | None, str],
+    inplace: bool,
+    wanted: tuple[bool, bool, bool, bool],
+    fused: Fused,
+    learning: tuple[Callable[[Tensor], Tensor] | None, bool],
+    check: Check | None,
+) -> COSResult:
+    """neuron_forward, as a node runs it, too.
+
+    ``tensors`` are emitted and step_bias, instead of the neuron's own; ``wanted`` the results: v,
+    the count, v_init, ψ; ``check`` as for :func:`~cos_ext._functional.arguments.prepared`.
+    """
+    x_seq, (rho, iterations, emission) = simulated[0], calibration
+    reset = None if v_reset is None else check_number("v_reset", v_reset)
     rounds = _check_watching(x_seq, neuron, reset, rho, iterations, emission)
-    _check_results(emission, return_v, return_v_init or return_offset)
-    extra = _extra(x_seq, neuron)
-    if not rho and differentiates((x_seq, v_threshold, v_init, *extra[:2], scale, bias, residual)):
+    _check_results(emission, wanted[0], wanted[2] or wanted[3])
+    extra = _extra(x_seq, neuron, *tensors)
+    if not rho and differentiates((*simulated, *extra[:2], *fused)):
+        through = check_surrogate(learning[0]), learning[1]
         return _gradient(
-            (x_seq, v_threshold, v_init, reset),
-            neuron,
-            extra,
-            (scale, bias, residual),
-            (check_surrogate(surrogate), detach_reset),
-            (inplace, return_v, return_count),
+            (*simulated, reset), neuron, extra, fused, through, (inplace, *wanted[:2]), check
         )
-    given = prepared(x_seq, v_threshold, v_init, inplace, check_values)
-    check_fused(x_seq, scale, bias, residual, None, inplace, False)
+    given = prepared(*simulated, inplace, check)
+    check_fused(x_seq, *fused, None, inplace, False)
     _check_extra(x_seq, extra, inplace)
-    wanted = (return_v, return_count, return_v_init and rho > 0, return_offset and rho > 0)
+    asked = (*wanted[:2], wanted[2] and rho > 0, wanted[3] and rho > 0)
     order = GENERAL_EMISSIONS.index(emission) if rho else 0
     own = (*as_operands(neuron), *extra)
-    options = (reset, *own, rho, rounds, order, *wanted, scale, bias, residual)
+    options = (reset, *own, rho, rounds, order, *asked, *fused)
     if not inplace:
         return COSResult(*_ops.ops.general_forward.default(*given, *options))
     results = _ops.ops.general_forward_.default(*given, *options)
     mark_written(x_seq)
     return COSResult(x_seq, *results)
-
-
-def general_rate(
-    x_mean: Tensor, v_threshold: Tensor, v_init: Tensor, neuron: Neuron, rho: int, inplace: bool
-) -> Tensor:
-    """What :func:`~cos_ext.functional.rate_forward` is for the general neuron: the mean of its
-    calibrated spikes over rho steps, from its mean input ``[*neurons]``.
-    """
-    _check_levels(neuron, "rho", rho)
-    x_seq = x_mean.unsqueeze(0)
-    given = prepared(x_seq, v_threshold, v_init, inplace, check_values)
-    own = (*as_operands(neuron), *_extra(x_seq, neuron))
-    options = (None, *own, rho, 0, len(GENERAL_EMISSIONS), *[False] * 4)
-    if inplace:
-        _ops.ops.general_forward_(*given, *options)
-        mark_written(x_mean)
-        return x_mean
-    return _ops.ops.general_forward(*given, *options)[0].squeeze(0)
 
 
 def as_operands(neuron: Neuron) -> tuple[Any, ...]:
@@ -174,12 +186,14 @@ def as_operands(neuron: Neuron) -> tuple[Any, ...]:
     )
 
 
-def _extra(x_seq: Tensor, neuron: Neuron) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _extra(
+    x_seq: Tensor, neuron: Neuron, emitted: float | Tensor | None, step_bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """emitted, b ``[T, ...]`` and the scales ``[T]`` as the operator takes them."""
     if not isinstance(x_seq, Tensor) or x_seq.dim() == 0:
         return None, None, None  # prepared() refuses it
     steps, neurons, state = x_seq.shape[0], x_seq.shape[1:], state_dtype(x_seq.dtype)
-    emitted, step_bias, scales = neuron.emitted, neuron.step_bias, None
+    scales = None
     if isinstance(emitted, Tensor):
         check_parameter("emitted", emitted, x_seq)
     elif emitted is not None:
@@ -286,9 +300,10 @@ def _gradient(
     simulated: tuple[Tensor, float | Tensor, float | Tensor | None, float | None],
     neuron: Neuron,
     extra: tuple[Tensor | None, Tensor | None, Tensor | None],
-    fused: tuple[Tensor | None, Tensor | None, Tensor | None],
+    fused: Fused,
     through: tuple[Callable[[Tensor], Tensor], bool],
     asked: tuple[bool, bool, bool],
+    check: Check | None,
 ) -> COSResult:
     """The steps in plain torch, with a gradient."""
     x_seq, v_threshold, v_init, v_reset = simulated
@@ -303,7 +318,7 @@ def _gradient(
             "requires one and grad mode is on"
         )
     with torch.no_grad():
-        prepared(x_seq, v_threshold, v_init, False, check_values)
+        prepared(x_seq, v_threshold, v_init, False, check)
         check_fused(x_seq, *fused, None, False, False)
     current = composed(x_seq, *fused)
     spikes, v, count = loop(current, v_threshold, v_init, v_reset, neuron, extra, through)

@@ -7,12 +7,13 @@ one level are simulation.py's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from .. import functional as F
 from .._functional.checks import differentiates
+from .._functional.general import neuron_pass
 from ..general import TENSORS, Neuron
 from .parameters import own, parameter
 from .settings import Settings, watch_steps
@@ -25,6 +26,11 @@ class Fused(NamedTuple):
     bias: Tensor | None = None
     residual: Tensor | None = None
     pool: tuple[int, int] | None = None
+    emitted: Tensor | None = None  # these two of general neurons, instead of their own
+    step_bias: Tensor | None = None
+
+
+USUAL = Neuron()
 
 
 class Emitted(NamedTuple):
@@ -63,14 +69,18 @@ def bare(neuron: Neuron | None) -> Neuron | None:
     return neuron.with_tensors(emitted, None)
 
 
-def complete(node: nn.Module, settings: Settings) -> Settings:
-    """A node's settings, its neuron with the tensors that the node keeps for it."""
+def tensors_of(node: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """emitted and step_bias as the node keeps them."""
+    return own(node, "emitted"), own(node, "step_bias")
+
+
+def neuron_of(node: nn.Module, settings: Settings) -> Neuron | None:
+    """A node's neuron, with the tensors that the node keeps for it."""
     neuron = settings["neuron"]
     if neuron is None:
-        return settings
-    emitted, step_bias = own(node, "emitted"), own(node, "step_bias")
-    neuron = neuron.with_tensors(neuron.emitted if emitted is None else emitted, step_bias)
-    return cast(Settings, {**settings, "neuron": neuron})
+        return None
+    emitted, step_bias = tensors_of(node)
+    return neuron.with_tensors(neuron.emitted if emitted is None else emitted, step_bias)
 
 
 def simulate_general(
@@ -95,30 +105,25 @@ def simulate_general(
         raise ValueError(
             "statistics are of neurons of one level, without a neuron and emission 'block'"
         )
-    neuron, state = settings["neuron"] or Neuron(), F.state_dtype(x_seq.dtype)
-    emitted, step_bias = neuron.emitted, neuron.step_bias
-    neuron = neuron.with_tensors(
-        emitted.to(state) if isinstance(emitted, Tensor) else emitted,
+    neuron, state = settings["neuron"] or USUAL, F.state_dtype(x_seq.dtype)
+    scale, bias, residual, _, emitted, step_bias = fused
+    tensors = (
+        neuron.emitted if emitted is None else emitted.to(state),
         None if step_bias is None else step_bias.to(state),
     )
-    tensors = (x_seq, theta, v_init, *fused, neuron.emitted, neuron.step_bias)
-    result = F.neuron_forward(
-        x_seq,
-        theta,
-        v_init,
-        neuron=neuron,
-        v_reset=settings["v_reset"],
-        rho=watch_steps(settings),
-        iterations=settings["iterations"],
-        emission=settings["emission"] if watch_steps(settings) else "calibrated",
-        inplace=inplace and not differentiates(tensors),
-        return_v=keep_v,
-        return_count=count,
-        scale=fused.scale,
-        bias=fused.bias,
-        residual=fused.residual,
-        surrogate=surrogate,
-        detach_reset=detach_reset,
+    rho = watch_steps(settings)
+    calibration = (rho, settings["iterations"], settings["emission"] if rho else "calibrated")
+    result = neuron_pass(
+        (x_seq, theta, v_init),
+        neuron,
+        tensors,
+        settings["v_reset"],
+        calibration,
+        inplace and not differentiates((x_seq, theta, v_init, *fused)),
+        (keep_v, count, False, False),
+        (scale, bias, residual),
+        (surrogate, detach_reset),
+        None,
     )
     total = None if result.spike_count is None else result.spike_count.sum()
     return Emitted(result.spikes, total, None, result.v)

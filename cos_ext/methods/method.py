@@ -16,8 +16,6 @@ from ..general import Neuron
 from ..network.network import SpikingNetwork
 from ..network.spread import spread
 
-NEEDS = ("nothing", "data", "training")
-
 
 @dataclass(frozen=True)
 class Method:

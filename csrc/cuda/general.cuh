@@ -185,21 +185,6 @@ struct GeneralPack {
     for (int i = 0; i < V; ++i) count[i] += psi[i];
     plan(count, task.rho, task.emission == Emission::Even, 0, task.steps);
   }
-
-  // The mean of what is sent over rho steps, from that of the input.
-  __device__ __forceinline__ void rates(In& in) {
-    const Counts<S> counts(of.rule, task.rho);
-    in.fetch(0, 1);
-    const auto x = in.held(0);
-    Row row;
-    COS_UNROLL
-    for (int i = 0; i < V; ++i) {
-      const S driven = x(i) * static_cast<S>(task.rho) + membrane[i].v;
-      const auto desired = static_cast<int32_t>(counts.offset(driven, theta[i], S(0)));
-      row.lanes[i] = FromState<T>::call(emitted[i] * static_cast<S>(desired) / static_cast<S>(task.rho));
-    }
-    send(0, row);
-  }
 };
 
 template <class T, int V, Staircase Q, bool Predict>
@@ -214,8 +199,6 @@ __global__ void __launch_bounds__(kThreads, 2)
   typename Pack::In in{static_cast<const T*>(task.x) + at[kX], task.x_time, task, start, at, {}};
   if constexpr (Predict || Q == Staircase::Ladder) {
     pack.emit_all(in);
-  } else if (task.emission == Emission::Rate) {
-    pack.rates(in);
   } else if (task.emission == Emission::Block) {
     pack.plan_blocks(in);
   } else if (task.rho > 0) {

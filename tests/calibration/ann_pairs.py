@@ -2,6 +2,7 @@
 corrections to a network made from it. Nothing of the kernels is in them. No tests here.
 """
 
+import pytest
 import torch
 from torch import nn
 
@@ -43,6 +44,26 @@ def equal_states(a, b):
 
 
 # The ANN by layers
+# What every fit refuses: the error, its words, and the arguments that are other than usual.
+REFUSED = [
+    (TypeError, "ann must be an nn.Module, got str", {"ann": "ann"}),
+    (TypeError, "batches must be an iterable", {"batches": torch.zeros(2, 1, 8, 8)}),
+    (ValueError, "at least one sample", {"batches": []}),
+    (ValueError, "activations at", {"ann": nn.Sequential(nn.Linear(2, 2), nn.ReLU())}),
+    (ValueError, "must give finite", {"batches": [torch.full((2, 1, 8, 8), torch.nan).double()]}),
+]
+
+
+def assert_refused(fit, error, words, changed):
+    """The fit raises, and leaves the network as it was."""
+    ann = small()
+    network = network_of(ann, 2)
+    before = state_of(network)
+    with pytest.raises(error, match=words):
+        fit(network, **{"ann": ann, "batches": batches_of(2), **changed})
+    assert equal_states(state_of(network), before)
+
+
 def layers_of(ann):
     """(site, what makes its currents, θ) in order."""
     makes = (ann[0], ann[2], ann[4:6])

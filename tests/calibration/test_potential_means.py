@@ -3,7 +3,9 @@
 import pytest
 import torch
 from ann_pairs import (
+    REFUSED,
     SITES,
+    assert_refused,
     batches_of,
     equal_states,
     network_of,
@@ -91,23 +93,12 @@ def test_a_max_pooling_moved_before_the_neurons():
     assert (fit(network, ann, [x])["1"] - 2 * missing.mean(0)).abs().max() <= 1e-12
 
 
-HOSTILE = [
-    (TypeError, "ann must be an nn.Module, got str", {"ann": "ann"}),
-    (TypeError, "batches must be an iterable", {"batches": torch.zeros(2, 1, 8, 8)}),
-    (ValueError, "at least one sample", {"batches": []}),
-    (ValueError, "activations at", {"ann": nn.Sequential(nn.Linear(2, 2), nn.ReLU())}),
-    (ValueError, "must give finite", {"batches": [torch.full((2, 1, 8, 8), torch.nan).double()]}),
-]
+HOSTILE = REFUSED
 
 
 @pytest.mark.parametrize("error, words, changed", HOSTILE, ids=[words for _, words, _ in HOSTILE])
 def test_what_is_refused_leaves_the_network_as_it_was(error, words, changed):
-    ann = small()
-    network = network_of(ann, 2)
-    before = state_of(network)
-    with pytest.raises(error, match=words):
-        fit(network, **{"ann": ann, "batches": batches_of(2), **changed})
-    assert equal_states(state_of(network), before)
+    assert_refused(fit, error, words, changed)
 
 
 def test_networks_that_are_refused():

@@ -5,7 +5,9 @@ it was.
 import pytest
 import torch
 from ann_pairs import (
+    REFUSED,
     SITES,
+    assert_refused,
     batches_of,
     equal_states,
     layers_of,
@@ -15,7 +17,6 @@ from ann_pairs import (
     state_of,
     wide,
 )
-from torch import nn
 
 from cos_ext import Neuron, fit_rate_shift, load_network
 
@@ -103,25 +104,16 @@ def test_parts_threads_and_settings_of_memory_play_no_part():
 
 
 HOSTILE = [
-    (TypeError, "ann must be an nn.Module, got str", {"ann": "ann"}),
-    (TypeError, "batches must be an iterable", {"batches": torch.zeros(2, 1, 8, 8)}),
+    *REFUSED,
     (TypeError, "momentum must be a float", {"momentum": None}),
     (ValueError, r"momentum must lie in \[0, 1\), got 1.0", {"momentum": 1}),
     (ValueError, r"momentum must lie in \[0, 1\), got -0.1", {"momentum": -0.1}),
-    (ValueError, "at least one sample", {"batches": []}),
-    (ValueError, "activations at", {"ann": nn.Sequential(nn.Linear(2, 2), nn.ReLU())}),
-    (ValueError, "must give finite", {"batches": [torch.full((2, 1, 8, 8), torch.inf).double()]}),
 ]
 
 
 @pytest.mark.parametrize("error, words, changed", HOSTILE, ids=[words for _, words, _ in HOSTILE])
 def test_what_is_refused_leaves_the_network_as_it_was(error, words, changed):
-    ann = small()
-    network = network_of(ann, 2)
-    before = state_of(network)
-    with pytest.raises(error, match=words):
-        fit(network, **{"ann": ann, "batches": batches_of(2), **changed})
-    assert equal_states(state_of(network), before)
+    assert_refused(fit, error, words, changed)
 
 
 def test_networks_that_are_refused_and_an_interrupt():

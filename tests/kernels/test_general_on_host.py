@@ -12,7 +12,6 @@ from hypothesis import given, settings
 
 from cos_ext import Neuron, _ops
 from cos_ext import functional as F
-from cos_ext._functional.general import general_rate
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 ALL = {"return_v": True, "return_count": True}
@@ -78,21 +77,3 @@ def test_sizes_static_inputs_and_streaming(size, dtype, on_host):
                     given = {"neuron": neuron, **ALL, **more}
                     expected = F.neuron_forward(tensor, 0.8, **given)
                     assert_equal(on_host(F.neuron_forward, tensor, 0.8, **given), expected)
-
-
-@pytest.mark.parametrize("levels", [(0, 4), (-3, 4), (-1, 1)])
-def test_rates_are_the_mean_of_what_even_sends(levels, on_host):
-    """Exact in float64, where θ, the mean and rho are powers of two."""
-    lower = 0.0 if levels[0] else None
-    mean = torch.randint(-64, 64, (5, 7)).double() / 16
-    theta, start, rho = torch.tensor(0.5).double(), torch.tensor(0.25).double(), 8
-    for emitted in (None, 2.0, torch.rand(7).double()):
-        neuron = Neuron(levels=levels, lower=lower, emitted=emitted)
-        ours = general_rate(mean, theta, start, neuron, rho, False)
-        x = mean.expand(rho, 5, 7)
-        sent = F.neuron_forward(x, theta, start, neuron=neuron, rho=rho, emission="even").spikes
-        assert torch.allclose(ours, sent.mean(0), rtol=0, atol=1e-14)
-        assert torch.equal(on_host(general_rate, mean, theta, start, neuron, rho, False), ours)
-        again = mean.clone()
-        assert general_rate(again, theta, start, neuron, rho, True) is again
-        assert torch.equal(again, ours)

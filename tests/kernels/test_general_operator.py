@@ -220,9 +220,6 @@ HOSTILE = [
     {"rho": 2, "emission": 3, "return_offset": True},
     {"return_v_init": True},
     {"rho": 2, "emission": 1, "return_v": True},
-    {"x": torch.ones(1, 3), "emission": 4, "rho": 2**24},
-    {"x": torch.ones(1, 3), "emission": 4, "rho": 2, "step_bias": torch.ones(1)},
-    {"x": torch.ones(1, 3), "emission": 4, "rho": 2, "return_count": True},
 ]
 
 

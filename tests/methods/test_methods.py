@@ -8,7 +8,6 @@ from torch import nn
 
 import cos_ext
 from cos_ext import Neuron, convert, methods
-from cos_ext import functional as F
 from cos_ext.methods import METHODS, UNAVAILABLE
 
 THETA = 1.5
@@ -255,4 +254,3 @@ def test_the_bound_of_a_step_is_what_an_activation_allows():
         assert torch.allclose(sent, torch.tensor(THETA)), name
     (node,) = converted("h-mt", 16).nodes().values()
     assert torch.allclose(node(torch.full((16, 1, 1, 1), 100.0)), torch.tensor(THETA * 15 / 16))
-    assert F.MAX_STEPS
