@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-
 from .._numbers import whole
 from ..network.network import SpikingNetwork
-from ..network.spread import spread
+from ..network.spread import spread_out
 from .pairs import check_network, check_settled
 
 
-@torch.no_grad()
 def spread_v_init(network: SpikingNetwork, steps: int | None = None) -> None:
     """Let the neurons begin at 0, and add v(0)/T to their current at every step instead.
 
@@ -33,9 +30,4 @@ def spread_v_init(network: SpikingNetwork, steps: int | None = None) -> None:
     check_network(network)
     check_settled(network)
     over = network.timesteps if steps is None else whole("steps", steps, 1, or_=" or None")
-    nodes = network.nodes()
-    neurons = {site: spread(site, node, over) for site, node in nodes.items()}
-    layers = {site: {**network._layers.get(site, {}), "neuron": n} for site, n in neurons.items()}
-    network._change(layers={**network._layers, **layers})
-    for node in nodes.values():
-        node.v_init = torch.zeros_like(node.v_init)
+    spread_out(network, over)

@@ -14,7 +14,7 @@ import torch
 from .._tables import table as text_table
 from ..general import Neuron
 from ..network.network import SpikingNetwork
-from ..network.spread import spread
+from ..network.spread import spread_out
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,7 @@ class Method:
     Args:
         name: what :func:`cos_ext.convert` takes.
         paper: authors, venue, arXiv number.
-        needs: "nothing" beside the converted network; "data", calibrated by ``fit``; "training",
-            the network is trained for it first.
+        needs: "nothing" beside the converted network, or "data", by which ``fit`` completes it.
         latency: when the answer at t is there, "t" or "rho + t".
         differs: how this is not the published code; empty where it is.
         neuron: what neurons do in a step; None is one level.
@@ -90,9 +89,7 @@ def apply(network: SpikingNetwork, method: Method) -> None:
             node.v_init.copy_(node.v_threshold * method.start)
     network.neuron = method.neuron
     if method.spreads:
-        for site, node in network.nodes().items():
-            network.set_layer(site, neuron=spread(site, node, network.timesteps))
-            node.v_init.zero_()
+        spread_out(network, network.timesteps)
     network.options["method"] = method.name
 
 

@@ -7,10 +7,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ..general import Neuron
 from ..neuron import IFNode
+from .settings import Configured
+
+
+@torch.no_grad()
+def spread_out(network: Configured, steps: int) -> None:
+    """Let all neurons begin at 0, and get their v(0) over the steps; ValueError, and nothing has
+    changed, where a v(0) is per neuron.
+    """
+    nodes = network.nodes()
+    neurons = {site: spread(site, node, steps) for site, node in nodes.items()}
+    layers = {site: {**network._layers.get(site, {}), "neuron": n} for site, n in neurons.items()}
+    network._change(layers={**network._layers, **layers})
+    for node in nodes.values():
+        node.v_init.zero_()  # in place: it may be a parameter
 
 
 def spread(site: str, node: IFNode, steps: int) -> Neuron:

@@ -220,7 +220,7 @@ def test_a_method_is_a_name_or_a_method():
         convert(model(), timesteps=4, method=3)
     listed = methods.table(METHODS)
     assert all(name in listed for name in METHODS) and not set(METHODS) & set(UNAVAILABLE)
-    assert all(m.needs in ("nothing", "data", "training") for m in METHODS.values())
+    assert all(m.needs == ("data" if m.fit else "nothing") for m in METHODS.values())
     assert all(hasattr(cos_ext, m.fit) for m in METHODS.values() if m.fit)
 
 
