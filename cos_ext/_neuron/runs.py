@@ -33,11 +33,15 @@ class Portion:
     Args:
         steps: how many, whatever the neurons' own settings say.
         potentials: by node, ``[*neurons]`` in the state dtype; a node without one starts from its
-            v_init. After the portion, those after its last step.
+            v_init. After the portion, those after its last step. Modules that go by running means
+            keep their sums here, too.
+        first: the number of its first step; the simulation's first is 1.
     """
 
-    def __init__(self, steps: int, potentials: dict[nn.Module, Tensor] | None = None) -> None:
-        self.steps = steps
+    def __init__(
+        self, steps: int, potentials: dict[nn.Module, Tensor] | None = None, first: int = 1
+    ) -> None:
+        self.steps, self.first = steps, first
         self.potentials = {} if potentials is None else potentials
 
 
@@ -94,7 +98,7 @@ class Run:
             keeps=self.keeps or self.recorder is not None,
             counts=self.counts,
             statistics=self.statistics,
-            portion=self.portion and Portion(self.portion.steps),
+            portion=self.portion and Portion(self.portion.steps, first=self.portion.first),
         )
 
 

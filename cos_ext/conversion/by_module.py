@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..network.modules import Walked
+from ..network.over_time import Difference, RunningMean
 from ..network.pooling import MAX_POOLS, average_of
 from .classify import CHANGED
 from .copying import beside
@@ -22,11 +23,15 @@ from .neurons import make_neuron
 from .rules import Refusal, rule_for
 from .rules.base import NO_RULE, WRITE_ONE
 from .rules.normalisation import BATCH_NORMS
-from .state import Conversion
+from .state import OF_MEANS, Conversion
 
 NO_ORDER = Refusal(
     "max pooling does not commute with the mean over time",
-    'in a model that cannot be traced choose max_pool="avg" or "spike"',
+    'in a model that cannot be traced choose max_pool="difference", "avg" or "spike"',
+)
+OFTEN = Refusal(
+    "is not linear in the spikes, and is not called once",
+    "give every call a module of its own; running means are kept by module",
 )
 
 
@@ -42,7 +47,7 @@ class ClassifyModules:
             elif any(module is site for site in conversion.traced.sites.values()):
                 self._activation(conversion, name, module, len(calls.get(module, ())))
             elif not any(True for _ in module.children()):
-                self._layer(conversion, name, module)
+                self._layer(conversion, name, module, len(calls.get(module, ())))
         if not conversion.neurons and not conversion.report.unsupported():
             why = Refusal("there is no activation module to convert", "use modules: nn.ReLU, QCFS")
             conversion.refuse("forward", conversion.name, why)
@@ -62,12 +67,12 @@ class ClassifyModules:
             if refusal is not None:
                 conversion.refuse(name, kind, refusal)
 
-    def _layer(self, conversion: Conversion, name: str, module: nn.Module) -> None:
+    def _layer(self, conversion: Conversion, name: str, module: nn.Module, times: int) -> None:
         kind, rule = type(module).__name__, rule_for(type(module))
         if isinstance(module, MAX_POOLS):
-            self._max_pooling(conversion, name, module)
+            self._max_pooling(conversion, name, module, times)
             return
-        refusal = Refusal(f"{NO_RULE} module", WRITE_ONE)
+        refusal: Refusal | None = Refusal(f"{NO_RULE} module", WRITE_ONE)
         if rule is not None:
             why = rule.check_module(module)
             if why is None:
@@ -76,18 +81,39 @@ class ClassifyModules:
                 conversion.add(name, kind, "kept", reason if norm else "")
                 return
             refusal = why
-        conversion.refuse(name, kind, refusal)
+            if conversion.settings.nonlinear == "difference":
+                refusal = rule.check_sample_module(module) or self._on_means(
+                    conversion, name, module, times
+                )
+        if refusal is not None:
+            conversion.refuse(name, kind, refusal)
 
-    def _max_pooling(self, conversion: Conversion, name: str, pool: nn.Module) -> None:
+    @staticmethod
+    def _on_means(
+        conversion: Conversion, name: str, module: nn.Module, times: int
+    ) -> Refusal | None:
+        """A difference for a module of one tensor; or why there can be none."""
+        if times != 1:
+            return OFTEN
+        conversion.by_means[name] = nn.Sequential(RunningMean(), module, Difference())
+        conversion.add(name, type(module).__name__, "difference", OF_MEANS)
+        return None
+
+    def _max_pooling(self, conversion: Conversion, name: str, pool: nn.Module, times: int) -> None:
         kind, choice = type(pool).__name__, conversion.settings.max_pool
         average = average_of(pool) if choice == "avg" else ""
+        refusal: Refusal | None = NO_ORDER
+        if choice == "difference" and conversion.settings.nonlinear == "difference":
+            refusal = self._on_means(conversion, name, pool, times)
+        if refusal is None:
+            return
         if choice == "spike":
             conversion.add(name, kind, "kept", OF_SPIKES)
         elif isinstance(average, nn.Module):
             conversion.averages[name] = average
             conversion.add(name, kind, "replaced", f"by {type(average).__name__}")
         else:
-            conversion.refuse(name, kind, NO_ORDER)
+            conversion.refuse(name, kind, refusal)
 
     @torch.no_grad()
     def _calls(self, conversion: Conversion) -> dict[nn.Module, list[Fraction]]:
@@ -124,7 +150,8 @@ class ReplaceModules:
     """Puts neurons and average poolings where activations and max poolings were."""
 
     def apply(self, conversion: Conversion) -> None:
-        for name, module in (*conversion.neurons.items(), *conversion.averages.items()):
+        made = (conversion.neurons, conversion.averages, conversion.by_means)
+        for name, module in (pair for each in made for pair in each.items()):
             set_module(conversion.model, name, module)
         neurons = conversion.neurons
         first = conversion.first_sizes.items()

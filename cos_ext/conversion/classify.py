@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import fx, nn
-from torch.nn import functional as TF
 
 from ..neuron import IFNode
 from .facts import Facts
@@ -12,14 +11,13 @@ from .neurons import make_neuron
 from .ownership import owned
 from .rules import Call, Refusal, Rule, rule_for, rule_of
 from .rules.base import NO_RULE, WRITE_ONE
+from .rules.curves import OtherActivation
 from .rules.pooling import MaxPool
 from .rules.rectifiers import Rectifier
-from .rules.refused import OtherActivation, Refused, Staircase
+from .rules.refused import Refused, Staircase
 from .sizes import Size
-from .state import Conversion
+from .state import OF_MEANS, Conversion
 
-# Activations as functions, which have a rule before the first neurons only.
-CURVES = (TF.gelu, TF.silu, TF.leaky_relu, TF.elu, TF.softplus, TF.hardswish, TF.mish)
 CHANGED = Refusal(
     "has forward hooks or a patched forward, which would see time-steps or be lost",
     "remove them before converting",
@@ -101,7 +99,7 @@ class Classify:
         found: dict[str, None] = {}
         for node in conversion.graph.nodes:
             rule = rule_of(node, conversion.model)
-            if isinstance(rule, (OtherActivation, Staircase)) or node.target in CURVES:
+            if isinstance(rule, (OtherActivation, Staircase)):
                 module = called(conversion.model, node) if node.op == "call_module" else None
                 found[type(module).__name__ if module is not None else label_of(node)] = None
         return list(found)
@@ -131,6 +129,8 @@ class Classify:
             return
         if refusal is not None:
             conversion.refuse(site, type(module).__name__, refusal, node)
+        elif node in conversion.differences:
+            self._keep(conversion, site, module, OF_MEANS, "difference")
         elif not activation:
             self._keep(conversion, site, module)
 
@@ -148,7 +148,20 @@ class Classify:
             return Refusal("the model is spiking already", "convert the ANN it was made from")
         if len(call.sources) != 1:
             return Refusal("is called with several tensors", "call it with one")
-        return rule.check(call) if rule is not None else Refusal(f"{NO_RULE} module", WRITE_ONE)
+        if rule is None:
+            return Refusal(f"{NO_RULE} module", WRITE_ONE)
+        return self._check(conversion, call, rule)
+
+    @staticmethod
+    def _check(conversion: Conversion, call: Call, rule: Rule) -> Refusal | None:
+        """Why a call cannot be; one that is not affine may be a difference, and is entered."""
+        refusal = rule.check(call)
+        if refusal is None or conversion.settings.nonlinear == "error":
+            return refusal
+        refusal = rule.check_sample(call)
+        if refusal is None and call.node in conversion.facts.spiking:
+            conversion.differences.add(call.node)
+        return refusal
 
     def _activation(self, conversion: Conversion, call: Call, module: nn.Module) -> Refusal | None:
         facts, sources = conversion.facts, call.sources
@@ -159,11 +172,18 @@ class Classify:
         site = str(call.node.target)
         return make_neuron(conversion, site, module, static=static, inplace=inplace)
 
-    def _keep(self, conversion: Conversion, site: str, module: nn.Module, reason: str = "") -> None:
+    def _keep(
+        self,
+        conversion: Conversion,
+        site: str,
+        module: nn.Module,
+        reason: str = "",
+        status: str = "kept",
+    ) -> None:
         if any(entry.site == site for entry in conversion.report.entries):
             return  # called at several places
         reason = conversion.unfolded.get(site, reason)
-        conversion.add(site, type(module).__name__, "kept", reason)
+        conversion.add(site, type(module).__name__, status, reason)
         if site in conversion.folded:
             conversion.report.entries.append(conversion.folded[site])
 
@@ -182,7 +202,7 @@ class Classify:
             facts.ranks[node] = rank
         if rule is not None and rule.makes_list:
             facts.lists.add(node)
-        refusal = self._function_refusal(call, rule)
+        refusal = self._function_refusal(conversion, call, rule)
         if rule is not None and refusal is None and rule.per_sample(call):
             # As many as the batch that the size is of: with a spiking tensor's, one a step, too.
             facts.leading.add(node)
@@ -196,7 +216,9 @@ class Classify:
             if refusal is not None:
                 conversion.refuse(site_of(node), label_of(node), refusal, node)
                 return
-            conversion.add(site_of(node), label_of(node), "kept")
+            curved = node in conversion.differences
+            status, reason = ("difference", OF_MEANS) if curved else ("kept", "")
+            conversion.add(site_of(node), label_of(node), status, reason)
         elif node in facts.batched:
             # Whatever it is, it runs as in the ANN, but for sizes of tensors that have a time.
             self._static_sizes(conversion, call, rule, refusal)
@@ -214,10 +236,14 @@ class Classify:
         surely = rule is None or isinstance(rule, (Refused, MaxPool, Rectifier))
         return follows and not surely
 
-    def _function_refusal(self, call: Call, rule: Rule | None) -> Refusal | None:
+    def _function_refusal(
+        self, conversion: Conversion, call: Call, rule: Rule | None
+    ) -> Refusal | None:
         if rule is None:
             return Refusal(f"{NO_RULE} function", WRITE_ONE)
-        return BATCH_SIZE if self._batch_sizes(call, rule) else rule.check(call)
+        if self._batch_sizes(call, rule):
+            return BATCH_SIZE
+        return self._check(conversion, call, rule)
 
     def _batch_sizes(self, call: Call, rule: Rule | None) -> list[fx.Node]:
         """Numbers that may know the batch, but for those that the rule lets stand for it."""

@@ -25,7 +25,8 @@ class Facts:
     leading: its first dimension is surely the batch; not so after view(-1, ...), which may cut
         samples in pieces.
     ranks: number of dimensions, where it is known.
-    fixed: has time in its batch, like what spikes, and is the same for every sample and step.
+    fixed: has time in its batch, like what spikes, and is the same at every step.
+    means: is a running mean over the steps, of what spikes.
     numbers: what is no tensor but a number, and what it knows of the batch.
     lists: tuples of tensors, from chunk and split.
     seen: whose first dimension is the batch on the example; None without an example.
@@ -33,6 +34,7 @@ class Facts:
 
     spiking: set[fx.Node] = field(default_factory=set)
     fixed: set[fx.Node] = field(default_factory=set)
+    means: set[fx.Node] = field(default_factory=set)
     batched: set[fx.Node] = field(default_factory=set)
     leading: set[fx.Node] = field(default_factory=set)
     ranks: dict[fx.Node, int] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from ..network.finite import Shown, Unfit
-from ..network.modules import TimeBroadcast
+from ..network.over_time import Difference, TimeBroadcast, UnfitOverTime
 from ..neuron import IFNode
 from .graphs import called, free_name, label_of, site_of
 from .ownership import owned
@@ -105,7 +105,7 @@ class CheckComputed:
 
 class ShowUnfit:
     """Has the output show the samples whose input is NaN or infinite, as NaN: looked for in the
-    static tensors that neurons, or sums with spikes, are given.
+    static tensors that neurons, or sums with spikes, are given, and in the differences.
     """
 
     def apply(self, conversion: Conversion) -> None:
@@ -131,6 +131,13 @@ class ShowUnfit:
             # At once: what follows may write over it.
             with graph.inserting_after(inputs[-1] if source in inputs else source):
                 marks.append(graph.call_module(names[sums], (source,)))
+        for node in list(graph.nodes):
+            module = called(model, node) if node.op == "call_module" else None
+            if isinstance(module, Difference) and list(node.users) != [last]:
+                name = free_name(model, "unfit_over_time")
+                model.add_module(name, UnfitOverTime())
+                with graph.inserting_after(node):
+                    marks.append(graph.call_module(name, (node,)))
         with graph.inserting_after(inputs[-1]):
             batch = graph.call_method("size", (inputs[0], 0))
         with graph.inserting_before(last):

@@ -62,6 +62,7 @@ def load_network(
         emission=header["emission"],
         calibration=header.get("calibration", "cos"),  # files from before the rivals have none
         thresholds=thresholds,
+        nonlinear=header.get("nonlinear", "error"),  # older files have none
         max_pool=header["max_pool"],
         fold_batchnorm=header["fold_batchnorm"],
         trainable=trainable,
@@ -168,6 +169,7 @@ def _damage(header: dict[str, Any], shapes: set[tuple[int, ...]]) -> str | None:
         "trainable": False,
         "neuron": None,
         "method": None,
+        "nonlinear": "error",
         **header,
     }
     for name, allowed in _TYPES.items():
@@ -230,6 +232,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "trainable": (bool,),
     "fuse": (bool, str),
     "readout": (str,),
+    "nonlinear": (str,),
     "max_pool": (str,),
     "execution": (str,),
     "memory_format": (str,),

@@ -14,20 +14,30 @@ from ..network.pooling import MAX_POOLS, MaxOver, average_of
 from .graphs import called
 from .rules import Refusal
 from .rules.base import space_of
-from .state import Conversion
+from .state import OF_MEANS, Conversion
 
 Choice = Callable[[Conversion, fx.Node, nn.Module], "tuple[str, str] | Refusal"]
 
 REFUSED = Refusal(
     "max pooling does not commute with the mean over time",
-    'retrain with average pooling, or choose max_pool="before" (exact with calibration), "avg" or '
-    '"spike"',
+    'retrain with average pooling, or choose max_pool="difference" (exact), "before" (exact with '
+    'calibration, and keeps spikes), "avg" or "spike"',
 )
 OF_SPIKES = "maximum over the spikes of each step"
 
 
 def _error(conversion: Conversion, node: fx.Node, pool: nn.Module) -> tuple[str, str] | Refusal:
     return REFUSED
+
+
+def _difference(
+    conversion: Conversion, node: fx.Node, pool: nn.Module
+) -> tuple[str, str] | Refusal:
+    """The maximum of the running means, exact at every step."""
+    if conversion.settings.nonlinear == "error":
+        return REFUSED
+    conversion.differences.add(node)
+    return "difference", f'{OF_MEANS}; max_pool="before" keeps spikes'
 
 
 def _spike(conversion: Conversion, node: fx.Node, pool: nn.Module) -> tuple[str, str] | Refusal:
@@ -100,6 +110,7 @@ def _along(shape: torch.Size, pool: nn.Module, conversion: Conversion, node: fx.
 
 CHOICES: dict[str, Choice] = {
     "error": _error,
+    "difference": _difference,
     "avg": _average,
     "spike": _spike,
     "before": _before,

@@ -6,6 +6,7 @@ import operator
 
 from torch import fx, nn
 
+from ..network.over_time import Timed
 from ..neuron import IFNode
 from .graphs import called, label_of, site_of
 from .rules import Memory, Refusal, rule_of
@@ -33,7 +34,7 @@ def owned(root: nn.Module, node: fx.Node) -> bool:
         return False
     if node.op == "call_module":
         module = called(root, node)
-        if is_rectifier(module) or isinstance(module, IFNode):
+        if is_rectifier(module) or isinstance(module, (IFNode, Timed)):
             return True
     rule = rule_of(node, root)
     if rule is None or rule.memory is Memory.UNKNOWN:

@@ -20,6 +20,8 @@ from ..network.settings import check_settings
 from .by_module import ClassifyModules, ReplaceModules
 from .classify import Classify
 from .copying import refuse_wrappers
+from .differences import CHOICES as NONLINEAR
+from .differences import PlaceDifferences
 from .finite import CheckComputed, ShowUnfit, check_finite, check_loaded
 from .fold import FoldBatchNorm
 from .fuse import Fuse, check_fuse
@@ -95,6 +97,7 @@ class Build:
         if module is None:
             module = fx.GraphModule(conversion.model, conversion.graph, conversion.name)
         options = {
+            "nonlinear": settings.nonlinear,
             "max_pool": settings.max_pool,
             "fold_batchnorm": settings.fold_batchnorm,
             "fuse": settings.fuse,
@@ -147,10 +150,11 @@ BY_GRAPH: tuple[Pass, ...] = (
     FoldBatchNorm(),
     CutReadout(),
     Classify(),
-    CountWork(),
     ChooseMaxPooling(),
     RefuseOffenders(),
     Rewrite(),
+    PlaceDifferences(),
+    CountWork(),
     Fuse(),
     AnyLayout(),
     ShowUnfit(),
@@ -178,7 +182,8 @@ def convert(
     emission: str = "calibrated",
     calibration: str = "cos",
     thresholds: Mapping[str, float | Tensor] | None = None,
-    max_pool: str = "error",
+    nonlinear: str = "difference",
+    max_pool: str = "difference",
     fold_batchnorm: bool | str = True,
     fuse: bool | str = True,
     example_input: Tensor | Sequence[Tensor | None] | Mapping[str, Tensor] | None = None,
@@ -214,10 +219,18 @@ def convert(
         thresholds: by activation call site (:func:`cos_ext.calibrate_thresholds` finds them), a
             float or a tensor that broadcasts to its neurons. QCFS brings its own; ReLU6, Hardtanh
             and clamp take their clip unless told otherwise.
-        max_pool: "error": a max pooling of spikes is an offender. "avg": replace it by average
-            pooling (another network). "spike": the maximum over the spikes of each step
-            (overestimates). "before": pool before the neurons, where the input is theirs alone;
-            exact with calibration, see :class:`cos_ext.network.pooling.MaxPoolBefore`.
+        nonlinear: what becomes of a function between neurons that is not affine, but treats every
+            sample alone: gates, norms, softmax, GELU, products and matrix products of two tensors
+            that spike. "difference": it is computed on the running means of what it reads, and
+            hands on what is new at every step, y(t) = t f(X(t)/t) - (t-1) f(X(t-1)/(t-1)), X(t) the
+            sum up to t. The mean over the steps is f of the mean, exactly. Real numbers leave it,
+            no spikes: layers after it multiply. The report has a line for each. "error": an
+            offender.
+        max_pool: "difference": the maximum of the running means, likewise. "error": a max pooling
+            of spikes is an offender. "avg": replace it by average pooling (another network).
+            "spike": the maximum over the spikes of each step (overestimates). "before": pool before
+            the neurons, where the input is theirs alone; exact with calibration, and keeps spikes,
+            see :class:`cos_ext.network.pooling.MaxPoolBefore`.
         fold_batchnorm: fold each BatchNorm into the convolution or Linear before it where nothing
             else reads that, and the fold gives the same on random inputs; the report says where and
             why not. False: keep them; a trainable network trains them. "frozen": keep them, and
@@ -287,6 +300,7 @@ def convert(
         readout=readout,
         memory_format=name_of(memory_format),
         thresholds=_thresholds(thresholds),
+        nonlinear=nonlinear,
         max_pool=max_pool,
         fold_batchnorm=check_fold(fold_batchnorm),
         fuse=_fuse(fuse, model),
@@ -343,6 +357,8 @@ def _check(settings: Settings) -> None:
     """TypeError or ValueError where an argument is wrong, whatever the model."""
     if settings.readout not in READOUTS:
         raise ValueError(f"readout must be one of {READOUTS}, got {settings.readout!r}")
+    if settings.nonlinear not in NONLINEAR:
+        raise ValueError(f"nonlinear must be one of {NONLINEAR}, got {settings.nonlinear!r}")
     if settings.max_pool not in CHOICES:
         raise ValueError(f"max_pool must be one of {tuple(CHOICES)}, got {settings.max_pool!r}")
     rho, emission, calibration = settings.rho, settings.emission, settings.calibration

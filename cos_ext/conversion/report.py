@@ -6,7 +6,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-STATUSES = ("converted", "kept", "folded", "moved", "fused", "replaced", "unused", "unsupported")
+STATUSES = (
+    *("converted", "kept", "difference", "folded", "moved", "fused", "replaced", "unused"),
+    "unsupported",
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Entry:
 class ConversionReport:
     """What convert() did with every module and call site, in execution order. Prints as a table.
 
-    converted: became neurons. kept: works on spikes as it is. folded: into the convolution or
+    converted: became neurons. kept: works on spikes as it is. difference: computed on running means
+    of what it reads; real numbers leave it, no spikes. folded: into the convolution or
     linear layer before it. moved: a max pooling, before its neurons. fused: done by the kernel of
     the neurons beside it. replaced: by average pooling. unused: forward does not call it.
     unsupported.

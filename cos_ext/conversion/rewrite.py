@@ -8,7 +8,7 @@ import copy
 
 from torch import fx, nn
 
-from ..network.modules import TimeBroadcast
+from ..network.over_time import TimeBroadcast
 from ..network.pooling import MaxPoolBefore
 from .graphs import free_name, set_module
 from .max_pooling import neurons_after
@@ -75,12 +75,12 @@ class Rewrite:
         return site
 
     def _repeat_static(self, conversion: Conversion) -> None:
-        """Repeat static tensors over time where a function or method reads a spiking one too."""
+        """Repeat static tensors over time where a call reads a spiking one too."""
         model, graph, facts = conversion.model, conversion.graph, conversion.facts
         repeated: dict[fx.Node, fx.Node] = {}
         for node in list(graph.nodes):
-            calls = node.op in ("call_function", "call_method")
-            if not calls or node not in facts.spiking or node in facts.numbers:
+            calls = node.op.startswith("call_") and node not in facts.numbers
+            if not calls or not any(x in facts.spiking for x in facts.tensors(node)):
                 continue
             for source in facts.tensors(node):
                 if source in facts.spiking or source not in facts.batched:
@@ -91,4 +91,5 @@ class Rewrite:
                     with graph.inserting_after(source):
                         repeated[source] = graph.call_module(name, (source,))
                     facts.spiking.add(repeated[source])
+                    facts.fixed.add(repeated[source])
                 node.replace_input_with(source, repeated[source])

@@ -20,6 +20,8 @@ from .report import ConversionReport, Entry
 from .rules import Refusal
 from .tracing import Traced
 
+OF_MEANS = "computed on running means, no spikes"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -39,6 +41,7 @@ class Settings:
     memory_format: str = "auto"
     trainable: bool = False
     neuron: Neuron | None = None
+    nonlinear: str = "difference"
 
 
 @dataclass
@@ -52,7 +55,8 @@ class Conversion:
     facts: what is known of the values in the graph. unfolded: by BatchNorm, why it was not folded.
     folded: by layer, the entry of the BatchNorm that it took in. reference: the ANN after folding.
     neurons, averages, before: what Rewrite puts in; a max pooling becomes an average, or moves
-    before its neurons. copies: further neurons of a call site, pooled before. readout: what was cut
+    before its neurons. differences: calls that are computed on running means; by_means: modules, in
+    a model that is walked. copies: further neurons of a site, pooled before. readout: what was cut
     off the end. shapes: on the example. refused: calls, and what reads them. first_sizes, walked:
     of a model that cannot be traced. network: the result.
     """
@@ -71,6 +75,8 @@ class Conversion:
     neurons: dict[str, IFNode] = field(default_factory=dict)
     averages: dict[str, nn.Module] = field(default_factory=dict)
     before: dict[fx.Node, nn.Module] = field(default_factory=dict)
+    differences: set[fx.Node] = field(default_factory=set)
+    by_means: dict[str, nn.Module] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
     readout: nn.Module | None = None
     shapes: dict[fx.Node, torch.Size] = field(default_factory=dict)

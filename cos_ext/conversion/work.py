@@ -25,7 +25,8 @@ class CountWork:
         for node in conversion.graph.nodes:
             work = _multiplications(conversion, node)
             total += work
-            reads = [x for x in node.all_input_nodes if x in conversion.facts.spiking]
+            facts = conversion.facts
+            reads = [x for x in node.all_input_nodes if x in facts.spiking and x not in facts.means]
             behind += work if reads else 0
         if not total:
             return
@@ -33,8 +34,9 @@ class CountWork:
         if share < LEAST:
             warnings.warn(
                 f"{share:.0%} of the multiplications of {conversion.name} lie behind neurons; the "
-                "others stay dense, and run once per image. Convert a model whose layers have "
-                "activations in between to save more",
+                "others stay dense: they run once per image before the first neurons, and at every "
+                "step behind differences. Convert a model whose layers have activations in between "
+                "to save more",
                 UserWarning,
                 stacklevel=3,
             )

@@ -1,5 +1,5 @@
-"""Modules that stand in a converted model: repeating static tensors over time, and a model that
-could not be traced. Neurons and pooling are in files of their own; no settings and no running here.
+"""A model that could not be traced, as it stands in a network; and copies of modules. Modules that
+know the time, neurons and pooling are in files of their own; no settings and no running here.
 """
 
 from __future__ import annotations
@@ -8,18 +8,13 @@ import copy
 from collections.abc import Mapping
 from fractions import Fraction
 
-import torch
 from torch import Tensor, nn
 
 from .._batches import Inputs
 from .._neuron.runs import Run, running, steps_now
 from ..neuron import IFNode
 from .finite import Shown, Unfit
-
-
-def over_time(x: Tensor, timesteps: int) -> Tensor:
-    """[B, ...] at every step, [T*B, ...]; channels_last is kept."""
-    return torch.cat([x] * timesteps)
+from .over_time import TimeBroadcast
 
 
 def twin(module: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
@@ -33,17 +28,6 @@ def twin(module: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
         id(h): type(h)() for m in module.modules() for h in (m._forward_hooks, m._forward_pre_hooks)
     }
     return copy.deepcopy(module, {**tensors, **hooks})
-
-
-class TimeBroadcast(nn.Module):
-    """Repeats a static tensor [B, ...] over time, [T*B, ...], where it meets a spiking one."""
-
-    def __init__(self, timesteps: int = 1) -> None:
-        super().__init__()
-        self.timesteps = timesteps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return over_time(x, steps_now(self.timesteps))
 
 
 class Walked(nn.Module):

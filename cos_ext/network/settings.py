@@ -15,7 +15,8 @@ from .._numbers import whole
 from ..functional import MAX_STEPS
 from ..general import Neuron
 from ..neuron import IFNode
-from .modules import TimeBroadcast, Walked
+from .modules import Walked
+from .over_time import Timed
 from .pooling import MaxPoolBefore
 
 Batch = TypeVar("Batch")
@@ -117,7 +118,7 @@ class Configured(nn.Module):
                 self._given[site] = changes["neuron"]
             node.configure(timesteps=steps, **changes)
         for module in self.modules():
-            if isinstance(module, TimeBroadcast):
+            if isinstance(module, Timed):
                 module.timesteps = steps
             elif isinstance(module, MaxPoolBefore):
                 module.timesteps, module.rho = steps, nodes[module.site].watch_steps

@@ -97,7 +97,7 @@ class Stepping:
             raise ValueError(
                 "records and statistics need whole simulations; call the network itself for them"
             )
-        portion = Portion(steps, dict(self._potentials))
+        portion = Portion(steps, dict(self._potentials), self.t + 1)
         with running(Run(portion=portion)):
             count = 1 if self.samples == 0 else memory.parts(network, self._inputs)
             outputs = (
@@ -109,9 +109,10 @@ class Stepping:
     def _in_parts(self, portion: Portion, count: int) -> Tensor:
         """The outputs of a batch that `memory_limit` wants in so many parts."""
         outputs, left = [], []
-        kept = {node: v.tensor_split(count) for node, v in portion.potentials.items()}
+        kept = {n: self._by_sample(v).tensor_split(count) for n, v in portion.potentials.items()}
         for number, inputs in enumerate(zip(*(x.tensor_split(count) for x in self._inputs))):
-            part = Portion(portion.steps, {node: split[number] for node, split in kept.items()})
+            before = {node: split[number].flatten(0, 1) for node, split in kept.items()}
+            part = Portion(portion.steps, before, portion.first)
             with running(Run(portion=part)):
                 outputs.append(self._network._whole(*inputs))
             left.append(part.potentials)
@@ -131,8 +132,15 @@ class Stepping:
         """
         if self._mixes():
             raise ValueError(f"samples cannot leave the batch: {MIXES}")
+        self._potentials = {
+            n: self._by_sample(v).index_select(0, index).flatten(0, 1)
+            for n, v in self._potentials.items()
+        }
         self._inputs = tuple(x.index_select(0, index) for x in self._inputs)
-        self._potentials = {n: v.index_select(0, index) for n, v in self._potentials.items()}
+
+    def _by_sample(self, v: Tensor) -> Tensor:
+        """[B*k, ...] as [B, k, ...]: samples may come in pieces."""
+        return v.unflatten(0, (self.samples, -1 if self.samples else 1))
 
     def _mixes(self) -> bool:
         """Found once for inputs of a shape, like the parts of a batch."""

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from ..neuron import IFNode
 from .counts import rate_of, train_of, whole_count
 from .graphs import as_function
-from .modules import TimeBroadcast, over_time
+from .over_time import Difference, RunningMean, TimeBroadcast, UnfitOverTime, over_time
 from .pooling import MAX_POOLS, MaxPoolBefore, PooledBefore
 
 
@@ -69,6 +69,16 @@ class _Worlds:
         self.pools = {n for n, m in called.items() if isinstance(m, MaxPoolBefore)}
         self.pooled = {n for n, m in called.items() if isinstance(m, PooledBefore)}
         self.maxima = {n for n, m in called.items() if isinstance(m, MAX_POOLS)}
+        # A mean over the first rho steps is its own running mean there.
+        self.means = {n for n, m in called.items() if isinstance(m, (RunningMean, Difference))}
+        self.marks = {n for n, m in called.items() if isinstance(m, UnfitOverTime)}
+        over_means: set[fx.Node] = set()  # from a running mean to the difference after it
+        for node in self.nodes:
+            begins = isinstance(called.get(node), RunningMean)
+            ends = isinstance(called.get(node), Difference)
+            if begins or (over_means.intersection(node.all_input_nodes) and not ends):
+                over_means.add(node)
+        self.maxima -= over_means
         # Evaluated by world; all others are static, the same in both.
         self.timed: set[fx.Node] = set()
         for node in self.nodes:
@@ -84,9 +94,8 @@ class _Worlds:
 
     def sources(self, node: fx.Node, world: str) -> list[tuple[fx.Node, str]]:
         """The values that a value is computed from."""
-        return [
-            self.value(n, "mean" if node in self.neurons else world) for n in node.all_input_nodes
-        ]
+        by_mean = node in self.neurons or node in self.marks
+        return [self.value(n, "mean" if by_mean else world) for n in node.all_input_nodes]
 
     def needed(self, roots: Iterable[tuple[fx.Node, str]]) -> set[tuple[fx.Node, str]]:
         found, open_ = set(), list(roots)
@@ -133,6 +142,8 @@ class _Worlds:
                 made[node, "step"] = graph.call_function(over_time, (source, timesteps))
             elif node in self.pooled:
                 made[node, "step"] = graph.call_module(f"{node.target}.pool", (source,))
+            elif node in self.marks:
+                made[node, "step"] = graph.call_module(f"{node.target}.unfit", (source,))
             else:
                 made[node, "step"] = self._copy(graph, node, "step", made)
         return as_function(graph)
@@ -181,6 +192,8 @@ class _Worlds:
                 # needs its own.
                 both = (node, "step") in needed
                 made[node, "mean"] = graph.call_method("clone", (source,)) if both else source
+            elif node in self.means:
+                made[node, "mean"] = source
             elif node in self.pooled:  # the neurons leave it to others here
                 made[node, "mean"] = graph.call_module(f"{node.target}.pool", (source,))
             elif node in self.pools:

@@ -10,7 +10,7 @@ from cos_ext.conversion import pipeline
 from cos_ext.conversion.pipeline import BEFORE, BY_GRAPH
 from cos_ext.conversion.rules import Refusal
 from cos_ext.conversion.state import Conversion, Settings
-from cos_ext.network.modules import TimeBroadcast
+from cos_ext.network.over_time import TimeBroadcast
 from cos_ext.network.pooling import MaxPoolBefore
 
 

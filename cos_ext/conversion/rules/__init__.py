@@ -4,6 +4,7 @@ room fills the registry; base.py says what a rule is.
 
 from . import (
     constants,
+    curves,
     joining,
     linear,
     normalisation,
@@ -23,6 +24,7 @@ __all__ = [
     "Refusal",
     "Rule",
     "constants",
+    "curves",
     "joining",
     "linear",
     "normalisation",

@@ -3,8 +3,9 @@ beside this one, a family of operations each; docs/contributing has a page on ad
 
 Two worlds. What comes before the first neurons of every path is static: the same at every step,
 computed once on [B, ...], whatever it is. What depends on a neuron is spiking: time is folded into
-the batch, [T*B, ...]. There only operations are kept that treat every sample and step alone and are
-affine in what spikes, so that they commute with the mean over time.
+the batch, [T*B, ...]. There operations are kept as they are that treat every sample and step alone
+and are affine in what spikes, so that they commute with the mean over time. Others that treat every
+sample alone become differences on running means (../differences.py).
 """
 
 from __future__ import annotations
@@ -102,6 +103,18 @@ class Rule:
     def check(self, call: Call) -> Refusal | None:
         """Why this call cannot stand between neurons; None: it can, and is kept as it is."""
         return self.check_module(call.module) if call.module is not None else None
+
+    def check_sample_module(self, module: nn.Module) -> Refusal | None:
+        """Why a difference on running means can never stand for a module that `check_module`
+        refuses; None: it can.
+        """
+        return self.check_module(module)
+
+    def check_sample(self, call: Call) -> Refusal | None:
+        """Why a difference on running means cannot stand for a call that `check` refuses; None: it
+        can, since every sample is treated alone.
+        """
+        return self.check(call)
 
     def number(self, call: Call) -> Size | None:
         """What the result knows of the batch, where it is a number; None: it is a tensor."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional as TF
 
 from ..graphs import attribute
 from ..sizes import Size
@@ -17,7 +18,12 @@ from .shapes import FOLDED
 
 ONE_CONSTANT = Refusal(
     "multiplies tensors that both depend on the model's input",
-    "only a product with a parameter, or what is computed from parameters, is linear in the spikes",
+    'leave nonlinear at "difference": only a product with a parameter, or what is computed from '
+    "parameters, is linear in the spikes",
+)
+FRONT = Refusal(
+    f"multiplies tensors whose batch is not known to meet, {FOLDED}",
+    "give both the same number of dimensions, 3 or more, the batch in front, or pass example_input",
 )
 
 
@@ -51,10 +57,13 @@ def constant(call: Call, value: Any) -> Tensor | None:
 
 @register
 class MatrixProduct(Rule):
-    """mean_t(A s(t) W) = A mean_t(s(t)) W for constants A and W that leave the batch in front."""
+    """mean_t(A s(t) W) = A mean_t(s(t)) W for constants A and W that leave the batch in front.
 
-    functions = (operator.matmul, torch.matmul, torch.mm)
-    methods = ("matmul", "mm")
+    Of two tensors that have a batch every sample has a product of its own.
+    """
+
+    functions = (operator.matmul, torch.matmul, torch.mm, torch.bmm)
+    methods = ("matmul", "mm", "bmm")
     memory = Memory.OWN
 
     def check(self, call: Call) -> Refusal | None:
@@ -78,9 +87,15 @@ class MatrixProduct(Rule):
             "give the constant fewer dimensions than the tensor [B, ...]",
         )
 
+    def check_sample(self, call: Call) -> Refusal | None:
+        refusal = self.check(call)
+        return samples_meet(call, 2) if refusal is ONE_CONSTANT else refusal
+
     def rank(self, call: Call) -> int | None:
         first, second = call.argument(0, "input"), call.argument(1, "other")
         left, right = constant(call, first), constant(call, second)
+        if left is None and right is None:
+            return call.rank
         matrix = left if left is not None else right
         rank = call.rank_of(second if left is not None else first)
         if matrix is None or rank is None:
@@ -88,9 +103,40 @@ class MatrixProduct(Rule):
         return rank - 1 if matrix.dim() == 1 else rank
 
 
+def samples_meet(call: Call, operands: int) -> Refusal | None:
+    """Refuse products of tensors where the batch of one may meet another dimension of the other."""
+    batched = [x for x in call.facts.tensors(call.node)[:operands] if x in call.facts.batched]
+    ranks = {call.rank_of(x) for x in batched}
+    (rank,) = ranks if len(ranks) == 1 else (None,)
+    return None if rank is not None and rank >= 3 else FRONT
+
+
+@register
+class Attention(Rule):
+    """softmax(q k^T / √d) v of each sample, the batch in front."""
+
+    functions = (TF.scaled_dot_product_attention,)
+    memory = Memory.OWN
+
+    def check(self, call: Call) -> Refusal | None:
+        return ONE_CONSTANT
+
+    def check_sample(self, call: Call) -> Refusal | None:
+        if call.argument(4, "dropout_p", 0.0) != 0:
+            return Refusal("is active in evaluation too", "pass dropout_p=0.0 there")
+        mask = call.argument(3, "attn_mask")
+        spiking = isinstance(mask, fx.Node) and mask in call.facts.spiking
+        if spiking:
+            return Refusal("has a mask that depends on spikes", "compute it from the input")
+        return samples_meet(call, 3)
+
+    def leads(self, call: Call) -> bool:
+        return samples_meet(call, 3) is None
+
+
 @register
 class Einsum(Rule):
-    """A sum of products of the spikes with constants, in which the batch is a letter of its own."""
+    """A sum of products in which the batch is a letter of its own."""
 
     functions = (torch.einsum,)
     memory = Memory.OWN
@@ -113,13 +159,20 @@ class Einsum(Rule):
             return Refusal(
                 "an equation without -> or with ... has no rule", 'write all letters: "bnk,km->bnm"'
             )
+        terms, _, operands = found
+        batched = [term for term, value in zip(terms, operands) if constant(call, value) is None]
+        return ONE_CONSTANT if len(batched) != 1 else self.check_sample(call)
+
+    def check_sample(self, call: Call) -> Refusal | None:
+        found = self.terms(call)
+        if found is None:
+            return self.check(call)
         terms, result, operands = found
         batched = [term for term, value in zip(terms, operands) if constant(call, value) is None]
-        if len(batched) != 1:
-            return ONE_CONSTANT
-        batch = batched[0][:1]
-        alone = sum(term.count(batch) for term in terms) == 1
-        if batch and alone and result[:1] == batch and result.count(batch) == 1:
+        batch = batched[0][:1] if batched else ""
+        alone = sum(term.count(batch) for term in terms) == len(batched)
+        first = all(term[:1] == batch for term in (*batched, result))
+        if batch and alone and first and result.count(batch) == 1:
             return None
         return Refusal(
             f"does not leave the batch a dimension of its own, {FOLDED}",

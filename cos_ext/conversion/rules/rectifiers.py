@@ -14,7 +14,10 @@ from ...qcfs import QCFS
 from ..graphs import argument
 from .base import Call, Refusal, Rule, register, rule_for
 
-NOT_FROM_ZERO = Refusal("does not start at 0", "clip to [0, b] with a number b > 0")
+NOT_FROM_ZERO = Refusal(
+    "does not start at 0",
+    'clip to [0, b] with a number b > 0, or leave nonlinear at "difference"',
+)
 
 
 class Rectifier(Rule):
@@ -37,6 +40,12 @@ class Rectifier(Rule):
 
     def check(self, call: Call) -> Refusal | None:
         return NOT_FROM_ZERO
+
+    def check_sample_module(self, module: nn.Module) -> Refusal | None:
+        return None  # a function of each number
+
+    def check_sample(self, call: Call) -> Refusal | None:
+        return None if len(call.facts.tensors(call.node)) == 1 else NOT_FROM_ZERO
 
     def leads(self, call: Call) -> bool:
         return len(call.sources) == 1

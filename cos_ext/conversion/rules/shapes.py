@@ -41,6 +41,26 @@ class Keep(Rule):
 
 
 @register
+class Cast(Rule):
+    """The same numbers in another floating-point dtype."""
+
+    methods = ("float", "double", "half", "bfloat16", "to", "type_as")
+    memory = Memory.INPUT  # where it has the dtype
+
+    def check(self, call: Call) -> Refusal | None:
+        others = (*call.node.args[1:], *call.node.kwargs.values())
+        dtypes = [each for each in others if isinstance(each, torch.dtype)]
+        plain = all(not isinstance(x, fx.Node) or call.facts.is_plain(x) for x in others)
+        alike = call.node.target == "type_as" or plain
+        if alike and all(dtype.is_floating_point for dtype in dtypes):
+            return None
+        return Refusal("casts to what is not known to be floating-point", "name the dtype")
+
+    def leads(self, call: Call) -> bool:
+        return True
+
+
+@register
 class Copy(Rule):
     """A copy."""
 

@@ -57,16 +57,16 @@ class Elementwise(Rule):
 class Sum(Elementwise):
     """mean_t(a(t) ± b(t)) = mean_t(a(t)) ± mean_t(b(t))."""
 
-    functions = (operator.add, torch.add, operator.sub, torch.sub)
-    methods = ("add", "sub")
+    functions = (operator.add, torch.add, operator.sub, torch.sub, torch.rsub)
+    methods = ("add", "sub", "rsub")
 
 
 @register
 class SumInPlace(Elementwise):
     """a += b, where nothing else reads a."""
 
-    functions = (operator.iadd,)
-    methods = ("add_",)
+    functions = (operator.iadd, operator.isub)
+    methods = ("add_", "sub_")
     memory = Memory.INPUT
 
 
@@ -82,9 +82,22 @@ class Product(Elementwise):
         if all(call.facts.spikes(factor) for factor in factors):
             return Refusal(
                 "multiplies two spiking tensors, which is not linear in the spikes",
-                "let one factor come from before the first activation, or from parameters",
+                'leave nonlinear at "difference", or let one factor come from before the first '
+                "activation, or from parameters",
             )
         return super().check(call)
+
+    def check_sample(self, call: Call) -> Refusal | None:
+        return super().check(call)
+
+
+@register
+class ProductInPlace(Product):
+    """a *= b, where nothing else reads a."""
+
+    functions = (operator.imul,)  # type: ignore[assignment]
+    methods = ("mul_",)
+    memory = Memory.INPUT
 
 
 @register
@@ -98,8 +111,24 @@ class Quotient(Elementwise):
         if call.argument(2, "rounding_mode") is not None:
             return Refusal("rounds, which is not linear in the spikes", "leave rounding_mode out")
         if call.facts.spikes(call.argument(1, "other")):
-            return Refusal("divides by a spiking tensor", "divide by parameters or numbers")
+            return Refusal(
+                "divides by a spiking tensor, which is not linear in the spikes",
+                'leave nonlinear at "difference", or divide by parameters or numbers',
+            )
         return super().check(call)
+
+    def check_sample(self, call: Call) -> Refusal | None:
+        rounds = call.argument(2, "rounding_mode") is not None
+        return self.check(call) if rounds else super().check(call)
+
+
+@register
+class QuotientInPlace(Quotient):
+    """a /= b, where nothing else reads a."""
+
+    functions = (operator.itruediv,)  # type: ignore[assignment]
+    methods = ("div_",)
+    memory = Memory.INPUT
 
 
 @register
