@@ -224,13 +224,14 @@ def convert(
         thresholds: by activation call site (:func:`cos_ext.calibrate_thresholds` finds them), a
             float or a tensor that broadcasts to its neurons. QCFS brings its own; ReLU6, Hardtanh
             and clamp take their clip unless told otherwise.
-        spikes: where neurons stand. "activations": after every activation. One that is no rectifier
-            (GELU, SiLU, hardswish, LeakyReLU, ...) is computed as `nonlinear` says, and signed
-            neurons spike what it gives. "rectifiers": only those for rectifiers; other activations
-            are `nonlinear` alone. "inputs": signed neurons before every convolution and Linear, but
-            for the first, and before the operands of products of two tensors, whatever comes there:
-            for transformers, and models without activations. Signed neurons send -θ, 0 or θ, and
-            need thresholds (:func:`cos_ext.calibrate_thresholds`, with the same `spikes`).
+        spikes: where neurons stand. "activations": after every activation behind a layer. One that
+            is no rectifier (GELU, SiLU, hardswish, LeakyReLU, ...; a sigmoid that is no gate) is
+            computed as `nonlinear` says, and signed neurons spike what it gives. "rectifiers": only
+            for rectifiers; other activations are `nonlinear` alone. "inputs": signed neurons before
+            every convolution and Linear but the first, and before the operands of matrix products
+            of two tensors, whatever comes there: for transformers, and models without activations.
+            Signed neurons send -θ, 0 or θ, and need thresholds
+            (:func:`cos_ext.calibrate_thresholds`, with the same `spikes`).
         nonlinear: what becomes of a function between neurons that is not affine, but treats every
             sample alone: gates, norms, softmax, GELU, products and matrix products of two tensors
             that spike. "difference": it is computed on the running means of what it reads, and

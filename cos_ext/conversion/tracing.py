@@ -28,7 +28,7 @@ from .copying import copied, refuse_wrappers
 from .graphs import become_module, called, free_name, label_of, set_module
 from .rules import rule_for
 from .rules.rectifiers import Rectifier, Signed, is_rectifier
-from .signed import Operands, Place, after
+from .signed import Place, Places
 from .tracer import ShapeTracer, Tracer
 
 _OWN = Path(__file__).parent.parent
@@ -213,19 +213,19 @@ def trace(
     shapes = [tuple(x.shape[1:]) for x in (examples or {}).values()] if shaped else []
     traced = Traced(own, {}, {}, inputs, shapes=shapes)
     pools: set[str] = set()
-    operands = Operands(own)
+    places = Places(own)
     for node in list(graph.nodes):
         if node.op == "call_module":
             _own_pool(own, node, pools)
         if spikes == "inputs":
-            _enter(traced, operands.before(node))
+            _enter(traced, places.before(node))
             continue
         if node.op == "call_module":
             _module_site(traced, node)
         elif node.op in ("call_function", "call_method"):
             _function_site(traced, node)
-        place = after(own, node) if spikes == "activations" else None
-        _enter(traced, [place] if place is not None else [])
+        if spikes == "activations":
+            _enter(traced, places.after(node))
     graph.lint()
     reached = {node.target for node in graph.nodes if node.op == "call_module"}
     traced.lines = {node.name: _line_of(node) for node in graph.nodes}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn import functional as TF
 
 from .base import Call, Memory, Refusal, Rule, register
@@ -244,12 +244,6 @@ class ElementByElement(Curved):
 
     functions = (*functions_of(*ONE_BY_ONE), operator.pow, operator.abs)
     methods = ONE_BY_ONE
-
-    def check_sample(self, call: Call) -> Refusal | None:
-        exponent = call.argument(1, "exponent")
-        if isinstance(exponent, fx.Node) and not call.facts.is_plain(exponent):
-            return Refusal("has a tensor for an exponent", "use a number")
-        return super().check_sample(call)
 
 
 @register
