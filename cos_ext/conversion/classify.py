@@ -233,7 +233,7 @@ class Classify:
         follows = any(source in conversion.refused for source in node.all_input_nodes)
         if follows:
             conversion.refused.add(node)
-        ever = (Refused, MaxPool, Rectifier)
+        ever: tuple[type[Rule], ...] = (Refused, MaxPool, Rectifier)
         if conversion.settings.nonlinear == "error":
             ever = (*ever, Curved)
         return follows and rule is not None and not isinstance(rule, ever)
