@@ -133,6 +133,7 @@ NETS = {
     "pieces": (pieces, {"cut": nn.Linear(36, 36)}),
     "static": (lambda m, h, x: torch.sigmoid(h) * m.skip(x) + m.skip(x), {}),
     "two forms": (two_forms, {}),
+    "sum": (lambda m, h, x: TF.gelu(m.second(h)) + m.skip(x) + h, {}),
 }
 
 
@@ -144,31 +145,37 @@ def net(name):
 class PlainNeuron(nn.Module):
     """One step of integrate-and-fire neurons a call, from running means to running means."""
 
-    def __init__(self, theta):
+    def __init__(self, theta, spike):
         super().__init__()
-        self.theta, self.t = theta, 0
+        self.theta, self.spike, self.t = theta, spike, 0
 
     def forward(self, mean: Tensor) -> Tensor:
         self.t += 1
         before = self.before if self.t > 1 else 0 * mean
         v = (self.v if self.t > 1 else self.theta / 2) + self.t * mean - (self.t - 1) * before
-        spikes = (v >= self.theta) * self.theta
+        spikes = self.spike((v - self.theta) / self.theta) * self.theta
         self.v, self.before = v - spikes, mean.clone()
         self.total = spikes + (self.total if self.t > 1 else 0)
         return self.total / self.t
 
 
-def plain(model, x, steps):
+def reaches(u):
+    return (u >= 0).to(u.dtype)
+
+
+def plain(model, x, steps, spike=reaches):
     """[T, B, ...] as a plain loop has it: at every step the whole of `model` is computed on the
-    running means of its spikes, whatever it is, and what is new is taken.
+    running means of its spikes, whatever it is, and what is new is taken. x is [B, ...], or
+    [T, B, ...] with the running means of frames.
     """
-    twin = copy.deepcopy(model)
-    for name, module in list(twin.named_modules()):
+    twin = copy.copy(model)  # with the very parameters
+    twin._modules = dict(model._modules)
+    for name, module in model._modules.items():
         if isinstance(module, QCFS):
-            setattr(twin, name, PlainNeuron(module.threshold.detach()))
+            twin._modules[name] = PlainNeuron(module.threshold.detach(), spike)
     outputs, before = [], 0.0
     for t in range(1, steps + 1):
-        now = t * twin(x)
+        now = t * twin(x[t - 1] if x.dim() == 5 else x)
         outputs.append(now - before)
         before = now
     return torch.stack(outputs)
