@@ -242,6 +242,9 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "hidden function": (HiddenFunction, "is not the quantised ANN"),
 }
 
+# Those of them that are refused with nonlinear="error" only.
+DIFFERENCES = {"gelu", "silu", "attention", "layer norm", "group norm"}
+
 
 def prepared(name: str, make: Callable[[], nn.Module]) -> nn.Module:
     """A model with weights and BatchNorm statistics that let signals through, in eval mode, the

@@ -11,7 +11,7 @@ from .neurons import make_neuron
 from .ownership import owned
 from .rules import Call, Refusal, Rule, rule_for, rule_of
 from .rules.base import NO_RULE, WRITE_ONE
-from .rules.curves import OtherActivation
+from .rules.curves import Curved, OtherActivation
 from .rules.pooling import MaxPool
 from .rules.rectifiers import Rectifier
 from .rules.refused import Refused, Staircase
@@ -233,8 +233,10 @@ class Classify:
         follows = any(source in conversion.refused for source in node.all_input_nodes)
         if follows:
             conversion.refused.add(node)
-        surely = rule is None or isinstance(rule, (Refused, MaxPool, Rectifier))
-        return follows and not surely
+        ever: tuple[type[Rule], ...] = (Refused, MaxPool, Rectifier)
+        if conversion.settings.nonlinear == "error":
+            ever = (*ever, Curved)
+        return follows and rule is not None and not isinstance(rule, ever)
 
     def _function_refusal(
         self, conversion: Conversion, call: Call, rule: Rule | None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from ..network.over_time import Difference, RunningMean, Timed
+from ..network.over_time import Difference, RunningMean, TimeBroadcast, Timed
 from ..network.pooling import MAX_POOLS, MaxPoolBefore
 from ..neuron import IFNode
 from .graphs import called, free_name
@@ -29,7 +29,7 @@ class PlaceDifferences:
         for node in list(conversion.graph.nodes):
             if node in facts.numbers or isinstance(_module(conversion, node), Timed):
                 continue
-            read = [x for x in facts.tensors(node) if x in facts.spiking and x not in facts.fixed]
+            read = [x for x in facts.tensors(node) if self._has_time(conversion, x)]
             by_steps = self._by_steps(conversion, node)
             curved = node in conversion.differences
             if not by_steps and (curved or any(x in facts.means for x in read)):
@@ -42,6 +42,13 @@ class PlaceDifferences:
                         ends[key] = self._end(conversion, source, wants_means)
                     node.replace_input_with(source, ends[key])
         conversion.graph.lint()
+
+    @staticmethod
+    def _has_time(conversion: Conversion, node: fx.Node) -> bool:
+        """Whether it may differ from step to step; in a stream, what is static does."""
+        facts = conversion.facts
+        constant = node in facts.fixed and not isinstance(_module(conversion, node), TimeBroadcast)
+        return node in facts.spiking and not constant
 
     @staticmethod
     def _by_steps(conversion: Conversion, node: fx.Node) -> bool:

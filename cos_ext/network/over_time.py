@@ -52,7 +52,7 @@ class RunningMean(Timed):
             before = now.potentials.get(self)
             if before is not None:
                 total = total + before
-            now.potentials[self] = total[-1]
+            now.potentials[self] = total[-1].clone()
         return (total / _times(total)).to(x.dtype).flatten(0, 1)
 
 
@@ -64,20 +64,25 @@ class Difference(Timed):
         total = wide * _times(wide)
         before = None if now is None else now.potentials.get(self)
         if now is not None:
-            now.potentials[self] = total[-1]
+            now.potentials[self] = total[-1].clone()
         first = total[:1] if before is None else total[:1] - before
         return torch.cat([first, total[1:] - total[:-1]]).to(x.dtype).flatten(0, 1)
 
 
 class UnfitOverTime(Timed):
-    """Which samples of [T*B, ...] have NaN or infinity at any step; bool [B]."""
+    """Which samples of [T*B, ...] have NaN or infinity at any step so far; bool [B]. What follows
+    them has kept it.
+    """
 
     def __init__(self, timesteps: int = 1) -> None:
         super().__init__(timesteps)
         self.unfit = Unfit(sums=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.by_step(self.unfit(x)).any(0)
+        marks, now = self.by_step(self.unfit(x)).any(0), portion()
+        if now is not None:
+            marks = now.potentials[self] = marks | now.potentials.get(self, False)
+        return marks
 
 
 def _times(x: Tensor) -> Tensor:

@@ -68,6 +68,7 @@ def test_any_value_in_any_place_of_the_header(value, saved, tmp_path):
 OPTIONAL = {
     *("cos_ext", "calibration", "execution", "biases", "static", "fuse", "readout"),
     *("memory_format", "convolution", "convolutions", "trainable", "neuron", "method"),
+    "nonlinear",
 }
 
 

@@ -33,8 +33,13 @@ def test_maxima_over_whole_dimensions_are_max_poolings(name, example):
     layers = {"last": nn.Linear(size, 5), "two": QCFS(4, 1.0), "out": nn.Linear(5, 3)}
     torch.manual_seed(0)
     model = Wrapped(forward, **layers)
-    with pytest.raises(ConversionError, match='choose max_pool="before"'):
-        convert(model, timesteps=4, rho=4, example_input=IMAGES)
+    with pytest.raises(ConversionError, match='choose max_pool="difference".*"before"'):
+        convert(model, timesteps=4, rho=4, max_pool="error", example_input=IMAGES)
+    with pytest.raises(ConversionError, match="max pooling does not commute"):
+        convert(model, timesteps=4, rho=4, nonlinear="error", example_input=IMAGES)
+    by_default = lossless(model)
+    (entry,) = (e for e in by_default.report.entries if e.status == "difference")
+    assert "running means" in entry.reason
     network = lossless(model, max_pool="before")
     x = IMAGES.double()
     if not example and "-" not in name:

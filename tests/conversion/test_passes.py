@@ -58,10 +58,11 @@ def test_the_passes_in_order():
         "FoldBatchNorm",
         "CutReadout",
         "Classify",
-        "CountWork",
         "ChooseMaxPooling",
         "RefuseOffenders",
         "Rewrite",
+        "PlaceDifferences",
+        "CountWork",
         "Fuse",
         "AnyLayout",
         "ShowUnfit",
@@ -203,6 +204,7 @@ def test_an_offender_whose_source_is_not_to_be_had_has_its_line():
     names = {"nn": nn}
     source = "\nclass Model(nn.Module):\n    def forward(self, x):\n        return x.relu().erf()\n"
     exec(compile(source, "nowhere.py", "exec"), names)
-    conversion = until("Classify", names["Model"](), thresholds={"relu": 1.0}, examples=None)
+    options = {"thresholds": {"relu": 1.0}, "examples": None, "nonlinear": "error"}
+    conversion = until("Classify", names["Model"](), **options)
     (entry,) = conversion.report.unsupported()
     assert entry.reason.endswith("[nowhere.py:4]")

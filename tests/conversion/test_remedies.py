@@ -12,9 +12,10 @@ from wrapped import IMAGES, Wrapped
 import cos_ext
 from cos_ext import QCFS, ConversionError, convert, evaluate
 from cos_ext.conversion.rules import base
+from cos_ext.conversion.rules.curves import Curved
 from cos_ext.conversion.rules.refused import Refused
 
-X = torch.randn(6, 5)
+X = torch.randn(6, 5, generator=torch.manual_seed(0))
 
 
 def ends_with(*last):
@@ -51,7 +52,7 @@ def test_a_readout_is_refused_left_out_or_applied_to_the_mean(name, example, tmp
     model = ENDS[name]().eval()
     options = {"timesteps": 8, "rho": 8, "example_input": example}
     with pytest.raises(ConversionError, match='readout="drop".*readout="mean"'):
-        convert(model, **options)
+        convert(model, nonlinear="error", **options)
     logits = convert(ends_with(), **options)
     dropped = convert(model, readout="drop", **options)
     assert torch.equal(dropped(X), logits(X)) and dropped.readout is None
@@ -67,20 +68,23 @@ def test_a_readout_is_refused_left_out_or_applied_to_the_mean(name, example, tmp
     assert torch.equal(loaded.rate(X), applied.rate(X))
 
 
-def test_a_softmax_between_layers_stays_refused():
+def test_a_softmax_between_layers_is_no_readout():
     model = nn.Sequential(
         nn.Linear(5, 16), QCFS(4, 1.0), nn.Linear(16, 8), nn.Softmax(1), nn.Linear(8, 3)
     )
     for readout in ("error", "drop", "mean"):
-        with pytest.raises(ConversionError, match="between layers train with nn.ReLU"):
-            convert(model, timesteps=4, readout=readout)
+        with pytest.raises(ConversionError, match='leave nonlinear at "difference"'):
+            convert(model, timesteps=4, readout=readout, nonlinear="error")
+        report = convert(model, timesteps=4, readout=readout).report
+        assert [e.site for e in report.entries if e.status == "difference"] == ["3"]
     with pytest.raises(ValueError, match="readout must be one of"):
         convert(model, timesteps=4, readout="softmax")
 
 
 def test_all_refusals_have_a_remedy():
-    refusals = [rule.why for rule in set(base._RULES.values()) if isinstance(rule, Refused)]
-    assert len(refusals) > 6
+    rules = set(base._RULES.values())
+    refusals = [rule.why for rule in rules if isinstance(rule, (Refused, Curved))]
+    assert len(refusals) > 12
     for refusal in refusals:
         assert len(refusal.remedy) > 10 and refusal.remedy != refusal.reason
 
@@ -93,7 +97,7 @@ REMEDIES = {
     "view": (lambda h: h.view(8, 36), "begin with x.size.0. or -1"),
     "mean": (lambda h: h.mean(-1), "count from the front, or pass example_input"),
     "squeeze": (lambda h: h[:, :, :1].squeeze(-2), "count from the front, or pass example_input"),
-    "GELU": (TF.gelu, "write it with operations that have one"),
+    "GELU": (TF.gelu, 'leave nonlinear at "difference", or train with nn.ReLU'),
     "sigmoid": (torch.sigmoid, 'readout="drop"'),
 }
 
@@ -107,7 +111,7 @@ def test_a_refusal_says_what_to_do(name):
 
     hidden = nn.AdaptiveAvgPool2d(6) if name not in ("mean", "squeeze") else nn.Unflatten(1, (4, 1))
     with pytest.raises(ConversionError, match=words):
-        convert(Wrapped(forward, hidden=hidden), timesteps=4, rho=4)
+        convert(Wrapped(forward, hidden=hidden), timesteps=4, rho=4, nonlinear="error")
 
 
 def test_negative_dimensions_with_an_example():
@@ -147,14 +151,14 @@ def test_what_follows_from_a_refusal_is_not_listed():
         return h.view(x.size(0), -1)[:, :4].mean(-1)
 
     with pytest.raises(ConversionError) as caught:
-        convert(Wrapped(forward, act2=QCFS(4, 1.0)), timesteps=4)
+        convert(Wrapped(forward, act2=QCFS(4, 1.0)), timesteps=4, nonlinear="error")
     assert len(caught.value.report.unsupported()) == 1 and "erf" in str(caught.value)
 
     def two(m, x):
         return torch.erf(torch.erf(m.act(m.conv(x))).mean(-1)).softmax(1)
 
     with pytest.raises(ConversionError) as caught:
-        convert(Wrapped(two), timesteps=4)
+        convert(Wrapped(two), timesteps=4, nonlinear="error")
     assert len(caught.value.report.unsupported()) == 3  # each would be refused by itself
 
 
@@ -227,12 +231,19 @@ def test_a_readout_may_be_followed_by_a_change_of_shape(function, classes):
 
 
 def test_what_scales_a_readout_is_told_so():
-    model = Reads(lambda out: torch.sigmoid(out) * 2, 3)
+    model, x = Reads(lambda out: torch.sigmoid(out) * 2, 3), torch.randn(4, 8)
     with pytest.raises(ConversionError, match="do what follows it.*outside of the model"):
-        convert(model, timesteps=4, readout="mean")
+        convert(model, timesteps=4, readout="mean", nonlinear="error")
+    logits = convert(Reads(lambda out: out, 3), timesteps=4, rho=4)
+    logits.load_state_dict(convert(model, timesteps=4, rho=4).state_dict(), strict=False)
+    network = convert(model, timesteps=4, rho=4, readout="mean")
+    assert torch.allclose(network.rate(x), torch.sigmoid(logits.rate(x)) * 2, atol=1e-6)
 
 
 def test_softmin_is_not_said_to_keep_the_order():
     model = Reads(nn.Softmin(1), 3)
-    with pytest.raises(ConversionError, match="negate the last layer's weights"):
-        convert(model, timesteps=4, readout="drop")
+    with pytest.raises(ConversionError) as caught:
+        convert(model, timesteps=4, readout="drop", nonlinear="error")
+    assert "readout=" not in str(caught.value)
+    report = convert(model, timesteps=4, readout="drop").report
+    assert [e.kind for e in report.entries if e.status == "difference"] == ["Softmin"]

@@ -8,10 +8,12 @@ from torch.nn import functional as TF
 import cos_ext
 from cos_ext import QCFS, ConversionError, convert
 from cos_ext.conversion.rules import Refusal, Rule, base, register, rule_for
+from cos_ext.conversion.rules.curves import Curved
 from cos_ext.conversion.rules.normalisation import BatchNormAny
 from cos_ext.conversion.rules.pooling import MaxPool
 from cos_ext.conversion.rules.rectifiers import Rectifier, is_rectifier
 from cos_ext.conversion.rules.refused import Refused
+from cos_ext.network.over_time import Difference, RunningMean
 
 IMAGES = torch.rand(2, 1, 6, 6, dtype=torch.float64)
 
@@ -76,20 +78,78 @@ def test_what_is_kept_commutes_with_the_mean_over_time(module, shape):
     assert torch.equal(folded[1:2, 2], module(x[1, 2:3]))
 
 
-def test_every_module_with_a_rule_is_in_the_table():
-    kept = {
-        target
-        for target, rule in base._RULES.items()
-        if isinstance(target, type) and issubclass(target, nn.Module)
-        if not isinstance(rule, (MaxPool, Rectifier, Refused))
-    }
+# Likewise of every type that may become a difference on running means.
+CURVED = [
+    (nn.GELU(), (6,)),
+    (nn.SiLU(), (6,)),
+    (nn.Mish(), (6,)),
+    (nn.ELU(), (6,)),
+    (nn.CELU(), (6,)),
+    (nn.SELU(), (6,)),
+    (nn.LeakyReLU(), (6,)),
+    (nn.PReLU(3), (3, 4)),
+    (nn.Hardswish(), (6,)),
+    (nn.Hardsigmoid(), (6,)),
+    (nn.Sigmoid(), (6,)),
+    (nn.Tanh(), (6,)),
+    (nn.Softplus(), (6,)),
+    (nn.Softsign(), (6,)),
+    (nn.Softshrink(), (6,)),
+    (nn.Hardshrink(), (6,)),
+    (nn.Tanhshrink(), (6,)),
+    (nn.LogSigmoid(), (6,)),
+    (nn.Softmax(1), (6,)),
+    (nn.LogSoftmax(2), (2, 6)),
+    (nn.Softmin(1), (6,)),
+    (nn.GLU(1), (6,)),
+    (nn.LayerNorm(6), (2, 6)),
+    (nn.RMSNorm(6), (2, 6)),
+    (nn.GroupNorm(2, 4), (4, 5)),
+    (nn.LocalResponseNorm(2), (4, 5)),
+    (nn.InstanceNorm1d(2), (2, 6)),
+    (nn.InstanceNorm2d(2), (2, 4, 4)),
+    (nn.InstanceNorm3d(2), (2, 3, 3, 3)),
+    (nn.LPPool1d(2, 2), (2, 6)),
+    (nn.LPPool2d(2, 2), (2, 4, 4)),
+]
+
+
+def with_samples_apart(module, x):
+    """What a module makes of [B, ...], one sample at a time."""
+    return torch.cat([module(x[i : i + 1]) for i in range(len(x))])
+
+
+@pytest.mark.parametrize(("module", "shape"), CURVED, ids=lambda each: type(each).__name__)
+@torch.no_grad()
+def test_a_difference_has_the_function_of_the_mean_as_its_mean_at_every_step(module, shape):
+    """mean over 1..t of the difference = f(mean over 1..t of x), for every t and sample."""
+    module = module.double().eval()
+    rule = rule_for(type(module))
+    assert rule.check_module(module) is not None and rule.check_sample_module(module) is None
+    steps = 5
+    x = torch.randn(steps, 3, *shape, dtype=torch.float64, generator=torch.manual_seed(0))
+    ends = nn.Sequential(RunningMean(steps), module, Difference(steps))
+    y = ends(x.flatten(0, 1)).unflatten(0, (steps, 3))
+    for t in range(1, steps + 1):
+        expected = with_samples_apart(module, x[:t].mean(0))
+        torch.testing.assert_close(y[:t].mean(0), expected, rtol=0, atol=1e-12)
+
+
+def test_every_module_with_a_rule_is_in_a_table():
+    kept, curved = set(), set()
+    for target, rule in base._RULES.items():
+        if not isinstance(target, type) or isinstance(rule, (MaxPool, Rectifier, Refused)):
+            continue
+        if issubclass(target, nn.Module):
+            (curved if isinstance(rule, Curved) else kept).add(target)
     assert kept == {type(module) for module, _ in KEPT}
+    assert curved == {type(module) for module, _ in CURVED}
 
 
 def test_every_rule_states_its_condition():
     for rule in set(base._RULES.values()):
         assert type(rule).__doc__, type(rule)
-        if isinstance(rule, Refused):
+        if isinstance(rule, (Refused, Curved)):
             assert rule.why.reason and rule.why.remedy
 
 
@@ -149,8 +209,9 @@ def test_rectifiers_by_other_names(between, layers):
     ],
 )
 def test_what_does_not_start_at_zero_is_refused(between, layers):
+    model = Wrapped(between, act=QCFS(4, 1.0), **layers)
     with pytest.raises(ConversionError, match=r"does not start at 0; clip to \[0, b\]"):
-        convert(Wrapped(between, act=QCFS(4, 1.0), **layers), timesteps=4)
+        convert(model, timesteps=4, nonlinear="error")
 
 
 def test_is_rectifier_goes_by_the_values_and_the_forward():

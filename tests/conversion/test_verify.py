@@ -9,7 +9,7 @@ from wrapped import IMAGES, Wrapped
 import cos_ext
 from cos_ext import QCFS, ConversionError, convert
 from cos_ext.conversion import classify, fold, forced, fuse
-from cos_ext.network import modules
+from cos_ext.network import over_time
 
 
 class DQN(nn.Module):
@@ -167,7 +167,7 @@ def off_by_a_hundredth(*arguments, **options):
 
 
 MUTATIONS = {
-    "order of time": (modules, "over_time", wrong_order),
+    "order of time": (over_time, "over_time", wrong_order),
     "a residual is lost": (fuse, "_residual", without_residual),
     "another window": (fuse, "_window", another_window),
     "a fold that is off": (fold, "fuse_conv_bn_weights", off_by_a_hundredth),

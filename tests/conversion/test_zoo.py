@@ -114,6 +114,7 @@ def test_refusals(name):
             example_input=None
             if name != "hidden function" and name != "data-dependent control flow"
             else inputs,
+            nonlinear="error" if name in zoo.DIFFERENCES else "difference",
         )
 
 
@@ -146,7 +147,7 @@ def test_static_layers_may_be_anything():
     assert {e.site: e.reason for e in network.report.entries}["gelu"] == "static, runs once"
 
 
-@pytest.mark.parametrize("policy", ["avg", "spike", "before"])
+@pytest.mark.parametrize("policy", ["difference", "avg", "spike", "before"])
 @pytest.mark.parametrize(
     "make",
     [
@@ -178,9 +179,10 @@ def test_max_pool_policies(make, policy):
     model(x)
     thresholds = {"1": 0.9, "3": 0.6, "6": 0.5}
     with pytest.raises(
-        ConversionError, match=r'4 \(.*MaxPool2d\).*choose max_pool="before".*"avg" or "spike"'
+        ConversionError,
+        match=r'4 \(.*MaxPool2d\).*choose max_pool="difference".*"before".*"avg" or "spike"',
     ):
-        convert(model, timesteps=4, thresholds=thresholds)
+        convert(model, timesteps=4, thresholds=thresholds, max_pool="error")
     network = convert(
         model,
         timesteps=LEVELS,
@@ -203,7 +205,8 @@ def test_max_pool_policies(make, policy):
     with torch.no_grad(), Quantised(thresholds.values()):
         expected = reference(x)
     status = {entry.site: entry.status for entry in network.report.entries}["4"]
-    assert status == {"avg": "replaced", "spike": "kept", "before": "moved"}[policy]
+    statuses = {"avg": "replaced", "spike": "kept", "before": "moved", "difference": "difference"}
+    assert status == statuses[policy]
     if policy == "spike":
         # Step by step: the pooled spikes are the maximum of the spikes.
         seen = {}
@@ -237,7 +240,8 @@ def test_clips_are_thresholds_unless_told_otherwise():
     told = convert(model, timesteps=4, thresholds={"1": 3.0})
     assert [node.v_threshold.item() for node in told.nodes().values()] == [3.0, 2.5]
     with pytest.raises(ConversionError, match=r"1 \(Hardtanh\): does not start at 0"):
-        convert(nn.Sequential(nn.ReLU(), nn.Hardtanh()), timesteps=4, thresholds={"0": 1.0})
+        model = nn.Sequential(nn.ReLU(), nn.Hardtanh())
+        convert(model, timesteps=4, thresholds={"0": 1.0}, nonlinear="error")
 
 
 def test_an_untraceable_model_needs_an_example():

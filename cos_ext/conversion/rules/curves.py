@@ -98,7 +98,9 @@ class Gate(Curved):
     memory = Memory.INPUT  # where it works in place
     why = Refusal(
         "is not linear in its input",
-        f'{DIFFERENCE}; as the last step of a network pass readout="drop" or readout="mean"',
+        f'{DIFFERENCE}; or, as the last step of a network, pass readout="drop" (the order of the '
+        'outputs is the same) or readout="mean" (rate() applies it to the mean), and do what '
+        "follows it, but a change of shape, outside of the model",
     )
 
 
@@ -125,12 +127,20 @@ class OverDimension(Curved):
 
 @register
 class Softmax(OverDimension):
-    """exp(x) / Σ exp(x), or its logarithm, or of -x."""
+    """exp(x) / Σ exp(x), or its logarithm."""
 
-    modules = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
-    functions = functions_of("softmax", "log_softmax", "softmin")
+    modules = (nn.Softmax, nn.LogSoftmax)
+    functions = functions_of("softmax", "log_softmax")
     methods = ("softmax", "log_softmax")
     why = Gate.why
+
+
+@register
+class Softmin(OverDimension):
+    """exp(-x) / Σ exp(-x): the order of its outputs is the reverse, so that it is no readout."""
+
+    modules = (nn.Softmin,)
+    functions = (TF.softmin,)
 
 
 @register
