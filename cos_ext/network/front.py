@@ -12,12 +12,27 @@ from torch import Tensor, fx, nn
 
 from .finite import Unfit
 from .graphs import as_function
+from .inputs import folded, in_dtype_of
 from .modules import twin
+from .settings import Configured
 
 MIXES = (
     "before its first neurons the model computes something over the whole batch (x - x.mean(), "
     "BatchNorm without running statistics), so that parts of the batch would give other answers"
 )
+
+
+def mixes_samples(network: Configured, inputs: tuple[Tensor, ...]) -> bool:
+    """:func:`mixes` for what a network is given: found once for inputs of a shape.
+
+    Frames are told apart as samples are: where they mix, steps do.
+    """
+    inputs = tuple(in_dtype_of(network, x) for x in folded(inputs))
+    key = ("mixes", *((x.shape[1:], x.dtype) for x in inputs))
+    if key not in network._needs and all(x.shape[0] > 1 for x in inputs):
+        network._needs[key] = mixes(network.module, inputs)
+    found: bool = network._needs.get(key, False)
+    return found
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._batches import Inputs
-from .._neuron.runs import Run, running, steps_now
+from .._neuron.runs import Run, frames_now, running, steps_now
 from ..neuron import IFNode
 from .finite import Shown, Unfit
 
@@ -36,14 +36,16 @@ def twin(module: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
 
 
 class TimeBroadcast(nn.Module):
-    """Repeats a static tensor [B, ...] over time, [T*B, ...], where it meets a spiking one."""
+    """Repeats a static tensor [B, ...] over time, [T*B, ...], where it meets a spiking one. Frames
+    are such a tensor already.
+    """
 
     def __init__(self, timesteps: int = 1) -> None:
         super().__init__()
         self.timesteps = timesteps
 
     def forward(self, x: Tensor) -> Tensor:
-        return over_time(x, steps_now(self.timesteps))
+        return x if frames_now() else over_time(x, steps_now(self.timesteps))
 
 
 class Walked(nn.Module):
