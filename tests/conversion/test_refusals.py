@@ -120,19 +120,7 @@ def test_an_example_of_the_wrong_shape_is_told_so():
             "relu.*has no threshold",
         ),
         (lambda m, x: m.head(m.act(m.conv(x)).relu_().flatten(1)), {}, "relu.*has no threshold"),
-        (
-            lambda m, x: m.head((m.act(m.conv(x)) * m.act(m.conv(2 * x))).flatten(1)),
-            {},
-            "mul.*multiplies two spiking",
-        ),
-        (lambda m, x: m.head((1 / m.act(m.conv(x))).flatten(1)), {}, "divides by a spiking"),
         (lambda m, x: m.head((m.act(m.conv(x)) // 2).flatten(1)), {}, "floordiv.*no rule"),
-        (
-            lambda m, x: m.head(TF.max_pool2d(m.act(m.conv(x)), 2).flatten(1)),
-            {},
-            "max_pool2d.*max pooling",
-        ),
-        (lambda m, x: m.head(TF.hardtanh(m.act(m.conv(x))).flatten(1)), {}, "hardtanh"),
         (
             lambda m, x: m.head(m.act(m.conv(x)).permute(1, 0, 2, 3).flatten(1)),
             {},
@@ -154,32 +142,11 @@ def test_an_example_of_the_wrong_shape_is_told_so():
             {},
             "may pad the batch",
         ),
-        (lambda m, x: m.head(m.act(m.conv(x)).flatten(1).softmax(1)), {}, "softmax.*no rule"),
         (lambda m, x: m.head(m.act(m.conv(x))[x[:, 0, 0, 0] > 0].flatten(1)), {}, "indexing"),
         (lambda m, x: m.head(m.act(m.conv(x)).flatten(0)), {}, "may be the batch"),
         (lambda m, x: m.head(torch.cat([m.act(m.conv(x))] * 2).flatten(1)), {}, "may be the batch"),
         (lambda m, x: m.head(m.act(m.conv(x)).flatten(1)[0]), {}, "indexing"),
-        (
-            lambda m, x: m.head(m.pool(m.act(m.conv(x))).flatten(1)),
-            {"pool": nn.MaxPool2d(2)},
-            r"pool \(MaxPool2d\): max pooling",
-        ),
         (lambda m, x: m.head(m.f(m.act(m.conv(x)))), {"f": nn.Flatten(0)}, "may merge the batch"),
-        (
-            lambda m, x: m.head(m.g(m.act(m.conv(x))).flatten(1)),
-            {"g": nn.GELU()},
-            r"g \(GELU\): .*rectifier that starts at 0",
-        ),
-        (
-            lambda m, x: m.head(m.g(m.act(m.conv(x))).flatten(1)),
-            {"g": nn.GroupNorm(2, 4)},
-            r"g \(GroupNorm\)",
-        ),
-        (
-            lambda m, x: m.head(m.g(m.act(m.conv(x))).flatten(1)),
-            {"g": nn.LeakyReLU()},
-            r"g \(LeakyReLU\)",
-        ),
         (lambda m, x: m.head(m.g(m.act(m.conv(x))).flatten(1)), {"g": IFNode()}, "spiking already"),
         (
             lambda m, x: m.head(m.b(m.act(m.conv(x))).flatten(1)),
@@ -258,11 +225,59 @@ def test_what_is_refused(forward, layers, message):
         convert(Wrapped(forward, **layers), timesteps=4)
 
 
+@pytest.mark.parametrize(
+    "forward, layers, message",
+    [
+        (
+            lambda m, x: m.head((m.act(m.conv(x)) * m.act(m.conv(2 * x))).flatten(1)),
+            {},
+            "mul.*multiplies two spiking",
+        ),
+        (lambda m, x: m.head((1 / m.act(m.conv(x))).flatten(1)), {}, "divides by a spiking"),
+        (
+            lambda m, x: m.head(TF.max_pool2d(m.act(m.conv(x)), 2).flatten(1)),
+            {},
+            "max_pool2d.*max pooling",
+        ),
+        (
+            lambda m, x: m.head(TF.hardtanh(m.act(m.conv(x))).flatten(1)),
+            {},
+            "hardtanh.*does not start at 0",
+        ),
+        (lambda m, x: m.head(m.act(m.conv(x)).flatten(1).softmax(1)), {}, "softmax.*not linear"),
+        (
+            lambda m, x: m.head(m.pool(m.act(m.conv(x))).flatten(1)),
+            {"pool": nn.MaxPool2d(2)},
+            r"pool \(MaxPool2d\): max pooling",
+        ),
+        (
+            lambda m, x: m.head(m.g(m.act(m.conv(x))).flatten(1)),
+            {"g": nn.GELU()},
+            r"g \(GELU\): .*rectifier that starts at 0",
+        ),
+        (
+            lambda m, x: m.head(m.g(m.act(m.conv(x))).flatten(1)),
+            {"g": nn.GroupNorm(2, 4)},
+            r"g \(GroupNorm\)",
+        ),
+        (
+            lambda m, x: m.head(m.g(m.act(m.conv(x))).flatten(1)),
+            {"g": nn.LeakyReLU()},
+            r"g \(LeakyReLU\)",
+        ),
+    ],
+)
+def test_what_could_be_a_difference_is_refused_where_asked(forward, layers, message):
+    with pytest.raises(ConversionError, match=rf'{message}.*nonlinear at "difference"|{message}'):
+        convert(Wrapped(forward, **layers), timesteps=4, nonlinear="error")
+    convert(Wrapped(forward, **layers), timesteps=4)
+
+
 def test_every_offender_is_listed_at_once():
     model = small(nn.ReLU(), nn.MaxPool2d(2), nn.GELU(), QCFS(4), nn.SiLU())
     model(IMAGES)
     with pytest.raises(ConversionError) as caught:
-        convert(model, timesteps=4)
+        convert(model, timesteps=4, nonlinear="error")
     listed = [(entry.site, entry.kind) for entry in caught.value.report.unsupported()]
     assert listed == [("1", "ReLU"), ("2", "MaxPool2d"), ("3", "GELU"), ("5", "SiLU")]
     assert all(f"{site} ({kind})" in str(caught.value) for site, kind in listed)
