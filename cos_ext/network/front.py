@@ -29,9 +29,16 @@ def mixes_samples(network: Configured, inputs: tuple[Tensor, ...]) -> bool:
     """
     inputs = tuple(in_dtype_of(network, x) for x in folded(inputs))
     key = ("mixes", *((x.shape[1:], x.dtype) for x in inputs))
-    if key not in network._needs and all(x.shape[0] > 1 for x in inputs):
-        network._needs[key] = mixes(network.module, inputs)
-    found: bool = network._needs.get(key, False)
+    if key in network._needs:
+        return bool(network._needs[key])
+    if not inputs or any(x.shape[0] < 2 for x in inputs):
+        return False
+    # Frames are often blank, and what is 0 may hide what it is multiplied with.
+    finite = [x[:, None].flatten(1).double().nan_to_num(0, 0, 0) for x in inputs]
+    most, which = torch.stack([x.abs().sum(1) for x in finite]).sum(0).topk(2)
+    found = mixes(network.module, tuple(x[which] for x in inputs))
+    if found or most.all():
+        network._needs[key] = found
     return found
 
 

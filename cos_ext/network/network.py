@@ -302,6 +302,7 @@ class SpikingNetwork(Sequenced):
         return self._outputs(*inputs)
 
     def _outputs(self, *inputs: Tensor) -> Tensor:
+        """Of inputs that fit, in parts of the batch where there is a limit."""
         learning = self.trainable and (self.training or torch.is_grad_enabled())
         auto = self._memory_limit == "auto"
         if self._memory_limit is None or learning or (auto and torch.compiler.is_compiling()):

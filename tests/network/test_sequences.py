@@ -337,6 +337,19 @@ def test_frames_that_would_change_each_other_are_refused(batch):
     convert(exact(Apart()), timesteps=4).run(sequence(batch=batch))
 
 
+def test_blank_frames_hide_no_mixing():
+    class Mixing(Chain):
+        def forward(self, x):
+            return super().forward(x * x.mean())
+
+    network, frames = convert(exact(Mixing()), timesteps=4), sequence()
+    blank = torch.zeros_like(frames)
+    network.run(blank)  # nothing can be seen yet
+    blank[2:] = frames[2:]
+    with pytest.raises(ValueError, match="would change each other"):
+        network.run(blank)
+
+
 def test_no_samples():
     assert chain().run(sequence(batch=0)).shape == (4, 0, 7)
 
