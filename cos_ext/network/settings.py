@@ -51,6 +51,7 @@ class Configured(nn.Module):
     _own_convolutions: dict[str, str]
     memory_limit: int | str | None
     _whole: Callable[..., Tensor]
+    _outputs: Callable[..., Tensor]
     _counts_first: Callable[[], bool]
 
     def __init__(self, module: nn.Module, report: Report, options: dict[str, Any]) -> None:
