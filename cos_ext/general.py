@@ -6,6 +6,7 @@ makes sense; it is simulated by :func:`cos_ext.functional.neuron_forward` (csrc/
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -155,6 +156,16 @@ class Neuron:
             if emitted is not None:
                 raise ValueError("step_scale sends what it takes off; emitted must be None")
 
+    @functools.cached_property
+    def signed(self) -> Neuron:
+        """This neuron with as many levels down as up; a ladder has them."""
+        if self.ladder is not None:
+            return self
+        low, most = min(self.levels[0], -self.levels[1]), self.count[1]
+        fewest = None if most is None else -most
+        lower = 0.0 if self.lower is None else self.lower
+        return replace(self, levels=(low, self.levels[1]), lower=lower, count=(fewest, most))
+
     @property
     def goes_on(self) -> bool:
         """Whether its potential is all that it carries from step to step."""
@@ -217,3 +228,6 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
     return bool(a == b)
+
+
+SIGNED = Neuron().signed

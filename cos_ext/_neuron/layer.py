@@ -17,7 +17,7 @@ from .. import functional as F
 from .._functional.arguments import fits_neurons
 from .._functional.checks import differentiates
 from .._functional.events import Bits, Neurons, bits_of, layer, values_of
-from .runs import active
+from .runs import active, frames_now
 from .settings import Settings, folded_steps, is_general, watch_steps
 
 
@@ -81,7 +81,8 @@ def _in_one_pass(node: Node, pending: Pending, residual: Any, wanted: bool) -> T
 
 def _bits(node: Node, x: Tensor, residual: Any) -> Bits | None:
     """Of currents that are there; None where the kernel does not give them, or refuses these."""
-    steps, static = folded_steps(node._settings), node._settings["static_input"]
+    steps = folded_steps(node._settings)
+    static = node._settings["static_input"] and frames_now() is None
     if steps is None or node.pool is not None or (static and residual is not None):
         return None
     if type(x) is not Tensor or x.device.type != "cpu" or differentiates([x]):

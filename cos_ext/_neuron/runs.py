@@ -58,6 +58,8 @@ class Run:
         recorder: is given the currents and spikes of the neurons that it wants.
         waiting: the convolutions that hand their currents on before they are computed.
         portion: the steps that are run, of a simulation that goes on.
+        frames: the inputs differ from step to step: so many frames are folded into their batch.
+            None: they are the same at every step.
     """
 
     def __init__(
@@ -71,8 +73,9 @@ class Run:
         recorder: Recorder | None = None,
         waiting: frozenset[nn.Module] = frozenset(),
         portion: Portion | None = None,
+        frames: int | None = None,
     ) -> None:
-        self.waiting, self.portion = waiting, portion
+        self.waiting, self.portion, self.frames = waiting, portion, frames
         self.apart, self.keeps, self.recorder = apart, keeps, recorder
         self.counts, self.statistics, self.calls = counts, statistics, calls
         self.emitted: dict[nn.Module, tuple[Tensor, int]] = {}  # spikes, neurons · steps
@@ -99,6 +102,7 @@ class Run:
             counts=self.counts,
             statistics=self.statistics,
             portion=self.portion and Portion(self.portion.steps, first=self.portion.first),
+            frames=self.frames,
         )
 
 
@@ -134,6 +138,14 @@ def steps_now(own: Steps) -> Steps:
     return own if now is None or own is None else now.steps
 
 
+def frames_now() -> int | None:
+    """How many frames are folded into the batch of the inputs, in this thread; None: the inputs are
+    the same at every step.
+    """
+    found = [run.frames for run in active() if run.frames is not None]
+    return found[-1] if found else None
+
+
 class Watch(NamedTuple):
     """What hooks and the active runs ask of a node in one call.
 
@@ -142,6 +154,7 @@ class Watch(NamedTuple):
     * ``counts``, ``statistics``: as for :class:`Run`.
     * ``recorders``: those that want to see these neurons.
     * ``steps``: those of the portion that is run; None: whole simulations.
+    * ``frames``: as for :class:`Run`.
     """
 
     apart: bool
@@ -150,9 +163,10 @@ class Watch(NamedTuple):
     statistics: bool
     recorders: tuple[Recorder, ...]
     steps: int | None
+    frames: int | None
 
 
-NOBODY = Watch(False, False, False, False, (), None)
+NOBODY = Watch(False, False, False, False, (), None, None)
 
 
 def watch(node: nn.Module) -> Watch:
@@ -169,6 +183,7 @@ def watch(node: nn.Module) -> Watch:
         statistics=any(run.statistics for run in runs),
         recorders=wanting,
         steps=None if (now := portion()) is None else now.steps,
+        frames=frames_now(),
     )
 
 

@@ -23,7 +23,9 @@ from .settings import Settings, is_general, watch_steps
 
 
 def now(settings: Settings, watched: Watch) -> Settings:
-    """Settings with the steps of the portion that is run."""
+    """Settings with the steps of the portion that is run; an input over time is not static."""
+    if watched.frames is not None:
+        settings = cast(Settings, {**settings, "static_input": False})
     if watched.steps is None or settings["timesteps"] is None:
         return settings
     return cast(Settings, {**settings, "timesteps": watched.steps})

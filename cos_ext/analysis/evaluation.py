@@ -149,6 +149,7 @@ def evaluate(
     first_step: int = 1,
     stop: Confidence | None = None,
     leave_every: int | None = None,
+    over_time: bool = False,
 ) -> Evaluation:
     """Accuracy of a spiking network at every time-step, or a metric of your own.
 
@@ -191,6 +192,8 @@ def evaluate(
             every k steps, those that are finished leave the batch, which takes less time; after
             each portion the device is waited for. The results are the same, but for the spike rate,
             which is that of the steps that were run. For networks that do not watch.
+        over_time: the loader's inputs are sequences [T, B, ...], a frame for every step, as
+            :meth:`cos_ext.SpikingNetwork.run` takes them.
 
     Returns:
         What was measured, the same in every process.
@@ -202,12 +205,12 @@ def evaluate(
             are not [B] or no classes of the network, the metric gives another shape, prefetch < 0,
             first_step is not in 1..T, stop has too few thresholds, the group lacks this process, or
             the processes have other settings, classes or, with shard=True, other labels.
-        ValueError: leave_every is given without stop, or to a network whose neurons watch or that
-            mixes the samples of a batch.
+        ValueError: leave_every is given without stop, with over_time, or to a network whose neurons
+            watch or that mixes the samples of a batch.
         RuntimeError: the network's settings are changed meanwhile.
         cos_ext.data.distributed.RemoteError: another process failed.
     """
-    readout = Readout(first_step, stop, leave_every)
+    readout = Readout(first_step, stop, leave_every, bool(over_time))
     many = distributed and _distributed.is_running()
     if not many:
         share = _counted(network, loader, device, progress, prefetch, metric, readout)

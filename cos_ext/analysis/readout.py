@@ -23,11 +23,13 @@ class Readout(NamedTuple):
     * ``stop``: when a sample is finished; None: at T.
     * ``leave_every``: None: all samples run T steps. k: after every k steps those that are finished
       leave the batch.
+    * ``over_time``: inputs are sequences, a frame for every step.
     """
 
     first_step: int = 1
     stop: Confidence | None = None
     leave_every: int | None = None
+    over_time: bool = False
 
 
 class Read(NamedTuple):
@@ -91,7 +93,7 @@ def early_exit(
 
 def checked(readout: Readout, network: SpikingNetwork) -> Readout:
     """TypeError or ValueError where a readout does not fit itself or the network."""
-    first, stop, every = readout
+    first, stop, every, over_time = readout
     first = whole("first_step", first, 1, network.timesteps)
     if stop is not None and not isinstance(stop, Confidence):
         raise TypeError(f"stop must be a cos_ext.Confidence or None, got {type(stop).__name__}")
@@ -105,8 +107,13 @@ def checked(readout: Readout, network: SpikingNetwork) -> Readout:
     if every is not None:
         if stop is None:
             raise ValueError("leave_every needs stop, which says when a sample is finished")
+        if over_time:
+            raise ValueError(
+                "leave_every is for images; with over_time=True all frames are run at once. Leave "
+                "it out: stop alone gives the same answers"
+            )
         every = whole("leave_every", every, 1, or_=" or None")
-    return Readout(first, stop, every)
+    return Readout(first, stop, every, over_time)
 
 
 def read_of(network: SpikingNetwork, inputs: Any, readout: Readout) -> Read:
@@ -115,7 +122,8 @@ def read_of(network: SpikingNetwork, inputs: Any, readout: Readout) -> Read:
     given = () if isinstance(inputs, Mapping) else inputs
     given = given if isinstance(given, tuple) else (given,)
     if readout.leave_every is None:
-        return recorded(network(*given, **named), readout)
+        call = network.run if readout.over_time else network
+        return recorded(call(*given, **named), readout)
     return leaving(network.begin(*given, **named), readout, network.timesteps)
 
 

@@ -20,7 +20,8 @@ from .._batches import Inputs, ahead, check_batches, device_of
 from .._loops import inputs_on
 from .._numbers import real, whole
 from ..conversion.copying import refuse_wrappers
-from ..conversion.rules.rectifiers import clip_of
+from ..conversion.rules.rectifiers import Signed, clip_of
+from ..conversion.signed import CHOICES
 from ..conversion.tracing import trace
 from ..general import Neuron
 from ..qcfs import QCFS
@@ -47,6 +48,7 @@ def calibrate_thresholds(
     neuron: Neuron | None = None,
     iterations: int | None = None,
     qcfs: bool = False,
+    spikes: str = "activations",
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> dict[str, Tensor]:
@@ -151,6 +153,8 @@ def calibrate_thresholds(
         iterations: of "gaussian": None solves k(θ) = 1; 100 is as published.
         qcfs: QCFS activations get thresholds, too, in place of the ones that they learned, which
             are where a saturates.
+        spikes: where neurons are to stand, as for :func:`cos_ext.convert`. Where they are signed, a
+            is the absolute value of what is spiked there.
         device: where to compute; None: where the model is. Thresholds are returned where the model
             is in any case.
         progress: a progress bar on stderr.
@@ -178,7 +182,10 @@ def calibrate_thresholds(
     stream = iter(batches)
     first = list(islice(stream, 1))  # by its names an input with a default may be given
     inputs = Inputs.of(model)
-    traced = trace(model, inputs.of_batch(model, first[0]) if first else inputs)
+    if spikes not in CHOICES:
+        raise ValueError(f"spikes must be one of {CHOICES}, got {spikes!r}")
+    inputs = inputs.of_batch(model, first[0]) if first else inputs
+    traced = trace(model, inputs, spikes=spikes)
     home = device_of(model)
     if not traced.sites:
         why = (
@@ -298,10 +305,14 @@ def _watch(
             raise TypeError(
                 f"the input of activation {site!r} must be floating-point, got {x.dtype}"
             )
+        signed = isinstance(module, Signed)
+        sizes = x.abs() if signed else x
         if site not in statistics:
-            statistics[site] = kind(site, x, clip, per_channel)
-        instead = statistics[site].see(x, inplace=bool(getattr(module, "inplace", False)))
-        return None if instead is None else ((instead,), {})
+            statistics[site] = kind(site, sizes, clip, per_channel)
+        instead = statistics[site].see(sizes, inplace=bool(getattr(module, "inplace", False)))
+        if instead is None:
+            return None
+        return (instead.copysign(x) if signed else instead,), {}
 
     # Before the activation: one that works in place would leave nothing of its input.
     activation.register_forward_pre_hook(hook, with_kwargs=True)

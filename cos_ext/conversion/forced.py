@@ -46,15 +46,16 @@ class Quantised(nn.Module):
     it differs from channel to channel where thresholds do.
     """
 
-    def __init__(self, levels: int, shape: torch.Size) -> None:
+    def __init__(self, levels: int, shape: torch.Size, signed: bool = False) -> None:
         super().__init__()
-        self.levels, self.shape, self.dead = levels, shape, False
+        self.levels, self.shape, self.signed, self.dead = levels, shape, signed, False
         self.threshold: Tensor | None = None
         self.inputs: Tensor | None = None  # as they were: what follows may work in place
 
     def forward(self, x: Tensor) -> Tensor:
         if self.threshold is None:
-            positive = x[x > 0].float()
+            sizes = x.abs() if self.signed else x
+            positive = sizes[sizes > 0].float()
             some = positive[:: max(1, positive.numel() // 10**5)]
             theta = some.quantile(0.9) if some.numel() else positive.new_ones(())
             # No sum of inputs meets it by accident.
@@ -62,9 +63,17 @@ class Quantised(nn.Module):
             spread = spread if self.shape.numel() > 1 else spread[:1]
             self.threshold = (theta * spread.view(self.shape)).to(x.dtype)
         self.inputs = x.clone()
-        out = quantise(x, self.threshold, self.levels)
+        out = self.quantised(x)
         self.dead = bool((out == out.flatten()[0]).all())
         return out
+
+    def quantised(self, x: Tensor) -> Tensor:
+        """The level of every number, down to -θ where neurons are signed."""
+        assert self.threshold is not None
+        if not self.signed:
+            return quantise(x, self.threshold, self.levels)
+        level = (x * self.levels / self.threshold + 0.5).floor()
+        return self.threshold * (level.clamp(-self.levels, self.levels) / self.levels)
 
 
 class Forced(nn.Module):
@@ -76,7 +85,7 @@ class Forced(nn.Module):
     def __init__(self, node: IFNode, ann: Quantised, pool: nn.Module | None) -> None:
         super().__init__()
         assert ann.threshold is not None and ann.inputs is not None  # the ANN has run
-        self.node, self.levels, self.why_not = node, ann.levels, ""
+        self.node, self.ann, self.levels, self.why_not = node, (ann,), ann.levels, ""
         self.expected = ann.inputs if pool is None else pool(ann.inputs)
         node.v_threshold = ann.threshold
         node.v_init = ann.threshold / 2
@@ -108,13 +117,13 @@ class Forced(nn.Module):
         return out.copy_(spikes)
 
     def _counts(self) -> Tensor:
-        level = quantise(self.expected, self.node.v_threshold, self.levels)
+        level = self.ann[0].quantised(self.expected)
         return (level * self.levels / self.node.v_threshold).round()
 
     def _spikes(self, counts: Tensor) -> Tensor:
         """As many spikes as there are levels, each neuron's from a step of its own on."""
         steps = torch.arange(self.levels, device=counts.device).view(-1, *[1] * counts.dim())
         first = torch.arange(counts.numel(), device=counts.device).view_as(counts) * 7 // 3
-        fired = (steps + first) % self.levels < counts
-        theta = self.node.v_threshold
+        fired = (steps + first) % self.levels < counts.abs()
+        theta = self.node.v_threshold * counts.sign()
         return (fired * theta).to(counts.dtype).flatten(0, 1)

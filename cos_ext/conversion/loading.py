@@ -62,6 +62,7 @@ def load_network(
         emission=header["emission"],
         calibration=header.get("calibration", "cos"),  # files from before the rivals have none
         thresholds=thresholds,
+        spikes=header.get("spikes", "rectifiers"),  # likewise
         nonlinear=header.get("nonlinear", "error"),  # older files have none
         max_pool=header["max_pool"],
         fold_batchnorm=header["fold_batchnorm"],
@@ -170,6 +171,7 @@ def _damage(header: dict[str, Any], shapes: set[tuple[int, ...]]) -> str | None:
         "neuron": None,
         "method": None,
         "nonlinear": "error",
+        "spikes": "rectifiers",
         **header,
     }
     for name, allowed in _TYPES.items():
@@ -233,6 +235,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "fuse": (bool, str),
     "readout": (str,),
     "nonlinear": (str,),
+    "spikes": (str,),
     "max_pool": (str,),
     "execution": (str,),
     "memory_format": (str,),

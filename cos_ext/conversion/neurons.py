@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..general import SIGNED
 from ..neuron import IFNode
 from ..qcfs import QCFS
 from .rules import Refusal
-from .rules.rectifiers import clip_of
+from .rules.rectifiers import Signed, clip_of
 from .state import Conversion
 
 NO_THRESHOLD = Refusal(
@@ -36,7 +37,8 @@ def make_neuron(
         given = torch.tensor(given, dtype=reference.dtype)
     try:
         # timesteps is set by the network; static_input needs one from the start.
-        neuron = IFNode(given, timesteps=1, static_input=static, inplace=inplace)
+        kind = SIGNED if isinstance(module, Signed) else None
+        neuron = IFNode(given, timesteps=1, static_input=static, inplace=inplace, neuron=kind)
         if reference is not None:
             neuron.to(device=reference.device, dtype=reference.dtype)
     except (TypeError, ValueError) as error:

@@ -24,6 +24,9 @@ class NormaliseCalls:
             if node.op in ("call_function", "call_method"):
                 self._maximum(conversion, node)
         for node in list(conversion.graph.nodes):
+            if node.target in (torch.permute, "permute"):
+                self._pieces(node)
+        for node in list(conversion.graph.nodes):
             made = MAX_POOL_FUNCTIONS.get(node.target) if node.op == "call_function" else None
             if made is None or argument(node, 6, "return_indices", False) is not False:
                 continue
@@ -34,6 +37,35 @@ class NormaliseCalls:
             arguments = self._arguments(node, made.__name__.startswith("Adaptive"))
             if not any(isinstance(value, fx.Node) for value in arguments):
                 become_module(conversion.model, node, node.name, made(*arguments))
+
+    @staticmethod
+    def _pieces(node: fx.Node) -> None:
+        """qkv.permute(2, 0, 3, 1, 4), whose first dimension is taken apart at once: each piece is
+        selected first, so that the batch stays in front.
+        """
+        given: Any = node.args[1:] or (node.kwargs.get("dims", ()),)
+        dims = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
+        plain = all(type(dim) is int and dim >= 0 for dim in dims)
+        if not plain or len(dims) < 2 or dims[0] == 0 or dims[1] != 0:
+            return
+        first = (torch.unbind, "unbind")
+        lists = [u for u in node.users if u.target in first and argument(u, 1, "dim", 0) == 0]
+        items = [item for user in lists for item in user.users]
+        items += [user for user in node.users if user not in lists]
+        if not all(item.target is operator.getitem and type(item.args[1]) is int for item in items):
+            return
+        rest = [dim - (dim > dims[0]) for dim in dims[1:]]
+        source, graph = argument(node, 0, "input"), node.graph
+        for item in items:
+            with graph.inserting_before(item):
+                piece = graph.call_method("select", (source, dims[0], item.args[1]))
+                turned = graph.call_method("permute", (piece, *rest))
+            for made in (piece, turned):
+                made.meta = dict(node.meta)
+            item.replace_all_uses_with(turned)
+            graph.erase_node(item)
+        for user in (*lists, node):
+            graph.erase_node(user)
 
     @staticmethod
     def _maximum(conversion: Conversion, node: fx.Node) -> None:

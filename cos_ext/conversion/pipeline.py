@@ -33,6 +33,7 @@ from .ownership import RefuseWrites
 from .readout import READOUTS, CutReadout
 from .report import ConversionError
 from .rewrite import Rewrite
+from .signed import CHOICES as SPIKES
 from .spiking import FindLayersOfSpikes
 from .state import Conversion, Pass, Settings
 from .tracing import trace
@@ -49,7 +50,8 @@ class Trace:
     def apply(self, conversion: Conversion) -> None:
         name, inputs = conversion.name, conversion.inputs
         examples = dict(zip(inputs.names, conversion.examples or ()))
-        traced = conversion.traced = trace(conversion.source, inputs, examples)
+        spikes = conversion.settings.spikes
+        traced = conversion.traced = trace(conversion.source, inputs, examples, spikes)
         if conversion.examples is not None:
             return
         if traced.graph is None:
@@ -102,6 +104,8 @@ class Build:
             "fold_batchnorm": settings.fold_batchnorm,
             "fuse": settings.fuse,
             "sites": tuple(conversion.traced.sites),
+            "spikes": settings.spikes,
+            "signed": conversion.traced.signed,
             "copies": conversion.copies,
             "readout": settings.readout,
             "memory_format": settings.memory_format,
@@ -182,6 +186,7 @@ def convert(
     emission: str = "calibrated",
     calibration: str = "cos",
     thresholds: Mapping[str, float | Tensor] | None = None,
+    spikes: str = "activations",
     nonlinear: str = "difference",
     max_pool: str = "difference",
     fold_batchnorm: bool | str = True,
@@ -219,6 +224,14 @@ def convert(
         thresholds: by activation call site (:func:`cos_ext.calibrate_thresholds` finds them), a
             float or a tensor that broadcasts to its neurons. QCFS brings its own; ReLU6, Hardtanh
             and clamp take their clip unless told otherwise.
+        spikes: where neurons stand. "activations": after every activation behind a layer. One that
+            is no rectifier (GELU, SiLU, hardswish, LeakyReLU, ...; a sigmoid that is no gate) is
+            computed as `nonlinear` says, and signed neurons spike what it gives. "rectifiers": only
+            for rectifiers; other activations are `nonlinear` alone. "inputs": signed neurons before
+            every convolution and Linear but the first, and before the operands of matrix products
+            of two tensors, whatever comes there: for transformers, and models without activations.
+            Signed neurons send -θ, 0 or θ, and need thresholds
+            (:func:`cos_ext.calibrate_thresholds`, with the same `spikes`).
         nonlinear: what becomes of a function between neurons that is not affine, but treats every
             sample alone: gates, norms, softmax, GELU, products and matrix products of two tensors
             that spike. "difference": it is computed on the running means of what it reads, and
@@ -300,6 +313,7 @@ def convert(
         readout=readout,
         memory_format=name_of(memory_format),
         thresholds=_thresholds(thresholds),
+        spikes=spikes,
         nonlinear=nonlinear,
         max_pool=max_pool,
         fold_batchnorm=check_fold(fold_batchnorm),
@@ -357,6 +371,8 @@ def _check(settings: Settings) -> None:
     """TypeError or ValueError where an argument is wrong, whatever the model."""
     if settings.readout not in READOUTS:
         raise ValueError(f"readout must be one of {READOUTS}, got {settings.readout!r}")
+    if settings.spikes not in SPIKES:
+        raise ValueError(f"spikes must be one of {SPIKES}, got {settings.spikes!r}")
     if settings.nonlinear not in NONLINEAR:
         raise ValueError(f"nonlinear must be one of {NONLINEAR}, got {settings.nonlinear!r}")
     if settings.max_pool not in CHOICES:

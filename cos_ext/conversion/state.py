@@ -42,6 +42,7 @@ class Settings:
     trainable: bool = False
     neuron: Neuron | None = None
     nonlinear: str = "difference"
+    spikes: str = "activations"
 
 
 @dataclass

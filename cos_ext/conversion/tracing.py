@@ -23,10 +23,12 @@ from .._batches import Inputs
 from ..network.pooling import MAX_POOLS
 from ..neuron import IFNode
 from ..qcfs import QCFS
+from .attention import write_out
 from .copying import copied, refuse_wrappers
 from .graphs import become_module, called, free_name, label_of, set_module
 from .rules import rule_for
-from .rules.rectifiers import Rectifier, is_rectifier
+from .rules.rectifiers import Rectifier, Signed, is_rectifier
+from .signed import Place, Places
 from .tracer import ShapeTracer, Tracer
 
 _OWN = Path(__file__).parent.parent
@@ -48,6 +50,7 @@ class Traced:
     uncalled: modules that forward does not call.
     shapes: of the inputs without the batch, where control flow looked at them.
     asks: classes whose forward asks for types, which tracing answers wrongly.
+    signed: those of the sites where signed neurons stand.
     """
 
     module: nn.Module
@@ -59,6 +62,10 @@ class Traced:
     uncalled: dict[str, nn.Module] = field(default_factory=dict)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     asks: list[str] = field(default_factory=list)
+
+    @property
+    def signed(self) -> tuple[str, ...]:
+        return tuple(site for site, module in self.sites.items() if isinstance(module, Signed))
 
     @property
     def graph(self) -> fx.Graph | None:
@@ -124,13 +131,13 @@ def _traced_graph(
     for tracer in (*tracers, *([ShapeTracer(examples)] if examples else [])):
         try:
             # In another copy: forward may leave what was traced on its modules.
-            scratch = copied(model, share=True)
+            scratch = write_out(copied(model, share=True))
             graph = _graph_of(scratch, inputs, tracer)
         except Exception as error:  # a model's own forward can raise anything on a proxy
             last = _reason(error)
             why = last if isinstance(tracer, ShapeTracer) or not why else why
             continue
-        own = copied(model)
+        own = write_out(copied(model))
         for node in graph.nodes:  # tensors that forward makes are attributes since then
             if (
                 node.op == "get_attr"
@@ -175,6 +182,7 @@ def trace(
     model: nn.Module,
     inputs: Inputs | None = None,
     examples: Mapping[str, Tensor] | None = None,
+    spikes: str = "rectifiers",
 ) -> Traced:
     """Trace a model; where that cannot be done, its copy and `why_not`. The model itself is not
     modified.
@@ -182,12 +190,13 @@ def trace(
     Every call of an activation, be it a module (also one that is called at several places), a
     function or a method, becomes the call of a module of its own. The first call of a module keeps
     its name; later ones get `_1`, `_2`, ...; a function's site is named after the module in whose
-    forward it stands.
+    forward it stands. Where signed neurons are to stand, an identity is a site, too.
 
     Args:
         model: the ANN.
         inputs: of its arguments; None: those without a default.
         examples: by name, where there are some. Control flow may look at their shapes.
+        spikes: where neurons stand, one of signed.CHOICES.
 
     Raises:
         TypeError: model is not an nn.Module.
@@ -204,12 +213,19 @@ def trace(
     shapes = [tuple(x.shape[1:]) for x in (examples or {}).values()] if shaped else []
     traced = Traced(own, {}, {}, inputs, shapes=shapes)
     pools: set[str] = set()
+    places = Places(own)
     for node in list(graph.nodes):
         if node.op == "call_module":
             _own_pool(own, node, pools)
+        if spikes == "inputs":
+            _enter(traced, places.before(node))
+            continue
+        if node.op == "call_module":
             _module_site(traced, node)
         elif node.op in ("call_function", "call_method"):
             _function_site(traced, node)
+        if spikes == "activations":
+            _enter(traced, places.after(node))
     graph.lint()
     reached = {node.target for node in graph.nodes if node.op == "call_module"}
     traced.lines = {node.name: _line_of(node) for node in graph.nodes}
@@ -218,6 +234,11 @@ def trace(
     traced.asks = sorted({type(m).__name__ for m in own.modules() if _asks(m, types)})
     traced.module = fx.GraphModule(own, graph, name).eval()
     return traced
+
+
+def _enter(traced: Traced, places: list[Place]) -> None:
+    for place in places:
+        traced.sites[place.site], traced.origin[place.site] = place.module, place.origin
 
 
 def _own_pool(root: nn.Module, node: fx.Node, pools: set[str]) -> None:

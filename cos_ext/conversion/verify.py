@@ -148,7 +148,8 @@ class VerifyNetwork:
         made = {}
         for site, node in snn.nodes().items():
             if site not in conversion.copies:
-                made[site] = Quantised(LEVELS, node.v_threshold.shape)
+                signed = site in snn.options["signed"]
+                made[site] = Quantised(LEVELS, node.v_threshold.shape, signed)
                 set_module(ann, site, made[site])
         return made
 

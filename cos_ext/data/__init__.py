@@ -2,6 +2,7 @@
 
 from .cifar import cifar10, cifar100
 from .datasets import DATASETS, load
+from .events import EventFrames
 from .fashion import ASSETS, fashion_mnist, read_idx
 from .folder import ImageFolder
 from .images import Batches, ImageSet
@@ -10,6 +11,7 @@ __all__ = [
     "ASSETS",
     "DATASETS",
     "Batches",
+    "EventFrames",
     "ImageFolder",
     "ImageSet",
     "cifar10",

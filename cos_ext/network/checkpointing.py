@@ -6,12 +6,14 @@ Chen et al., "Training deep nets with sublinear memory cost", 2016.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 from torch.utils.checkpoint import checkpoint
 
+from .._neuron.runs import Run, frames_now, running
 from ..neuron import IFNode
 
 
@@ -44,4 +46,10 @@ class Segments:
 
 class _Checkpointed(fx.Interpreter):
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return checkpoint(self.fetch_attr(target), *args, use_reentrant=False, **kwargs)
+        part = self.fetch_attr(target)
+        return checkpoint(part, *args, use_reentrant=False, context_fn=_again, **kwargs)
+
+
+def _again() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """In the backward pass, inputs over time are such again."""
+    return nullcontext(), running(Run(frames=frames_now()))

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .._neuron.finite import unfit
+from .._neuron.runs import frames_now
 
 
 class Unfit(nn.Module):
     """Which samples of a static tensor [B, ...] have NaN or +inf, or, where it meets spikes in
-    sums, -inf; bool [B].
+    sums, -inf; bool [B]. Of frames [T*B, ...]: which samples have a frame that does.
     """
 
     def __init__(self, sums: bool = False) -> None:
@@ -22,15 +23,18 @@ class Unfit(nn.Module):
         self.sums = sums
 
     def forward(self, x: Tensor) -> Tensor:
-        marks = unfit(x)
-        return marks | unfit(-x) if self.sums and x.is_floating_point() else marks
+        marks, frames = unfit(x), frames_now() or 1
+        if self.sums and x.is_floating_point():
+            marks = marks | unfit(-x)
+        by_frame = marks.shape[0] % frames == 0
+        return marks.view(frames, -1).any(0) if by_frame else marks
 
 
 class Shown(nn.Module):
     """`out` [T*B, ...], NaN for the samples that are marked in one of `marks`.
 
     Each mark is bool [B], or [B*k] where samples come in pieces. Of another size, where no sample
-    is known, one marks all.
+    is known, one marks all. `batch` is B, or T*B of frames.
 
     inplace: may write over `out`.
     """
@@ -40,6 +44,7 @@ class Shown(nn.Module):
         self.inplace = inplace
 
     def forward(self, out: Tensor, batch: int, *marks: Tensor) -> Tensor:
+        batch //= frames_now() or 1
         if batch == 0:
             return out
         marked = out.new_zeros(batch, dtype=torch.bool)

@@ -12,12 +12,34 @@ from torch import Tensor, fx, nn
 
 from .finite import Unfit
 from .graphs import as_function
+from .inputs import folded, in_dtype_of
 from .modules import twin
+from .settings import Configured
 
 MIXES = (
     "before its first neurons the model computes something over the whole batch (x - x.mean(), "
     "BatchNorm without running statistics), so that parts of the batch would give other answers"
 )
+
+
+def mixes_samples(network: Configured, inputs: tuple[Tensor, ...]) -> bool:
+    """:func:`mixes` for what a network is given: found once for inputs of a shape.
+
+    Frames are told apart as samples are: where they mix, steps do.
+    """
+    inputs = tuple(in_dtype_of(network, x) for x in folded(inputs))
+    key = ("mixes", *((x.shape[1:], x.dtype) for x in inputs))
+    if key in network._needs:
+        return bool(network._needs[key])
+    if not inputs or any(x.shape[0] < 2 for x in inputs):
+        return False
+    # Frames are often blank, and what is 0 may hide what it is multiplied with.
+    finite = [x[:, None].flatten(1).double().nan_to_num(0, 0, 0) for x in inputs]
+    most, which = torch.stack([x.abs().sum(1) for x in finite]).sum(0).topk(2)
+    found = mixes(network.module, tuple(x[which] for x in inputs))
+    if found or most.all():
+        network._needs[key] = found
+    return found
 
 
 @torch.no_grad()

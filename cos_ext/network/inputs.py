@@ -1,4 +1,6 @@
-"""What a network takes: tensors of one batch size, in its dtype. Nothing is run here."""
+"""What a network takes: tensors of one batch size, in its dtype, or sequences of them. Nothing is
+run here.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._batches import Inputs
+from .._neuron.runs import frames_now
 
 
 def as_inputs(
@@ -77,26 +80,56 @@ def check_shapes(
     inputs: tuple[Tensor, ...],
     ranks: Sequence[tuple[int, int | None] | None],
     shapes: Sequence[tuple[int, ...]],
+    lead: tuple[str, ...] = ("B",),
 ) -> None:
     """ValueError where an input has fewer or more dimensions than what reads it wants with a batch,
     or another shape than the one for which the model was traced. A convolution takes a single
     sample, too, and would take time for its channels.
+
+    lead: the dimensions before a sample's: "B", or "T" and "B" of a sequence.
     """
+    more = len(lead) - 1
+    single = "x[:, None]" if more else "x[None], a sequence [T, B, ...] to run()"
     for number, (x, shape) in enumerate(zip(inputs, shapes)):
-        if tuple(x.shape[1:]) != shape:
+        if tuple(x.shape[len(lead) :]) != shape:
             raise ValueError(
-                f"input {number} must be [B, {', '.join(map(str, shape))}], got shape "
+                f"input {number} must be [{', '.join((*lead, *map(str, shape)))}], got shape "
                 f"{tuple(x.shape)}: the model's control flow depends on shapes, and was followed "
                 "for those of example_input; convert it with an example of this shape"
             )
     for number, (x, rank) in enumerate(zip(inputs, ranks)):
         least, most = rank or (0, None)
-        if x.dim() < least or (most is not None and x.dim() > most):
-            wanted = f"{least}" if most == least else f"at least {least}"
+        if x.dim() - more < least or (most is not None and x.dim() - more > most):
+            wanted = f"{least + more}" if most == least else f"at least {least + more}"
             raise ValueError(
-                f"input {number} must have {wanted} dimensions, [B, ...], got shape "
-                f"{tuple(x.shape)}; give a single sample as x[None]"
+                f"input {number} must have {wanted} dimensions, [{', '.join(lead)}, ...], got "
+                f"shape {tuple(x.shape)}; give a single sample as {single}"
             )
+
+
+def check_sequences(inputs: tuple[Tensor, ...], steps: int, why: str) -> None:
+    """ValueError where inputs are no sequences [T, B, ...] of so many frames of one batch.
+
+    why: so many, in words.
+    """
+    for number, x in enumerate(inputs):
+        if x.dim() < 2 or x.shape[0] != steps:
+            raise ValueError(
+                f"input {number} must be a sequence [T, B, ...] of {steps} frames ({why}), got "
+                f"shape {tuple(x.shape)}; time is not folded into the batch here: "
+                "x.unflatten(0, (T, B)) undoes that, and x.expand(T, *x.shape) repeats an image"
+            )
+    if len({x.shape[1] for x in inputs}) > 1:
+        raise ValueError(f"inputs must have one batch size, got {[x.shape[1] for x in inputs]}")
+
+
+def folded(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Inputs as the model takes them: sequences, which a run has as [B, T, ...], as frames
+    [T*B, ...].
+    """
+    if frames_now() is None:
+        return inputs
+    return tuple(x.transpose(0, 1).flatten(0, 1) for x in inputs)
 
 
 def in_dtype_of(network: nn.Module, x: Tensor) -> Tensor:

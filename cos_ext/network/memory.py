@@ -23,10 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from .._batches import device_of
 from .._neuron import runs
-from .._neuron.runs import Run, active, rehearsing, steps_now
+from .._neuron.runs import Run, active, frames_now, rehearsing, steps_now
 from .._numbers import whole
-from .front import MIXES, mixes
-from .inputs import in_dtype_of
+from .front import MIXES, mixes_samples
 from .layout import empty_like
 from .modules import twin
 from .settings import Configured
@@ -114,7 +113,7 @@ def _key(network: Configured, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
     asked = tuple(
         (run.apart, run.keeps, run.counts, run.statistics) for run in map(Run.like, active())
     )
-    extra = (asked, network._counts_first(), steps_now(0))
+    extra = (asked, network._counts_first(), steps_now(0), frames_now())
     kind = device_of(network).type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     return *((x.shape[1:], x.dtype, _order(x)) for x in inputs), extra, autocast
@@ -188,7 +187,7 @@ def parts(network: Configured, inputs: tuple[Tensor, ...]) -> int:
     key = _key(network, inputs)
     if (batch, limit, key) not in network._needs:
         count = _planned(network, inputs, limit, batch, key)
-        if count > 1 and mixes(network.module, tuple(in_dtype_of(network, x) for x in inputs)):
+        if count > 1 and mixes_samples(network, inputs):
             if limit != "auto":
                 raise ValueError(f'memory_limit must be None or "auto": {MIXES}')
             count = 1

@@ -17,13 +17,13 @@ from .._neuron.runs import Run, active, portion, running, steps_now
 from . import counts, layout, memory, one_pass, worlds
 from .capture import CapturedForward, capture
 from .checkpointing import Segments
-from .inputs import as_inputs, batch_size, check_shapes, in_dtype_of
+from .inputs import as_inputs, batch_size, check_shapes, folded, in_dtype_of
+from .sequences import Sequenced
 from .settings import OWN, Report
-from .stepping import Stepped
 from .storage import save
 
 
-class SpikingNetwork(Stepped):
+class SpikingNetwork(Sequenced):
     """A converted network. Input: the ANN's, [B, ...]; output: [T, B, ...], one per time-step.
 
     `timesteps`, `rho`, `iterations`, `emission` and `calibration` can be changed at any time, for a
@@ -299,6 +299,10 @@ class SpikingNetwork(Stepped):
         inputs = self.inputs.bound(inputs, named)
         batch_size(inputs)
         check_shapes(inputs, self.options.get("ranks", ()), self.options.get("shapes", ()))
+        return self._outputs(*inputs)
+
+    def _outputs(self, *inputs: Tensor) -> Tensor:
+        """Of inputs that fit, in parts of the batch where there is a limit."""
         learning = self.trainable and (self.training or torch.is_grad_enabled())
         auto = self._memory_limit == "auto"
         if self._memory_limit is None or learning or (auto and torch.compiler.is_compiling()):
@@ -315,7 +319,7 @@ class SpikingNetwork(Stepped):
     def _whole(self, *inputs: Tensor) -> Tensor:
         """:meth:`forward` of the whole batch at once."""
         inputs = tuple(in_dtype_of(self, x) for x in inputs)
-        batch = batch_size(inputs)
+        batch, inputs = batch_size(inputs), folded(inputs)
         if self._counts_first():
             assert self._plan is not None  # made when the mode was set
             out = self._plan.outputs(self.module, self._timesteps, self._shared_rho, *inputs)

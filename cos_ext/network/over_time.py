@@ -13,13 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
-from .._neuron.runs import portion, steps_now
-from .finite import Unfit
+from .._neuron.finite import unfit
+from .._neuron.runs import frames_now, portion, steps_now
 
 
 def over_time(x: Tensor, timesteps: int) -> Tensor:
     """[B, ...] at every step, [T*B, ...]; channels_last is kept."""
     return torch.cat([x] * timesteps)
+
+
+def odd(x: Tensor) -> Tensor:
+    """Which of [N, ...] have NaN or infinity; bool [N]."""
+    return unfit(x) | unfit(-x)
 
 
 class Timed(nn.Module):
@@ -36,10 +41,12 @@ class Timed(nn.Module):
 
 
 class TimeBroadcast(Timed):
-    """Repeats a static tensor [B, ...] over time, [T*B, ...], where it meets a spiking one."""
+    """Repeats a static tensor [B, ...] over time, [T*B, ...], where it meets a spiking one. Frames
+    are such a tensor already.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return over_time(x, steps_now(self.timesteps))
+        return x if frames_now() else over_time(x, steps_now(self.timesteps))
 
 
 class RunningMean(Timed):
@@ -74,12 +81,8 @@ class UnfitOverTime(Timed):
     them has kept it.
     """
 
-    def __init__(self, timesteps: int = 1) -> None:
-        super().__init__(timesteps)
-        self.unfit = Unfit(sums=True)
-
     def forward(self, x: Tensor) -> Tensor:
-        marks, now = self.by_step(self.unfit(x)).any(0), portion()
+        marks, now = self.by_step(odd(x)).any(0), portion()
         if now is not None:
             marks = now.potentials[self] = marks | now.potentials.get(self, False)
         return marks

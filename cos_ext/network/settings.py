@@ -51,6 +51,7 @@ class Configured(nn.Module):
     _own_convolutions: dict[str, str]
     memory_limit: int | str | None
     _whole: Callable[..., Tensor]
+    _outputs: Callable[..., Tensor]
     _counts_first: Callable[[], bool]
 
     def __init__(self, module: nn.Module, report: Report, options: dict[str, Any]) -> None:
@@ -92,8 +93,11 @@ class Configured(nn.Module):
             "neuron": neuron,
         }
         # First, so that a bad value leaves every node as it was.
+        signed = {"neuron": (neuron or Neuron()).signed}
+        layers_too = [signed] if self.options.get("signed") else []
         checked = [
-            check_settings(timesteps, **{**own, **layer}) for layer in ({}, *layers.values())
+            check_settings(timesteps, **{**own, **layer})
+            for layer in ({}, *layers.values(), *layers_too)
         ]
         steps, (timesteps, own) = max(each.steps for each in checked), checked[0][1:]
         layers = {
@@ -110,7 +114,8 @@ class Configured(nn.Module):
         self._accept(own, layers)
         nodes = self.nodes()
         for site, node in nodes.items():
-            changes = {**own, **layers.get(site, {})}
+            always = signed if site in self.options.get("signed", ()) else {}
+            changes = {**own, **always, **layers.get(site, {})}
             given = self._given.get(site)
             if changes["neuron"] is given and node._settings["neuron"] == bare(given):
                 del changes["neuron"]  # its tensors may have been loaded, or have learned
@@ -184,9 +189,11 @@ class Configured(nn.Module):
             if "neuron" in layer:
                 layer["neuron"] = self._given[site] = nodes[site].neuron
         others = [s for s in nodes if "neuron" not in self._layers.get(s, {})]
-        if others:
-            self._neuron = nodes[others[0]].neuron
-            self._given.update(dict.fromkeys(others, self._neuron))
+        signed = self.options.get("signed", ())
+        self._given.update({s: nodes[s].neuron for s in others})
+        for site in others:
+            if site not in signed:
+                self._neuron = nodes[site].neuron
 
     @property
     def watch_steps(self) -> int:

@@ -19,7 +19,7 @@ from .._neuron.runs import Portion, Run, active, running
 from .._numbers import whole
 from ..functional import MAX_STEPS
 from . import memory
-from .front import MIXES, mixes
+from .front import MIXES, mixes_samples
 from .inputs import batch_size, check_shapes
 from .planned import Planned
 from .settings import Configured
@@ -130,7 +130,7 @@ class Stepping:
         Raises:
             ValueError: what the network computes of a sample depends on the others.
         """
-        if self._mixes():
+        if mixes_samples(self._network, self._inputs):
             raise ValueError(f"samples cannot leave the batch: {MIXES}")
         self._potentials = {
             n: self._by_sample(v).index_select(0, index).flatten(0, 1)
@@ -141,13 +141,6 @@ class Stepping:
     def _by_sample(self, v: Tensor) -> Tensor:
         """[B*k, ...] as [B, k, ...]: samples may come in pieces."""
         return v.unflatten(0, (self.samples, -1 if self.samples else 1))
-
-    def _mixes(self) -> bool:
-        """Found once for inputs of a shape, like the parts of a batch."""
-        key, network = ("mixes", *(x.shape[1:] for x in self._inputs)), self._network
-        if self.samples > 1 and key not in network._needs:
-            network._needs[key] = mixes(network.module, self._inputs)
-        return network._needs.get(key, False)
 
 
 class Stepped(Planned):
@@ -171,7 +164,7 @@ class Stepped(Planned):
             ValueError: neurons watch (rho > 0): they would have to see rho steps before the first
                 portion.
         """
-        return Stepping(self, _inputs_of(self).bound(inputs, named))
+        return Stepping(self, inputs_of(self).bound(inputs, named))
 
     def step(self, *inputs: Tensor, **named: Tensor) -> Tensor:
         """One step of a stream: one frame in, its output out; potentials are kept until
@@ -191,7 +184,7 @@ class Stepped(Planned):
                 than those before, or another shape or dtype.
             RuntimeError: the network's settings have been changed since the first frame.
         """
-        frame, streams = _inputs_of(self).bound(inputs, named), _STREAMS.of
+        frame, streams = inputs_of(self).bound(inputs, named), _STREAMS.of
         stream = Stepping(self, frame, streams.get(self))
         output = stream.advance()[0]
         streams[self] = stream.kept
@@ -210,7 +203,7 @@ class _Streams(threading.local):
 _STREAMS = _Streams()
 
 
-def _inputs_of(network: Configured) -> Inputs:
+def inputs_of(network: Configured) -> Inputs:
     return cast(Inputs, network.options["inputs"])
 
 

@@ -89,6 +89,7 @@ def header(network: Configured) -> dict[str, Any]:
             site: list(node.bias.shape) for site, node in nodes.items() if node.bias is not None
         },
         "static": network.static_calibration,
+        "spikes": options.get("spikes", "rectifiers"),
         "nonlinear": options.get("nonlinear", "error"),
         "max_pool": options["max_pool"],
         "fold_batchnorm": options["fold_batchnorm"],

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from ..neuron import IFNode
 from .counts import rate_of, train_of, whole_count
 from .graphs import as_function
-from .over_time import Difference, RunningMean, TimeBroadcast, UnfitOverTime, over_time
+from .over_time import Difference, RunningMean, TimeBroadcast, UnfitOverTime, odd, over_time
 from .pooling import MAX_POOLS, MaxPoolBefore, PooledBefore
 
 
@@ -143,7 +143,7 @@ class _Worlds:
             elif node in self.pooled:
                 made[node, "step"] = graph.call_module(f"{node.target}.pool", (source,))
             elif node in self.marks:
-                made[node, "step"] = graph.call_module(f"{node.target}.unfit", (source,))
+                made[node, "step"] = graph.call_function(odd, (source,))
             else:
                 made[node, "step"] = self._copy(graph, node, "step", made)
         return as_function(graph)

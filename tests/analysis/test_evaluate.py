@@ -264,3 +264,36 @@ def test_on_a_gpu_nothing_waits_and_nothing_changes():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert [count / 128 for count in seen.correct.tolist()] == results[0]["accuracy"]
+
+
+@pytest.mark.parametrize("stop", [None, cos_ext.Confidence(0.22)])
+@pytest.mark.parametrize("rho, timesteps", [(0, 3), (4, 4), (5, 3)])
+def test_sequences(rho, timesteps, stop):
+    network, images = tiny(rho=rho, timesteps=timesteps), batches()
+    weights = torch.tensor([1.0, 0.2, 2.0, 0.5, 0.0])[: max(rho, timesteps)].view(-1, 1, 1, 1, 1)
+    loader = [(weights * x, labels) for x, labels in images]
+    result = evaluate(network, loader, over_time=True, stop=stop, progress=False)
+    totals = torch.cat([network.run(x).cumsum(0) for x, _ in loader], 1)
+    answers, labels = totals.argmax(-1), torch.cat([labels for _, labels in loader])
+    if stop is not None:
+        means = totals / torch.arange(1, timesteps + 1).view(-1, 1, 1)
+        at = torch.minimum(torch.arange(timesteps)[:, None], stop.stops(means) - 1)
+        answers = answers.gather(0, at)
+        assert sum(share > 0 for share in result.stopped) > 1
+    right = (answers == labels).sum(1)
+    assert result.accuracy == [count / 31 for count in right.tolist()] and result.samples == 31
+    repeated = [(x.expand(network._steps, *x.shape), labels) for x, labels in images]
+    same = evaluate(network, repeated, over_time=True, stop=stop, progress=False)
+    assert numbers(same) == numbers(evaluate(network, images, stop=stop, progress=False))
+    assert numbers(same) != numbers(result)
+
+
+def test_sequences_are_asked_for():
+    network, (images, labels) = tiny(), batches()[0]
+    with pytest.raises(ValueError, match=r"\[T, B, ...\] to run"):
+        evaluate(network, [(images.expand(4, *images.shape), labels)], progress=False)
+    with pytest.raises(ValueError, match="sequence"):
+        evaluate(network, [(images, labels)], over_time=True, progress=False)
+    stop = cos_ext.Confidence(0.5)
+    with pytest.raises(ValueError, match="leave_every is for images"):
+        evaluate(tiny(rho=0), [], stop=stop, leave_every=1, over_time=True, progress=False)

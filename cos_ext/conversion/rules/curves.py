@@ -261,6 +261,7 @@ class ElementByElement(Curved):
 class InPlace(ElementByElement):
     """The same, written over what it reads."""
 
+    of_activations = functions_of(*(f"{name}_" for name in SMOOTH))
     functions = functions_of(*(f"{name}_" for name in (*SMOOTH, *ONE_BY_ONE, "sigmoid", "tanh")))
     methods = tuple(  # type: ignore[assignment]
         f"{name}_" for name in (*ONE_BY_ONE, "sigmoid", "tanh")

@@ -83,6 +83,22 @@ class Split(Rule):
 
 
 @register
+class Unbind(Rule):
+    """A list of the slices along a dimension after the batch."""
+
+    functions = (torch.unbind,)
+    methods = ("unbind",)
+    memory = Memory.INPUT
+    makes_list = True
+
+    def check(self, call: Call) -> Refusal | None:
+        return per_sample(call, call.argument(1, "dim", 0))
+
+    def rank(self, call: Call) -> int | None:
+        return None if call.rank is None else call.rank - 1
+
+
+@register
 class Item(Rule):
     """x[:, ...] with numbers, slices and None; an element of a list of tensors; one size."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as TF
 
 from ...qcfs import QCFS
@@ -152,6 +152,20 @@ class Threshold(Rectifier):
             return None
         inplace = argument(node, 3, "inplace", False) or named_in_place(node)
         return nn.ReLU(inplace) if isinstance(inplace, bool) else None
+
+
+class Signed(nn.Module):
+    """The identity, where signed neurons are to stand: x to within [-b, b] by levels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@register
+class SignedSite(Rectifier):
+    """Signed neurons at constant current are the staircase of min(max(x, -b), b)."""
+
+    modules = (Signed,)
 
 
 @register

@@ -168,6 +168,27 @@ class UnflattenModule(Rule):
 
 
 @register
+class Unflatten(Rule):
+    """x.unflatten(dim, sizes) of a dimension after the batch."""
+
+    functions = (torch.unflatten,)
+    methods = ("unflatten",)
+    memory = Memory.INPUT
+
+    def check(self, call: Call) -> Refusal | None:
+        sizes = call.argument(2, "sizes")
+        if not isinstance(sizes, (tuple, list)) or not all(map(call.facts.is_plain, sizes)):
+            return Refusal("to computed sizes", "write the sizes out")
+        return per_sample(call, call.argument(1, "dim"))
+
+    def rank(self, call: Call) -> int | None:
+        sizes = call.argument(2, "sizes")
+        if call.rank is None or not isinstance(sizes, (tuple, list)):
+            return None
+        return call.rank + len(sizes) - 1
+
+
+@register
 class View(Rule):
     """x.view(B, ...) and x.reshape(B, ...): the batch stays a dimension of its own.
 
@@ -240,8 +261,8 @@ class View(Rule):
 class Transpose(Rule):
     """An exchange of two dimensions after the batch."""
 
-    functions = (torch.transpose,)
-    methods = ("transpose",)
+    functions = (torch.transpose, torch.swapaxes, torch.swapdims)
+    methods = ("transpose", "swapaxes", "swapdims")
     memory = Memory.INPUT
 
     def check(self, call: Call) -> Refusal | None:
@@ -263,6 +284,53 @@ class Permute(Rule):
         if dims and dims[0] == 0:
             return None
         return Refusal(f"moves the batch, {FOLDED}", "leave dimension 0 in front")
+
+
+@register
+class Turn(Rule):
+    """Another order of the positions along dimensions after the batch: torch.roll, torch.flip."""
+
+    functions = (torch.roll, torch.flip)
+    methods = ("roll", "flip")
+    memory = Memory.OWN
+
+    def check(self, call: Call) -> Refusal | None:
+        rolls = call.node.target in (torch.roll, "roll")
+        return per_sample(call, call.argument(2 if rolls else 1, "dims", ()))
+
+
+@register
+class Select(Rule):
+    """x.select(dim, index) with a plain index, of a dimension after the batch."""
+
+    functions = (torch.select,)
+    methods = ("select",)
+    memory = Memory.INPUT
+
+    def check(self, call: Call) -> Refusal | None:
+        if not call.facts.is_plain(call.argument(2, "index")):
+            return Refusal("picks by a computed number", "index by a number written out")
+        return per_sample(call, call.argument(1, "dim"))
+
+    def rank(self, call: Call) -> int | None:
+        return None if call.rank is None else call.rank - 1
+
+
+@register
+class Narrow(Select):
+    """x.narrow(dim, start, length) with plain numbers, of a dimension after the batch."""
+
+    functions = (torch.narrow,)  # type: ignore[assignment]
+    methods = ("narrow",)
+
+    def check(self, call: Call) -> Refusal | None:
+        numbers = (call.argument(2, "start"), call.argument(3, "length"))
+        if not all(map(call.facts.is_plain, numbers)):
+            return Refusal("picks by computed numbers", "index by numbers written out")
+        return per_sample(call, call.argument(1, "dim"))
+
+    def rank(self, call: Call) -> int | None:
+        return call.rank
 
 
 @register

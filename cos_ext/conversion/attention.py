@@ -1,0 +1,81 @@
+"""nn.MultiheadAttention written out, so that its layers and products can be traced. Nothing is
+traced here.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as TF
+
+from .graphs import changed
+
+
+class Attention(nn.Module):
+    """What an nn.MultiheadAttention with batch_first computes in eval mode, from the same weights.
+
+    Where a mask is given, the module itself is called.
+    """
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        own, width = attention, attention.embed_dim
+        given: Tensor | None = own.in_proj_weight
+        weights = (
+            (own.q_proj_weight, own.k_proj_weight, own.v_proj_weight)
+            if given is None
+            else given.chunk(3)
+        )
+        bias: Tensor | None = own.in_proj_bias
+        biases = (None, None, None) if bias is None else bias.chunk(3)
+        self.heads, self.width, self.masked = own.num_heads, width, own
+        self.query, self.key, self.value = (
+            _linear(weight, bias) for weight, bias in zip(weights, biases)
+        )
+        self.out_proj = _linear(own.out_proj.weight, own.out_proj.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """[B, N, E] of queries, keys and values to [B, N, E] and the weights, [B, N, N] or None."""
+        if key_padding_mask is not None or attn_mask is not None or is_causal:
+            options = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+            return self.masked(query, key, value, *options)
+        q, k, v = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer, x in ((self.query, query), (self.key, key), (self.value, value))
+        )
+        if need_weights:
+            scale = (self.width // self.heads) ** -0.5
+            weights = TF.softmax((q * scale) @ k.transpose(2, 3), 3)
+            mixed, shown = weights @ v, weights.mean(1) if average_attn_weights else weights
+        else:
+            mixed, shown = TF.scaled_dot_product_attention(q, k, v), None
+        return self.out_proj(mixed.transpose(1, 2).flatten(2)), shown
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    made.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return made
+
+
+def write_out(model: nn.Module) -> nn.Module:
+    """The model with its attention written out, in place, where it has the batch first."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is not nn.MultiheadAttention or not child.batch_first or changed(child):
+                continue
+            added: Tensor | None = child.bias_k
+            if added is None and not child.add_zero_attn:
+                setattr(module, name, Attention(child).train(child.training))
+    return model
