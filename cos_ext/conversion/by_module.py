@@ -93,6 +93,9 @@ class ClassifyModules:
         conversion: Conversion, name: str, module: nn.Module, times: int
     ) -> Refusal | None:
         """A difference for a module of one tensor; or why there can be none."""
+        if not times:
+            conversion.add(name, type(module).__name__, "unused", "forward does not call it")
+            return None
         if times != 1:
             return OFTEN
         conversion.by_means[name] = nn.Sequential(RunningMean(), module, Difference())

@@ -39,7 +39,8 @@ def owned(root: nn.Module, node: fx.Node) -> bool:
     rule = rule_of(node, root)
     if rule is None or rule.memory is Memory.UNKNOWN:
         return False
-    return rule.memory is Memory.OWN or owned(root, node.all_input_nodes[0])
+    makes = rule.memory is Memory.UNLESS_WRITTEN and not writes(root, node)
+    return makes or rule.memory is Memory.OWN or owned(root, node.all_input_nodes[0])
 
 
 def writes(root: nn.Module, node: fx.Node) -> bool:

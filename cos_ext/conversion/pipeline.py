@@ -264,10 +264,10 @@ def convert(
             layer by layer the ANN with its activations quantised to 2 levels.
         execution: "steps", or "counts": the same outputs in one pass, where emission is "even" or
             "front" and rho > 0 (:attr:`cos_ext.SpikingNetwork.execution`).
-        readout: of a Softmax, LogSoftmax, Sigmoid or Tanh at the end. "error": an offender. "drop":
-            left out, the network gives logits. "mean": left out, and applied to the mean of the
-            outputs by :meth:`cos_ext.SpikingNetwork.rate`. The class of the largest output is the
-            same in all cases.
+        readout: of a Softmax, LogSoftmax, Sigmoid or Tanh at the end. "error": as `nonlinear` says,
+            a difference or an offender. "drop": left out, the network gives logits. "mean": left
+            out, and applied to the mean of the outputs by :meth:`cos_ext.SpikingNetwork.rate`. The
+            class of the largest output is the same in all cases.
         memory_format: of the weights of 2-d convolutions, which their outputs and all that follows
             take over. "auto": torch.channels_last while the network is on a CPU, where it is
             faster, else the model's own. A model that cannot be traced keeps its own, too. Or

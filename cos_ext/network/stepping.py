@@ -39,8 +39,8 @@ class Stepping:
 
     The outputs of all portions are those of one call of the network: bit for bit where a layer's
     sums do not depend on the size of the batch, as those by events do not. Potentials take one
-    number of the state dtype for each neuron and sample; ``memory_limit`` does not count them.
-    There are no gradients.
+    number of the state dtype for each neuron and sample, and differences one for every number that
+    they read or hand on; ``memory_limit`` does not count them. There are no gradients.
 
     Attributes:
         t: the steps that have been run.

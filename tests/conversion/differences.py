@@ -72,6 +72,13 @@ def multiplied_in_place(m, h, x):
     return y
 
 
+def into_a_gate(m, h, x):
+    """What is added in place to is the gate's own."""
+    y = torch.sigmoid(h)
+    y += h
+    return y
+
+
 def halves(m, h, x):
     """The pieces of a list, read by steps and as means."""
     a, b = m.second(h).chunk(2, 1)
@@ -129,6 +136,7 @@ NETS = {
         {"pool": nn.MaxPool2d(3, 1, padding=1)},
     ),
     "MaxOver": (lambda m, h, x: m.second(h) + h.amax((2, 3), keepdim=True), {}),
+    "into a gate": (into_a_gate, {}),
     "halves": (halves, {}),
     "pieces": (pieces, {"cut": nn.Linear(36, 36)}),
     "static": (lambda m, h, x: torch.sigmoid(h) * m.skip(x) + m.skip(x), {}),

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from differences import NETS, Net, X, net, plain
+from differences import NETS, Net, X, image, net, plain, tokens
 from torch import nn
 from torch.nn import functional as TF
 
@@ -97,6 +97,29 @@ def inverse(h):
     return 1 / h.mean((1, 2, 3), keepdim=True)
 
 
+def test_samples_lead_after_products_without_an_example():
+    """So that what follows may be reshaped by, or added to, what has the batch in front."""
+
+    def product(m, h, x):
+        t = tokens(h)
+        both = torch.einsum("bci,bcj->bij", h.flatten(2)[:, :, :6], h.flatten(2)[:, :, :6])
+        return h + (h.flatten(2) @ t).mean((1, 2), keepdim=True).unsqueeze(3) + both.unsqueeze(1)
+
+    model = Net(product)
+    network = convert(model, timesteps=5)
+    with torch.no_grad():
+        torch.testing.assert_close(network(X), plain(model, X, 5), **NEAR)
+
+
+def test_a_mask_that_could_meet_another_dimension_is_refused():
+    def masked(m, h, x):
+        t, mask = tokens(h).unsqueeze(1), m.skip(x).flatten(2)[:, :1].expand(-1, 36, -1)
+        return image(TF.scaled_dot_product_attention(t, t, t, attn_mask=mask).squeeze(1))
+
+    with pytest.raises(ConversionError, match="whose batch is not known to meet"):
+        convert(Net(masked), timesteps=4)
+
+
 @pytest.mark.parametrize("function", [root, logarithm, inverse])
 @pytest.mark.parametrize("execution", ["steps", "counts"])
 def test_nan_and_infinity_are_shown_for_their_sample_alone(function, execution):
@@ -147,6 +170,7 @@ class Walks(nn.Module):
         torch.manual_seed(2)
         self.conv, self.act = nn.Conv2d(1, 4, 3, padding=1), QCFS(4, 1.0)
         self.gelu, self.pool, self.norm = nn.GELU(), nn.MaxPool2d(2), nn.GroupNorm(2, 4)
+        self.spare = nn.SiLU()  # which nothing calls
         self.second, self.two, self.head = nn.Conv2d(4, 4, 3), QCFS(4, 0.7), nn.Linear(4, 3)
 
     def forward(self, x):
@@ -156,23 +180,25 @@ class Walks(nn.Module):
         return self.head(self.two(self.second(h) + 0.3).flatten(1))
 
 
-def test_a_model_that_is_walked():
+def test_a_model_that_is_walked(tmp_path):
     model = Walks().double().eval()
     network = convert(model, timesteps=7, example_input=X)
     assert isinstance(network.module, Walked)
     statuses = {entry.site: entry.status for entry in network.report.entries}
-    assert {site for site, status in statuses.items() if status == "difference"} == {
-        *("gelu", "pool", "norm"),
-    }
+    on_means = {site for site, status in statuses.items() if status == "difference"}
+    assert on_means == {"gelu", "pool", "norm"} and statuses["spare"] == "unused"
     with torch.no_grad():
         torch.testing.assert_close(network(X), plain(model, X, 7), **NEAR)
         running = network.begin(X)
         portions = torch.cat([running.advance(steps) for steps in (2, 1, 4)])
         torch.testing.assert_close(portions, network(X), **NEAR)
+    network.save(tmp_path / "file")
+    loaded = cos_ext.load_network(tmp_path / "file", model, example_input=X)
+    assert torch.equal(loaded(X), network(X))
     with pytest.raises(ConversionError) as caught:
         convert(model, timesteps=4, example_input=X, nonlinear="error")
     offenders = {entry.site for entry in caught.value.report.unsupported()}
-    assert offenders == {"gelu", "pool", "norm"}
+    assert offenders == {"gelu", "pool", "norm", "spare"}
 
 
 def test_a_walked_module_that_is_called_twice_is_refused():

@@ -41,6 +41,7 @@ class Memory(enum.Enum):
 
     OWN = "nothing else holds it"
     INPUT = "it may be the first input's"
+    UNLESS_WRITTEN = "nothing else holds it, unless the call works in place"
     UNKNOWN = "unknown"
 
 

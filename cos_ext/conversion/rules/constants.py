@@ -89,7 +89,10 @@ class MatrixProduct(Rule):
 
     def check_sample(self, call: Call) -> Refusal | None:
         refusal = self.check(call)
-        return samples_meet(call, 2) if refusal is ONE_CONSTANT else refusal
+        return samples_meet(call) if refusal is ONE_CONSTANT else refusal
+
+    def leads(self, call: Call) -> bool:
+        return self.check_sample(call) is None
 
     def rank(self, call: Call) -> int | None:
         first, second = call.argument(0, "input"), call.argument(1, "other")
@@ -103,9 +106,9 @@ class MatrixProduct(Rule):
         return rank - 1 if matrix.dim() == 1 else rank
 
 
-def samples_meet(call: Call, operands: int) -> Refusal | None:
+def samples_meet(call: Call) -> Refusal | None:
     """Refuse products of tensors where the batch of one may meet another dimension of the other."""
-    batched = [x for x in call.facts.tensors(call.node)[:operands] if x in call.facts.batched]
+    batched = [x for x in call.facts.tensors(call.node) if x in call.facts.batched]
     ranks = {call.rank_of(x) for x in batched}
     (rank,) = ranks if len(ranks) == 1 else (None,)
     return None if rank is not None and rank >= 3 else FRONT
@@ -128,10 +131,10 @@ class Attention(Rule):
         spiking = isinstance(mask, fx.Node) and mask in call.facts.spiking
         if spiking:
             return Refusal("has a mask that depends on spikes", "compute it from the input")
-        return samples_meet(call, 3)
+        return samples_meet(call)
 
     def leads(self, call: Call) -> bool:
-        return samples_meet(call, 3) is None
+        return samples_meet(call) is None
 
 
 @register
@@ -182,6 +185,9 @@ class Einsum(Rule):
     def rank(self, call: Call) -> int | None:
         found = self.terms(call)
         return None if found is None else len(found[1])
+
+    def leads(self, call: Call) -> bool:
+        return self.check_sample(call) is None
 
 
 class ForEverySample(Rule):

@@ -67,7 +67,7 @@ class OtherActivation(Curved):
     )
     functions = functions_of(*SMOOTH)
     methods = SMOOTH
-    memory = Memory.INPUT  # where it works in place
+    memory = Memory.UNLESS_WRITTEN
     why = Refusal(
         "integrate-and-fire neurons can only stand for a rectifier that starts at 0",
         f"{DIFFERENCE}, or train with nn.ReLU or cos_ext.QCFS",
@@ -95,7 +95,7 @@ class Gate(Curved):
     modules = (nn.Sigmoid, nn.Tanh, nn.Hardsigmoid)
     functions = functions_of("sigmoid", "tanh", "hardsigmoid")
     methods = ("sigmoid", "tanh")
-    memory = Memory.INPUT  # where it works in place
+    memory = Memory.UNLESS_WRITTEN
     why = Refusal(
         "is not linear in its input",
         f'{DIFFERENCE}; or, as the last step of a network, pass readout="drop" (the order of the '
@@ -185,8 +185,9 @@ class SpreadOf(Reduced):
         return super().check_sample(call)
 
     def rank(self, call: Call) -> int | None:
-        plain = call.node.target in (torch.var, torch.std, "var", "std")
-        return None if plain and "keepdim" not in call.node.kwargs else super().rank(call)
+        # Of these the position says nothing: var(dim, unbiased, keepdim).
+        known = call.node.target not in (torch.var, torch.std, "var", "std")
+        return super().rank(call) if known else None
 
 
 @register

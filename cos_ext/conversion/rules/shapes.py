@@ -110,6 +110,11 @@ class Pad(Rule):
         )
 
 
+def rank_after_flatten(start: Any, end: Any) -> int | None:
+    """The rank of what is flattened to its last dimension; None: unknown."""
+    return start + 1 if isinstance(start, int) and start >= 0 and end == -1 else None
+
+
 @register
 class FlattenModule(Rule):
     """nn.Flatten of dimensions after the batch."""
@@ -127,7 +132,7 @@ class FlattenModule(Rule):
 
     def rank(self, call: Call) -> int | None:
         assert isinstance(call.module, nn.Flatten)
-        return 2 if call.module.start_dim == 1 and call.module.end_dim == -1 else None
+        return rank_after_flatten(call.module.start_dim, call.module.end_dim)
 
 
 @register
@@ -143,7 +148,7 @@ class Flatten(Rule):
 
     def rank(self, call: Call) -> int | None:
         start, end = call.argument(1, "start_dim", 0), call.argument(2, "end_dim", -1)
-        return 2 if start == 1 and end == -1 else None
+        return rank_after_flatten(start, end)
 
 
 @register
