@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from torch import fx, nn
 
@@ -25,6 +25,12 @@ def quiet_fakes() -> Iterator[None]:
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
     """An argument of a call, given by position or by name."""
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def leaves_of(graph: fx.Graph) -> tuple[fx.Node, ...]:
+    """What a traced graph gives, which is a flat tuple."""
+    (last,) = (node for node in graph.nodes if node.op == "output")
+    return cast(tuple[fx.Node, ...], last.args[0])
 
 
 def called(root: nn.Module, node: fx.Node) -> nn.Module:
