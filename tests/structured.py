@@ -71,17 +71,24 @@ class Segmentation(nn.Module):
         return OrderedDict(out=out, aux=self.aux(found["low"]))
 
 
+class LastLevel(nn.Module):
+    """torchvision's, which only calls a function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return TF.max_pool2d(x, kernel_size=1, stride=2, padding=0)
+
+
 class Pyramid(nn.Module):
     """Feature maps as a list: spikes themselves, sums of them, and the image."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone, self.lateral = Backbone(), nn.Conv2d(8, 6, 1)
+        self.backbone, self.lateral, self.last = Backbone(), nn.Conv2d(8, 6, 1), LastLevel()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         found = self.backbone(x)
         fine = found["low"] + TF.interpolate(self.lateral(found["top"]), scale_factor=2.0)
-        return [x, found["low"], found["high"], fine]
+        return [x, found["low"], found["high"], fine, self.last(found["top"])]
 
 
 class Detection(nn.Module):

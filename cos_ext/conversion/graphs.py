@@ -85,7 +85,9 @@ def free_name(root: nn.Module, path: str) -> str:
 
 def become_module(root: nn.Module, node: fx.Node, label: str, module: nn.Module) -> str:
     """Make the call of a function the call of a module of its own; returns the module's name."""
-    owner = owner_of(node)
+    owner, known = owner_of(node), dict(root.named_modules(remove_duplicate=False))
+    while owner not in known:  # a graph has not the modules that only call functions
+        owner = owner.rpartition(".")[0]
     site = free_name(root, f"{owner}.{label}" if owner else label)
     set_module(root, site, module)
     node.op, node.target = "call_module", site

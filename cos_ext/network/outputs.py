@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 STEPS, STATIC, CONSTANT = "steps", "static", "constant"
 # Leaves that stay as they are.
 _NUMBERS = (type(None), bool, int, float, complex, str, bytes)
-PLAIN = (*_NUMBERS, torch.Size, torch.dtype, torch.device, Enum)
+PLAIN = (*_NUMBERS, torch.dtype, torch.device, Enum)
 Flat = tuple[Any, ...]
 
 
@@ -64,11 +64,12 @@ class Outputs:
         Raises:
             ValueError: it has another structure.
         """
-        leaves, spec = pytree.tree_flatten(given)
-        if spec != self.spec:
+        try:
+            leaves = self.spec.flatten_up_to(given)
+        except ValueError as error:
             raise ValueError(
-                f"the model's output must always have one structure, {self.spec}, got {spec}"
-            )
+                f"the model's output must always have one structure: {error}"
+            ) from error
         return tuple(leaf for number, leaf in enumerate(leaves) if number not in self.others)
 
     def each(self, function: Callable[[Any], Any], flat: Flat) -> Flat:

@@ -34,7 +34,8 @@ def prepared(make, dtype=torch.float64):
 
 def converted(make, dtype=torch.float64, **options):
     model, thresholds = prepared(make, dtype)
-    settings = {"timesteps": LEVELS, "rho": LEVELS, "iterations": None, "thresholds": thresholds}
+    settings = {"timesteps": LEVELS, "rho": LEVELS, "iterations": None, "max_pool": "before"}
+    settings["thresholds"] = thresholds
     return convert(model, **{**settings, "example_input": X.to(dtype), **options})
 
 
@@ -149,9 +150,11 @@ def gives(function):
 
 
 def test_one_tensor_twice_is_one():
-    network, x = converted(gives(lambda m, x, h, a, b: [a, {"again": a}])), images()
-    first, second = leaves(network(x))
-    assert torch.equal(first, second)
+    network = converted(gives(lambda m, x, h, a, b: [a, {"again": a, "size": x.shape[2:]}]))
+    x = images()
+    first, second = network(x)
+    assert torch.equal(first, second["again"]) and second["size"] == (8, 8)
+    assert network.rate(x)[1]["size"] == (8, 8)
     shown = [m for m in network.modules() if type(m).__name__ == "Shown"]
     assert len(shown) == 1
 
