@@ -81,7 +81,8 @@ def first_steps(network: SpikingNetwork, names: list[str], batches: data.Batches
     steps = max(network.timesteps, network.rho)
     found = []
     for inputs, _ in batches:
-        outputs = network.module(inputs).unflatten(0, (steps, len(names), len(inputs)))
+        (outputs,) = network.module(inputs)
+        outputs = outputs.unflatten(0, (steps, len(names), len(inputs)))
         found.append(outputs[: network.timesteps].cumsum(0).argmax(-1).transpose(0, 1))
     return list(torch.cat(found, 2))
 

@@ -157,6 +157,7 @@ def fit_confidence(
     points: int = 200,
     device: str | torch.device | None = None,
     progress: bool = True,
+    output: Any = None,
 ) -> ConfidenceFit:
     """Find the thresholds of early exit on held-out data.
 
@@ -183,12 +184,13 @@ def fit_confidence(
         points: how many choices are tried, >= 2.
         device: where to compute; None: where the network is.
         progress: a progress bar on stderr.
+        output: which of several outputs are the scores, as for :func:`cos_ext.evaluate`.
 
     Raises:
         TypeError: network is not a SpikingNetwork, labels are no integers, or an argument has
             another type.
         ValueError: there is no such family or score; a number is out of range; the loader yields no
-            sample; outputs are not [T, B, classes] or [T, B].
+            sample; outputs are not [T, B, classes] or [T, B], or several without ``output``.
         RuntimeError: the network's settings are changed meanwhile.
     """
     if not isinstance(network, SpikingNetwork):
@@ -197,7 +199,7 @@ def fit_confidence(
         raise ValueError(f"family must be one of {list(FAMILIES)}, got {family!r}")
     points = whole("points", points, 2)
     never = Confidence(math.inf, score, temperature)
-    readout = checked(Readout(first_step), network)
+    readout = checked(Readout(first_step, output=output), network)
     if device is not None:
         network.to(device)
     network.eval()

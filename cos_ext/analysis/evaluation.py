@@ -150,6 +150,7 @@ def evaluate(
     stop: Confidence | None = None,
     leave_every: int | None = None,
     over_time: bool = False,
+    output: Any = None,
 ) -> Evaluation:
     """Accuracy of a spiking network at every time-step, or a metric of your own.
 
@@ -194,6 +195,9 @@ def evaluate(
             which is that of the steps that were run. For networks that do not watch.
         over_time: the loader's inputs are sequences [T, B, ...], a frame for every step, as
             :meth:`cos_ext.SpikingNetwork.run` takes them.
+        output: the scores in what the network gives, where that is several tensors: a key, index or
+            attribute, a tuple of them (``("heads", 0)``), or a function of what the network gives
+            at some steps, [T, B, ...], step by step.
 
     Returns:
         What was measured, the same in every process.
@@ -203,14 +207,15 @@ def evaluate(
             no Confidence, labels are no integers, or the loader yields no pairs of tensors.
         ValueError: the loader yields no sample, outputs are not [T, B, classes] or [T, B], labels
             are not [B] or no classes of the network, the metric gives another shape, prefetch < 0,
-            first_step is not in 1..T, stop has too few thresholds, the group lacks this process, or
-            the processes have other settings, classes or, with shard=True, other labels.
+            first_step is not in 1..T, stop has too few thresholds, output does not lead to one
+            tensor, the group lacks this process, or the processes have other settings, classes or,
+            with shard=True, other labels.
         ValueError: leave_every is given without stop, with over_time, or to a network whose neurons
             watch or that mixes the samples of a batch.
         RuntimeError: the network's settings are changed meanwhile.
         cos_ext.data.distributed.RemoteError: another process failed.
     """
-    readout = Readout(first_step, stop, leave_every, bool(over_time))
+    readout = Readout(first_step, stop, leave_every, bool(over_time), output)
     many = distributed and _distributed.is_running()
     if not many:
         share = _counted(network, loader, device, progress, prefetch, metric, readout)

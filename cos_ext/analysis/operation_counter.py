@@ -131,25 +131,25 @@ class OperationCounter(TorchDispatchMode):
             for x in inputs:
                 self._origins[x] = Origin(1)
             with self:
-                output = self._outputs(inputs)
+                outputs = self._outputs(inputs)
         if self._refused:
             raise ValueError(
                 "network computes in ways that cannot be counted:\n" + "\n".join(self._refused)
             )
-        origin = self._of(output)
-        for key in origin.layers:
-            self.layers[key].readers.add(None)
-        for site in origin.sites:
-            self.readers[site].add(None)
+        for origin in map(self._of, outputs):
+            for key in origin.layers:
+                self.layers[key].readers.add(None)
+            for site in origin.sites:
+                self.readers[site].add(None)
 
-    def _outputs(self, inputs: list[Tensor]) -> Tensor:
+    def _outputs(self, inputs: list[Tensor]) -> tuple[Any, ...]:
         module = self.network.module
         if isinstance(module, fx.GraphModule):
             return _Interpreter(module, self).run(*inputs)
         assert isinstance(module, Walked)
         return self._walk(module, inputs)
 
-    def _walk(self, walked: Walked, inputs: list[Tensor]) -> Tensor:
+    def _walk(self, walked: Walked, inputs: list[Tensor]) -> tuple[Any, ...]:
         """A module that is no graph, with hooks that say which of its modules is running."""
         handles, own = [], threading.get_ident()  # another thread may run the network, too
 

@@ -24,12 +24,14 @@ class Readout(NamedTuple):
     * ``leave_every``: None: all samples run T steps. k: after every k steps those that are finished
       leave the batch.
     * ``over_time``: inputs are sequences, a frame for every step.
+    * ``output``: what takes the scores out of the network's output; once checked, a function.
     """
 
     first_step: int = 1
     stop: Confidence | None = None
     leave_every: int | None = None
     over_time: bool = False
+    output: Any = None
 
 
 class Read(NamedTuple):
@@ -63,6 +65,7 @@ def early_exit(
     stop: Confidence,
     leave_every: int = 1,
     first_step: int = 1,
+    output: Any = None,
 ) -> EarlyExit:
     """Answers of a batch whose samples leave it as soon as they are sure.
 
@@ -75,25 +78,34 @@ def early_exit(
         stop: when a sample is finished.
         leave_every: the steps between two looks, >= 1.
         first_step: outputs are averaged from this step on, as for :func:`cos_ext.evaluate`.
+        output: which of several outputs are the scores, likewise.
 
     Raises:
         TypeError: network is not a SpikingNetwork, stop no Confidence; and as for the network.
         ValueError: neurons watch; outputs are not [T, B, classes] or [T, B]; a number is out of
-            range; what the network computes of a sample depends on the others.
+            range; what the network computes of a sample depends on the others; there are several
+            outputs, and ``output`` does not say which; it is a function, and the network has a
+            readout, which is that of one output.
     """
     if not isinstance(network, SpikingNetwork):
         raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
-    readout = checked(Readout(first_step, stop, leave_every), network)
+    readout = checked(Readout(first_step, stop, leave_every, output), network)
+    number = network.outputs.chooser(output)[1]
+    if number is None and network.readout is not None:
+        raise ValueError(
+            "output must be a key, index or attribute for a network with a readout, got a function"
+        )
     network.eval()
     read = leaving(network.begin(*inputs), readout, network.timesteps)
     assert read.stopped is not None  # it was asked when
     mean = read.means[-1]
-    return EarlyExit(mean if network.readout is None else network.readout(mean), read.stopped)
+    own = None if network.readout is None or number is None else network.readout[number]
+    return EarlyExit(mean if own is None else own(mean), read.stopped)
 
 
 def checked(readout: Readout, network: SpikingNetwork) -> Readout:
     """TypeError or ValueError where a readout does not fit itself or the network."""
-    first, stop, every, over_time = readout
+    first, stop, every, over_time, output = readout
     first = whole("first_step", first, 1, network.timesteps)
     if stop is not None and not isinstance(stop, Confidence):
         raise TypeError(f"stop must be a cos_ext.Confidence or None, got {type(stop).__name__}")
@@ -113,17 +125,19 @@ def checked(readout: Readout, network: SpikingNetwork) -> Readout:
                 "it out: stop alone gives the same answers"
             )
         every = whole("leave_every", every, 1, or_=" or None")
-    return Readout(first, stop, every, over_time)
+    return Readout(first, stop, every, over_time, network.outputs.chooser(output)[0])
 
 
 def read_of(network: SpikingNetwork, inputs: Any, readout: Readout) -> Read:
-    """What there is to read of a batch: a tensor, a tuple of them, or a mapping by name."""
+    """What there is to read of a batch: a tensor, a tuple of them, or a mapping by name. The
+    readout was checked.
+    """
     named = inputs if isinstance(inputs, Mapping) else {}
     given = () if isinstance(inputs, Mapping) else inputs
     given = given if isinstance(given, tuple) else (given,)
     if readout.leave_every is None:
         call = network.run if readout.over_time else network
-        return recorded(call(*given, **named), readout)
+        return recorded(readout.output(call(*given, **named)), readout)
     return leaving(network.begin(*given, **named), readout, network.timesteps)
 
 
@@ -147,7 +161,7 @@ def leaving(stepping: Stepping, readout: Readout, timesteps: int) -> Read:
     there = stopped = torch.empty(0)
     while stepping.t < timesteps:
         before = stepping.t
-        outputs = stepping.advance(min(every, timesteps - before))
+        outputs = readout.output(stepping.advance(min(every, timesteps - before)))
         if found is None:
             found = outputs.new_zeros((timesteps, *outputs.shape[1:]))
             there = torch.arange(outputs.shape[1], device=outputs.device)

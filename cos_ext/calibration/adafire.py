@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
 from .._batches import check_batches, device_of
@@ -204,14 +205,15 @@ def _copies(inputs: list[Tensor]) -> list[Tensor]:
 
 
 def _log_softmax(outputs: Any, inputs: list[Tensor]) -> Tensor:
-    """Of outputs [B, K, ...], in float64."""
-    if not isinstance(outputs, Tensor) or outputs.dim() < 2 or outputs.shape[1] < 2:
-        shown = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    """Of outputs [B, K, ...], in float64; in whatever structure, but one tensor."""
+    scores = [each for each in pytree.tree_leaves(outputs) if isinstance(each, Tensor)]
+    if len(scores) != 1 or scores[0].dim() < 2 or scores[0].shape[1] < 2:
+        shown = ", ".join(str(tuple(each.shape)) for each in scores)
         raise ValueError(
             f"outputs must be scores [B, K, ...] of K >= 2 classes, which have a divergence; got "
             f"{shown} for {inputs[0].shape[0]} samples"
         )
-    return outputs.double().log_softmax(1)
+    return scores[0].double().log_softmax(1)
 
 
 def _measured(

@@ -159,7 +159,7 @@ class ReplaceModules:
         neurons = conversion.neurons
         first = conversion.first_sizes.items()
         sizes = {neurons[name]: size for name, size in first if name in neurons}
-        conversion.walked = Walked(conversion.model, sizes, conversion.inputs)
+        conversion.walked = Walked(conversion.model, sizes, conversion.inputs, conversion.outputs)
 
 
 class _Looked(TorchDispatchMode):

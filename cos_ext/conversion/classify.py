@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from torch import fx, nn
 
+from ..network.outputs import CONSTANT, STATIC, STEPS
 from ..neuron import IFNode
 from .facts import Facts
-from .graphs import called, changed, label_of, site_of
+from .graphs import called, changed, label_of, leaves_of, site_of
 from .neurons import make_neuron
 from .ownership import owned
 from .rules import Call, Refusal, Rule, rule_for, rule_of
@@ -21,6 +24,10 @@ from .state import OF_MEANS, Conversion
 CHANGED = Refusal(
     "has forward hooks or a patched forward, which would see time-steps or be lost",
     "remove them before converting",
+)
+PARTS = Refusal(
+    "the output has a list whose length is not known",
+    "give its parts: first, second = x.chunk(2, 1); return first, second",
 )
 BATCH_SIZE = Refusal(
     "uses the size of the batch, into which time is folded",
@@ -72,10 +79,24 @@ class Classify:
             self._require_neurons(conversion)
 
     def _output(self, conversion: Conversion, node: fx.Node) -> None:
-        (result,) = node.args
-        if not isinstance(result, fx.Node) or result in conversion.facts.lists:
-            why = Refusal("one tensor output is supported", "wrap the model so that it returns one")
-            conversion.refuse("forward", "output", why)
+        kinds = tuple(self._kind(conversion, leaf) for leaf in leaves_of(conversion.graph))
+        conversion.outputs = dataclasses.replace(conversion.outputs, kinds=kinds)
+
+    def _kind(self, conversion: Conversion, leaf: fx.Node) -> str:
+        """What a leaf of the output is; refused where it is no tensor with the batch in front."""
+        facts = conversion.facts
+        number, why = facts.numbers.get(leaf), None
+        if leaf in facts.lists:
+            why = PARTS
+        elif number is not None:
+            why = BATCH_SIZE if number is not Size.PLAIN else None
+        elif leaf in facts.batched and leaf not in facts.spiking and leaf not in facts.leading:
+            why = self._unknown_batch(facts, leaf.name)
+        if why is not None and leaf not in conversion.refused:
+            conversion.refuse("forward", "output", why, leaf)
+        if number is not None or leaf not in facts.batched:
+            return CONSTANT
+        return STEPS if leaf in facts.spiking else STATIC
 
     def _require_neurons(self, conversion: Conversion) -> None:
         outputs = [node for node in conversion.graph.nodes if node.op == "output"]
@@ -270,11 +291,15 @@ class Classify:
         unsure = ", ".join(s.name for s in batched if s not in facts.leading)
         if len(batched) < 2 or not unsure:
             return None
+        return self._unknown_batch(facts, unsure)
+
+    @staticmethod
+    def _unknown_batch(facts: Facts, names: str) -> Refusal:
         if facts.seen is not None:
             return Refusal(
-                f"the first dimension of {unsure} is not the batch", "bring the batch to the front"
+                f"the first dimension of {names} is not the batch", "bring the batch to the front"
             )
         return Refusal(
-            f"whether {unsure} has the batch as its first dimension is not known",
+            f"whether {names} has the batch as its first dimension is not known",
             "pass example_input",
         )

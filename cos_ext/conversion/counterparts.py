@@ -77,8 +77,8 @@ def counterparts(network: SpikingNetwork, sites: Mapping[str, nn.Module]) -> dic
 def _currents(
     network: SpikingNetwork, module: fx.GraphModule
 ) -> tuple[dict[str, fx.Node], dict[str, nn.Module]]:
-    """By site: the node whose result its neurons read, before a pooling that was moved there; and
-    that pooling, where there is one.
+    """By site: the node whose result its neurons read, before poolings that were moved there; and
+    those, as one, where there are some.
     """
     nodes = network.nodes()
     moved = {entry.site for entry in network.report.entries if entry.status == "moved"}
@@ -87,12 +87,14 @@ def _currents(
     for node in module.graph.nodes:
         if node.op != "call_module" or node.target not in nodes:
             continue
-        source = node.args[0]
-        if source.op == "call_module" and source.target in moved:
+        source, before = node.args[0], nn.Sequential()
+        while source.op == "call_module" and source.target in moved:
             pool = module.get_submodule(source.target)
-            pools[node.target] = pool.pool if isinstance(pool, MaxPoolBefore) else pool
+            before.insert(0, pool.pool if isinstance(pool, MaxPoolBefore) else pool)
             source = source.args[0]
         currents[node.target] = source
+        if len(before):
+            pools[node.target] = before
     return currents, pools
 
 

@@ -12,9 +12,10 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from ..network.finite import Shown, Unfit
+from ..network.outputs import STEPS
 from ..network.over_time import Difference, TimeBroadcast, UnfitOverTime
 from ..neuron import IFNode
-from .graphs import called, free_name, label_of, site_of
+from .graphs import called, free_name, label_of, leaves_of, site_of
 from .ownership import owned
 from .report import ConversionError
 from .rules import Call
@@ -120,12 +121,14 @@ class ShowUnfit:
                 sums = isinstance(module, TimeBroadcast)
                 watched.update({x: sums or watched.get(x, False) for x in batched})
         (last,) = (node for node in graph.nodes if node.op == "output")
-        (out,) = last.all_input_nodes
-        shown = free_name(model, "shown")
+        leaves, kinds = leaves_of(graph), conversion.outputs.kinds
+        by_step = {leaf: "" for leaf, kind in zip(leaves, kinds) if kind == STEPS}
+        for leaf in by_step:
+            by_step[leaf] = free_name(model, "shown")
+            model.add_module(by_step[leaf], Shown(inplace=owned(model, leaf)))
         names = {True: free_name(model, "unfit_sums"), False: free_name(model, "unfit")}
         for sums in set(watched.values()):
             model.add_module(names[sums], Unfit(sums))
-        model.add_module(shown, Shown(inplace=owned(model, out)))
         marks = []
         for source, sums in watched.items():
             # At once: what follows may write over it.
@@ -141,5 +144,9 @@ class ShowUnfit:
         with graph.inserting_after(inputs[-1]):
             batch = graph.call_method("size", (inputs[0], 0))
         with graph.inserting_before(last):
-            last.args = (graph.call_module(shown, (out, batch, *marks)),)
+            made = {
+                leaf: graph.call_module(shown, (leaf, batch, *marks))
+                for leaf, shown in by_step.items()
+            }
+            last.args = (tuple(made.get(leaf, leaf) for leaf in leaves),)
         graph.lint()

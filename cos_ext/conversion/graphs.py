@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from torch import fx, nn
 
@@ -25,6 +25,12 @@ def quiet_fakes() -> Iterator[None]:
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
     """An argument of a call, given by position or by name."""
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def leaves_of(graph: fx.Graph) -> tuple[fx.Node, ...]:
+    """What a traced graph gives, which is a flat tuple."""
+    (last,) = (node for node in graph.nodes if node.op == "output")
+    return cast(tuple[fx.Node, ...], last.args[0])
 
 
 def called(root: nn.Module, node: fx.Node) -> nn.Module:
@@ -79,7 +85,9 @@ def free_name(root: nn.Module, path: str) -> str:
 
 def become_module(root: nn.Module, node: fx.Node, label: str, module: nn.Module) -> str:
     """Make the call of a function the call of a module of its own; returns the module's name."""
-    owner = owner_of(node)
+    owner, known = owner_of(node), dict(root.named_modules(remove_duplicate=False))
+    while owner not in known:  # a graph has not the modules that only call functions
+        owner = owner.rpartition(".")[0]
     site = free_name(root, f"{owner}.{label}" if owner else label)
     set_module(root, site, module)
     node.op, node.target = "call_module", site

@@ -57,6 +57,8 @@ def _average(conversion: Conversion, node: fx.Node, pool: nn.Module) -> tuple[st
 def _before(conversion: Conversion, node: fx.Node, pool: nn.Module) -> tuple[str, str] | Refusal:
     """The neurons are monotone in their current, so that max(f(x)) = f(max(x)) for one θ."""
     (activation,) = node.all_input_nodes
+    while activation in conversion.before:  # poolings of poolings move together
+        (activation,) = activation.all_input_nodes
     neuron = conversion.neurons.get(str(activation.target))
     if activation.op != "call_module" or neuron is None:
         return _of_currents(conversion, node, pool)

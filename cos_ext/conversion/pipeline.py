@@ -52,6 +52,7 @@ class Trace:
         examples = dict(zip(inputs.names, conversion.examples or ()))
         spikes = conversion.settings.spikes
         traced = conversion.traced = trace(conversion.source, inputs, examples, spikes)
+        conversion.outputs = traced.outputs or conversion.outputs
         if conversion.examples is not None:
             return
         if traced.graph is None:
@@ -111,6 +112,7 @@ class Build:
             "memory_format": settings.memory_format,
             "own_format": own_format(conversion.source),
             "inputs": conversion.inputs,
+            "outputs": conversion.outputs,
             "ranks": _ranks(conversion),
             "shapes": conversion.traced.shapes,
         }
@@ -210,9 +212,11 @@ def convert(
 
     Args:
         model: any torch.fx-traceable module whose inputs are tensors [B, ...] and whose output is
-            one tensor [B, ...]. One that cannot be traced, but whose activations are all modules,
-            each called once, converts too where example_input is given; its layers before the first
-            neurons then run at every step.
+            tensors [B, ...], one or in tuples, lists, dicts and dataclasses; beside them None,
+            numbers and tensors of no input, which stay as they are (:doc:`/guides/outputs`). One
+            that cannot be traced, but whose activations are all modules, each called once, converts
+            too where example_input is given; its layers before the first neurons then run at every
+            step.
         timesteps: T >= 1.
         rho: steps to watch for calibration, 0 for none; may exceed timesteps.
         iterations: of the calibration; None is until exact.
@@ -264,10 +268,11 @@ def convert(
             layer by layer the ANN with its activations quantised to 2 levels.
         execution: "steps", or "counts": the same outputs in one pass, where emission is "even" or
             "front" and rho > 0 (:attr:`cos_ext.SpikingNetwork.execution`).
-        readout: of a Softmax, LogSoftmax, Sigmoid or Tanh at the end. "error": as `nonlinear` says,
-            a difference or an offender. "drop": left out, the network gives logits. "mean": left
-            out, and applied to the mean of the outputs by :meth:`cos_ext.SpikingNetwork.rate`. The
-            class of the largest output is the same in all cases.
+        readout: of a Softmax, LogSoftmax, Sigmoid or Tanh at the end of a tensor of the output.
+            "error": as `nonlinear` says, a difference or an offender. "drop": left out, the network
+            gives logits. "mean": left out, and applied to the mean of that tensor by
+            :meth:`cos_ext.SpikingNetwork.rate`. The class of the largest output is the same in all
+            cases.
         memory_format: of the weights of 2-d convolutions, which their outputs and all that follows
             take over. "auto": torch.channels_last while the network is on a CPU, where it is
             faster, else the model's own. A model that cannot be traced keeps its own, too. Or

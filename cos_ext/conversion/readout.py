@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as TF
 
-from .graphs import argument, called, site_of
+from .graphs import argument, called, leaves_of, site_of
 from .state import Conversion
 
 READOUTS = ("error", "drop", "mean")
@@ -36,10 +36,20 @@ class CutReadout:
         choice = conversion.settings.readout
         if choice == "error":
             return
-        graph = conversion.graph
-        (last,) = (node for node in graph.nodes if node.op == "output")
+        leaves = leaves_of(conversion.graph)
+        found = [self._cut(conversion, number) for number in range(len(leaves))]
+        for number, leaf in enumerate(leaves):  # one tensor may be given twice
+            found[number] = found[leaves.index(leaf)]
+        if any(found):
+            conversion.readout = nn.ModuleList(nn.Sequential(*cut) for cut in found)
+            conversion.graph.lint()
+
+    @staticmethod
+    def _cut(conversion: Conversion, number: int) -> list[nn.Module]:
+        """Cut off what is at the end of one leaf."""
+        choice, graph = conversion.settings.readout, conversion.graph
         cut: list[nn.Module] = []
-        while isinstance(node := last.args[0], fx.Node) and len(node.users) == 1:
+        while len((node := leaves_of(graph)[number]).users) == 1:
             shaped = False
             while node.target in SHAPES and len(node.all_input_nodes) == 1:
                 (source,) = node.all_input_nodes
@@ -55,9 +65,7 @@ class CutReadout:
             cut.insert(0, made)
             node.replace_all_uses_with(node.all_input_nodes[0])
             graph.erase_node(node)
-        if cut:
-            conversion.readout = nn.Sequential(*cut)
-            graph.lint()
+        return cut
 
 
 def _readout(root: nn.Module, node: fx.Node) -> nn.Module | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,6 +14,7 @@ from .._batches import Inputs
 from ..general import Neuron
 from ..network.modules import Walked
 from ..network.network import SpikingNetwork
+from ..network.outputs import ONE, Outputs
 from ..neuron import IFNode
 from .facts import Facts
 from .report import ConversionReport, Entry
@@ -52,7 +53,8 @@ class Conversion:
     source: the user's model, never modified. settings, examples: convert()'s arguments.
     inputs: which of forward's arguments are inputs.
 
-    traced, expected: from Trace, the copy that is rewritten and the model's output on the example.
+    traced, expected: from Trace, the copy that is rewritten and the leaves of the model's output on
+    the example. outputs: their structure, and what becomes of each.
     facts: what is known of the values in the graph. unfolded: by BatchNorm, why it was not folded.
     folded: by layer, the entry of the BatchNorm that it took in. reference: the ANN after folding.
     neurons, averages, before: what Rewrite puts in; a max pooling becomes an average, or moves
@@ -68,7 +70,8 @@ class Conversion:
     inputs: Inputs = None  # type: ignore[assignment]  # set below
     report: ConversionReport = field(default_factory=ConversionReport)
     traced: Traced = field(init=False)
-    expected: Tensor | None = None
+    expected: tuple[Any, ...] | None = None
+    outputs: Outputs = ONE
     facts: Facts = field(default_factory=Facts)
     unfolded: dict[str, str] = field(default_factory=dict)
     folded: dict[str, Entry] = field(default_factory=dict)
@@ -79,7 +82,7 @@ class Conversion:
     differences: set[fx.Node] = field(default_factory=set)
     by_means: dict[str, nn.Module] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
-    readout: nn.Module | None = None
+    readout: nn.ModuleList | None = None
     shapes: dict[fx.Node, torch.Size] = field(default_factory=dict)
     refused: set[fx.Node] = field(default_factory=set)
     first_sizes: dict[str, Fraction] = field(default_factory=dict)

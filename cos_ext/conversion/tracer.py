@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensorMode
 from torch.fx.proxy import TraceError
 
+from ..network.outputs import Outputs, flattened
 from ..neuron import IFNode
 from ..qcfs import QCFS
 from .graphs import quiet_fakes
@@ -37,13 +38,31 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "
 
 
 class Tracer(fx.Tracer):
-    """Args: buffers: record reads of buffers, as of parameters; else they are constants."""
+    """Args: buffers: record reads of buffers, as of parameters; else they are constants.
+
+    The graph gives the tensors of the model's output as a flat tuple.
+
+    Attributes:
+        outputs: the structure around them.
+    """
 
     record_stack_traces = True
+    outputs: Outputs
 
     def __init__(self, buffers: bool = True) -> None:
         super().__init__()
         self.proxy_buffer_attributes = buffers
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        forward, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+
+        def flat(*args: Any) -> tuple[Any, ...]:
+            tensors, self.outputs = flattened(forward(*args))
+            return tensors
+
+        return flat, args
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         own = (QCFS, IFNode, BatchNormAny)

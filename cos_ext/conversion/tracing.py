@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _assert_is_none
 
 from .._batches import Inputs
+from ..network.outputs import Outputs
 from ..network.pooling import MAX_POOLS
 from ..neuron import IFNode
 from ..qcfs import QCFS
@@ -51,6 +52,7 @@ class Traced:
     shapes: of the inputs without the batch, where control flow looked at them.
     asks: classes whose forward asks for types, which tracing answers wrongly.
     signed: those of the sites where signed neurons stand.
+    outputs: the structure of what it gives, as a flat tuple; None where it could not be traced.
     """
 
     module: nn.Module
@@ -62,6 +64,7 @@ class Traced:
     uncalled: dict[str, nn.Module] = field(default_factory=dict)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     asks: list[str] = field(default_factory=list)
+    outputs: Outputs | None = None
 
     @property
     def signed(self) -> tuple[str, ...]:
@@ -121,9 +124,9 @@ def _graph_of(model: nn.Module, inputs: Inputs, tracer: Tracer) -> fx.Graph:
 
 def _traced_graph(
     model: nn.Module, inputs: Inputs, examples: Mapping[str, Tensor]
-) -> tuple[nn.Module, fx.Graph | None, str, bool]:
-    """A copy of the model and its graph; or None, and why there is none. Whether shapes of the
-    examples went into it, which are looked at where nothing else helps.
+) -> tuple[nn.Module, fx.Graph | None, str, Tracer | None]:
+    """A copy of the model, its graph and who made it; or None, and why there is none. Shapes of the
+    examples are looked at where nothing else helps.
     """
     why = ""
     # Some models look at the numbers in their buffers.
@@ -144,8 +147,8 @@ def _traced_graph(
                 and str(node.target) in vars(scratch).keys() - vars(own).keys()
             ):
                 setattr(own, str(node.target), vars(scratch)[str(node.target)])
-        return own, graph, "", isinstance(tracer, ShapeTracer) and tracer.used
-    return copied(model), None, why, False
+        return own, graph, "", tracer
+    return copied(model), None, why, None
 
 
 def _reason(error: Exception) -> str:
@@ -205,13 +208,14 @@ def trace(
     refuse_wrappers(model)
     name = type(model).__name__
     inputs = inputs or Inputs.of(model)
-    own, graph, why_not, shaped = _traced_graph(model, inputs, examples or {})
-    if graph is None:
+    own, graph, why_not, tracer = _traced_graph(model, inputs, examples or {})
+    if graph is None or tracer is None:
         sites = {path: module for path, module in own.named_modules() if is_rectifier(module)}
         origin = {site: type(module).__name__ for site, module in sites.items()}
         return Traced(own, sites, origin, inputs, why_not)
+    shaped = isinstance(tracer, ShapeTracer) and tracer.used
     shapes = [tuple(x.shape[1:]) for x in (examples or {}).values()] if shaped else []
-    traced = Traced(own, {}, {}, inputs, shapes=shapes)
+    traced = Traced(own, {}, {}, inputs, shapes=shapes, outputs=tracer.outputs)
     pools: set[str] = set()
     places = Places(own, graph)
     for node in list(graph.nodes):

@@ -8,14 +8,17 @@ is the structure.
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from .._batches import Inputs
 from ..network.modules import Walked
 from ..network.network import SpikingNetwork
+from ..network.outputs import CONSTANT, STEPS, flattened
 from ..network.pooling import average_of
 from .copying import beside
 from .counterparts import counterparts
@@ -44,16 +47,24 @@ class VerifyTrace:
         sample = tuple(x[:1] for x in conversion.examples)
         other = _others(sample)
         model, ours = beside(conversion.source), beside(conversion.model)
-        expected = self._expected(conversion, model, sample)
+        expected, spec = pytree.tree_flatten(self._expected(conversion, model, sample))
         try:
             both = _run(ours, tuple(torch.cat(pair) for pair in zip(sample, other)), names)
-            alone = _run(model, other, names)
+            alone = pytree.tree_leaves(_run(model, other, names))
         except FAILURES as error:
             raise ConversionError(
                 f"{name} does not take a batch of two samples: {error}; it must take any number"
             ) from error
-        if not agree(both, torch.cat([expected, alone])):
-            if not agree(_run(ours, sample, names), expected):
+        both, found = pytree.tree_flatten(_as_model(conversion, both))
+        if found != spec or len(alone) != len(expected):
+            raise ConversionError(
+                f"the output of {name} has another structure for two samples, or traced, than for "
+                "one; give the same tensors [B, ...] for any batch"
+            )
+        kinds = [_kind(*each) for each in zip(both, expected, alone)]
+        if None in kinds:
+            alone = pytree.tree_leaves(_as_model(conversion, _run(ours, sample, names)))
+            if not all(map(_same, alone, expected)):
                 raise ConversionError(
                     f"the traced graph of {name} differs from the model on example_input; look for "
                     "in-place operations on tensors that are read again, and for questions about "
@@ -63,22 +74,28 @@ class VerifyTrace:
                 f"the output of {name} for a sample depends on the other samples of the batch; "
                 "compute it from each sample alone, since time is folded into the batch"
             )
-        conversion.expected = expected
+        conversion.expected = tuple(expected)
+        if conversion.traced.graph is None:  # else the graph tells
+            outputs = conversion.outputs
+            known = tuple(k for n, k in enumerate(kinds) if k and n not in outputs.others)
+            conversion.outputs = dataclasses.replace(outputs, kinds=known)
 
     @staticmethod
-    def _expected(conversion: Conversion, model: nn.Module, sample: tuple[Tensor, ...]) -> Tensor:
-        name = conversion.name
+    def _expected(conversion: Conversion, model: nn.Module, sample: tuple[Tensor, ...]) -> Any:
+        name, untraced = conversion.name, conversion.traced.graph is None
         try:
             expected = _run(model, sample, conversion.inputs)
+            tensors, outputs = flattened(expected)
         except FAILURES as error:
             raise ConversionError(
                 f"{name} does not run on the first sample of example_input: {error}"
             ) from error
-        if not isinstance(expected, Tensor):
+        if untraced and not all(x.is_floating_point() for x in tensors):
             raise ConversionError(
-                f"the output of {name} must be one tensor, got {type(expected).__name__}; wrap the "
-                "model in one that returns what is wanted"
+                f"the output of {name} has tensors of {sorted({str(x.dtype) for x in tensors})}, "
+                "and it cannot be traced; give the floating-point numbers that they come from"
             )
+        conversion.outputs = outputs if untraced else conversion.outputs
         return expected
 
 
@@ -103,11 +120,13 @@ class VerifyNetwork:
         if not self._average_approximations(conversion, snn, ann):
             return
         quantised = self._quantise(conversion, snn, ann)
-        theirs = _run(ann, pair, conversion.inputs)
+        theirs = pytree.tree_leaves(_as_model(conversion, _run(ann, pair, conversion.inputs)))
         forced = self._force(snn, quantised)
         try:
-            snn.readout = beside(conversion.readout) if conversion.readout else None
-            ours = snn.rate(*pair)
+            snn.readout = cast(
+                nn.ModuleList | None, conversion.readout and beside(conversion.readout)
+            )
+            ours = pytree.tree_leaves(snn.rate(*pair))
         except FAILURES as error:
             raise ConversionError(
                 f"the converted network does not run on example_input: {error}", conversion.report
@@ -115,10 +134,12 @@ class VerifyNetwork:
         for site, each in forced.items():
             if each.why_not:
                 raise _wrong(conversion, f"at {site}: {each.why_not}")
-        if not agree(ours, theirs):
-            same = ours.shape == theirs.shape
-            size = (ours - theirs).abs().max().item() if same else "one of shapes"
-            raise _wrong(conversion, f"in its output (largest difference {size})")
+        for mine, wanted in zip(ours, theirs, strict=True):
+            if not _same(mine, wanted):
+                same = getattr(mine, "shape", None) == getattr(wanted, "shape", ())
+                apart = (mine.double() - wanted.double()).abs().max().item() if same else None
+                size = "one of shapes" if apart is None else apart
+                raise _wrong(conversion, f"in its output (largest difference {size})")
         dead = [site for site, each in quantised.items() if each.dead]
         if dead and conversion.traced.graph is None:
             raise ConversionError(
@@ -133,7 +154,8 @@ class VerifyNetwork:
         assert expected is not None
         if not conversion.folded:
             return  # it is the graph that has been compared
-        if not agree(_run(ann, sample, conversion.inputs), expected):
+        ours = _as_model(conversion, _run(ann, sample, conversion.inputs))
+        if not all(map(_same, pytree.tree_leaves(ours), expected)):
             raise ConversionError(
                 "the model with its BatchNorm folded differs from the model on example_input; pass "
                 "fold_batchnorm=False",
@@ -202,6 +224,28 @@ def _wrong(conversion: Conversion, what: str) -> ConversionError:
 
 def _run(module: nn.Module, inputs: tuple[Tensor, ...], names: Inputs) -> Any:
     return names.call(module, [x.clone() for x in inputs])
+
+
+def _as_model(conversion: Conversion, given: Any) -> Any:
+    """What a traced graph gives, which is flat, in the structure in which the model gives it."""
+    return given if conversion.traced.graph is None else conversion.outputs.full(given)
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
+        return agree(ours, theirs)
+    return type(ours) is type(theirs) and bool(ours == theirs)
+
+
+def _kind(both: Any, first: Any, second: Any) -> str | None:
+    """What a leaf is, by that of two samples and by those of either; None: no leaf of ours."""
+    if _same(both, first) and _same(both, second):
+        return CONSTANT
+    if not all(isinstance(x, Tensor) and x.dim() for x in (both, first, second)):
+        return None
+    if first.shape[1:] != second.shape[1:] or not agree(both, torch.cat([first, second])):
+        return None
+    return STEPS
 
 
 def _others(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from .settings import Configured
 
@@ -37,7 +38,7 @@ class CapturedForward:
         self,
         network: Configured,
         inputs: tuple[Tensor, ...],
-        output: Tensor,
+        output: Any,
         replay: Callable[[], Any],
     ) -> None:
         """`replay` computes `output` from `inputs`, which it and nobody else holds on to."""
@@ -54,16 +55,17 @@ class CapturedForward:
         ]
         self._storages = [tensor.detach() for *_, tensor in self._tensors if tensor is not None]
 
-    def __call__(self, *inputs: Tensor, clone: bool = True) -> Tensor:
-        """The network's inputs, [B, ...] each, to per-step outputs [T, B, ...]; a tensor of its own
-        unless `clone` is False.
+    def __call__(self, *inputs: Tensor, clone: bool = True) -> Any:
+        """The network's inputs, [B, ...] each, to per-step outputs [T, B, ...]; tensors of their
+        own unless `clone` is False.
         """
         self._check(inputs)
-        with torch.no_grad(), torch.cuda.device_of(self._output):
+        with torch.no_grad(), torch.cuda.device_of(self._inputs[0]):
             for own, given in zip(self._inputs, inputs):
                 own.copy_(given, non_blocking=True)
             self._replay()
-            return self._output.clone() if clone else self._output
+            own = self._output
+            return pytree.tree_map_only(Tensor, torch.clone, own) if clone else own
 
     def _check(self, inputs: tuple[Tensor, ...]) -> None:
         if len(inputs) != len(self._inputs):

@@ -40,7 +40,7 @@ class Segments:
                 segment += 1
         self._parts = split_module(module, module, numbers.__getitem__)
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Any:
         return _Checkpointed(self._parts).run(*inputs)
 
 

@@ -14,6 +14,7 @@ from .finite import Unfit
 from .graphs import as_function
 from .inputs import folded, in_dtype_of
 from .modules import twin
+from .outputs import STATIC, Outputs
 from .settings import Configured
 
 MIXES = (
@@ -36,24 +37,26 @@ def mixes_samples(network: Configured, inputs: tuple[Tensor, ...]) -> bool:
     # Frames are often blank, and what is 0 may hide what it is multiplied with.
     finite = [x[:, None].flatten(1).double().nan_to_num(0, 0, 0) for x in inputs]
     most, which = torch.stack([x.abs().sum(1) for x in finite]).sum(0).topk(2)
-    found = mixes(network.module, tuple(x[which] for x in inputs))
+    found = mixes(network, tuple(x[which] for x in inputs))
     if found or most.all():
         network._needs[key] = found
     return found
 
 
 @torch.no_grad()
-def mixes(module: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether what neurons are given of one sample depends on the others, or on how many there are.
+def mixes(network: Configured, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether what neurons are given of one sample depends on the others, or on how many there are;
+    or an output that does not come from neurons.
 
     Found by running the part before the first neurons on two samples, each beside several
     neighbours, and alone. The same shapes give the same bits, so that any difference tells.
     """
+    module = network.module
     if not isinstance(module, fx.GraphModule) or any(x.shape[0] < 2 for x in inputs):
         return False
     module = twin(module, {id(x): x for x in (*module.parameters(), *module.buffers())})
     assert isinstance(module, fx.GraphModule)
-    front = _front(module)
+    front = _front(module, network.outputs)
     first, second = [_kept(x[:1]) for x in inputs], [_kept(x[1:2]) for x in inputs]
     beside_first = [_pairs(first, other) for other in _neighbours([x[1:2] for x in inputs])]
     beside_second = [_pairs(other, second) for other in _neighbours([x[:1] for x in inputs])]
@@ -72,13 +75,18 @@ def mixes(module: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
     return together is None or not all(map(_close, together[0], alone))
 
 
-def _front(module: fx.GraphModule) -> Callable[..., tuple[Tensor, ...]]:
-    """A function of the module and its inputs: what neurons and sums with spikes are given."""
+def _front(module: fx.GraphModule, outputs: Outputs) -> Callable[..., tuple[Tensor, ...]]:
+    """A function of the module and its inputs: what neurons and sums with spikes are given, and
+    static outputs.
+    """
     given = [
         node.all_input_nodes[0]
         for node in module.graph.nodes
         if node.op == "call_module" and isinstance(module.get_submodule(node.target), Unfit)
     ]
+    (last,) = (node for node in module.graph.nodes if node.op == "output")
+    leaves = last.args[0] if isinstance(last.args[0], tuple) else ()
+    given += [leaf for leaf, kind in zip(leaves, outputs.kinds) if kind == STATIC]
     needed, open_ = set(given), list(given)
     while open_:
         for source in open_.pop().all_input_nodes:

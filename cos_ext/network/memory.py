@@ -28,6 +28,7 @@ from .._numbers import whole
 from .front import MIXES, mixes_samples
 from .layout import empty_like
 from .modules import twin
+from .outputs import Flat
 from .settings import Configured
 
 AUTO_BYTES = 16 * 2**20
@@ -152,7 +153,8 @@ def _dry_run(
                     f"the memory of {type(network.module).__name__} cannot be estimated for inputs "
                     f"{[(batch, *x.shape[1:]) for x in inputs]}: {error}"
                 ) from error
-            return Need(live.peak, live.largest, out.numel() * out.element_size())
+            sizes = (out[n].numel() * out[n].element_size() for n in network.outputs.timed)
+            return Need(live.peak, live.largest, sum(sizes))
 
 
 def _strides(x: Tensor, batch: int) -> list[int]:
@@ -263,17 +265,20 @@ def _may_gain(network: Configured, inputs: tuple[Tensor, ...]) -> bool:
     return elements * steps * max((x.element_size() for x in inputs), default=4) > AUTO_BYTES
 
 
-def run(network: Configured, inputs: tuple[Tensor, ...], count: int) -> Tensor:
-    """The network's outputs [T, B, ...], computed on `count` parts of the batch, one after the
+def run(network: Configured, inputs: tuple[Tensor, ...], count: int) -> Flat:
+    """The network's leaves [T, B, ...], computed on `count` parts of the batch, one after the
     other.
     """
-    out, start = torch.empty(0), 0
+    found: Flat = ()
+    start, batch = 0, inputs[0].shape[0]
     for part in zip(*(x.tensor_split(count) for x in inputs)):
-        piece = network._whole(*part)
+        pieces = network._whole(*part)
         if start == 0:
-            shape = (piece.shape[0], inputs[0].shape[0], *piece.shape[2:])
-            out = empty_like(piece, shape)
-        out[:, start : start + piece.shape[1]] = piece
-        start += piece.shape[1]
-        del piece  # before the next part allocates
-    return out
+            found = network.outputs.each(
+                lambda x: empty_like(x, (x.shape[0], batch, *x.shape[2:])), pieces
+            )
+        for number in network.outputs.timed:
+            found[number][:, start : start + part[0].shape[0]] = pieces[number]
+        start += part[0].shape[0]
+        del pieces  # before the next part allocates
+    return found

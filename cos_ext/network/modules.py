@@ -14,6 +14,7 @@ from .._batches import Inputs
 from .._neuron.runs import Run, running, steps_now
 from ..neuron import IFNode
 from .finite import Shown, Unfit
+from .outputs import Flat, Outputs
 from .over_time import TimeBroadcast
 
 
@@ -36,16 +37,18 @@ class Walked(nn.Module):
 
     sizes: by its neurons, their first size as a multiple of the batch on the example. Control flow
     that depends on the size of the batch could change it, or call neurons more than once; that is
-    noticed at every call.
+    noticed at every call. outputs: the structure of what it gives.
     """
 
-    def __init__(self, model: nn.Module, sizes: dict[IFNode, Fraction], inputs: Inputs) -> None:
+    def __init__(
+        self, model: nn.Module, sizes: dict[IFNode, Fraction], inputs: Inputs, outputs: Outputs
+    ) -> None:
         super().__init__()
-        self.model, self.inputs = model, inputs
+        self.model, self.inputs, self.outputs = model, inputs, outputs
         self.broadcast = TimeBroadcast()
         self.sizes = {name: sizes[node] for name, node in model.named_modules() if node in sizes}
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Flat:
         folded, batch = [self.broadcast(x) for x in inputs], inputs[0].shape[0]
         marks = [Unfit(sums=True)(x) for x in inputs]
         with running(Run(calls=True)) as run:
@@ -60,4 +63,5 @@ class Walked(nn.Module):
                     "is folded"
                 )
             marks.append(called[0].view(steps_now(self.broadcast.timesteps), -1).any(0))
-        return Shown()(out, batch, *marks)
+        flat = self.outputs.flat(out)
+        return self.outputs.each(lambda leaf: Shown()(leaf, batch, *marks), flat)

@@ -18,13 +18,15 @@ from . import counts, layout, memory, one_pass, worlds
 from .capture import CapturedForward, capture
 from .checkpointing import Segments
 from .inputs import as_inputs, batch_size, check_shapes, folded, in_dtype_of
+from .outputs import Flat
 from .sequences import Sequenced
 from .settings import OWN, Report
 from .storage import save
 
 
 class SpikingNetwork(Sequenced):
-    """A converted network. Input: the ANN's, [B, ...]; output: [T, B, ...], one per time-step.
+    """A converted network. Input: the ANN's, [B, ...]; output: the ANN's, every tensor in it
+    [T, B, ...], one per time-step.
 
     `timesteps`, `rho`, `iterations`, `emission` and `calibration` can be changed at any time, for a
     layer of its own by :meth:`set_layer`. `execution` decides how a computer gets at the outputs,
@@ -285,12 +287,12 @@ class SpikingNetwork(Sequenced):
         """The names of the inputs, and the arguments that conversion fixed at their defaults."""
         return self.options["inputs"]
 
-    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         """The ANN's inputs, [B, ...] each, by position or by name, to per-step outputs
         [T, B, ...]; in parts of the batch where `memory_limit` asks for it.
 
-        Floating-point inputs of another dtype than the network's (which all its parameters have)
-        are converted to it.
+        They stand in the ANN's own structure: :doc:`/guides/outputs`. Floating-point inputs of
+        another dtype than the network's (which all its parameters have) are converted to it.
 
         Raises:
             TypeError: an input is no tensor, is missing, or was fixed by the conversion.
@@ -301,37 +303,38 @@ class SpikingNetwork(Sequenced):
         check_shapes(inputs, self.options.get("ranks", ()), self.options.get("shapes", ()))
         return self._outputs(*inputs)
 
-    def _outputs(self, *inputs: Tensor) -> Tensor:
+    def _outputs(self, *inputs: Tensor) -> Any:
         """Of inputs that fit, in parts of the batch where there is a limit."""
         learning = self.trainable and (self.training or torch.is_grad_enabled())
         auto = self._memory_limit == "auto"
-        if self._memory_limit is None or learning or (auto and torch.compiler.is_compiling()):
-            return self._whole(*inputs)
-        return self._limited(*inputs)
+        whole = self._memory_limit is None or (auto and torch.compiler.is_compiling())
+        run = self._whole if whole or learning else self._limited
+        return self.outputs.full(run(*inputs))
 
     @torch.compiler.disable(
         reason="memory_limit splits the batch by its size; compile with memory_limit=None"
     )
-    def _limited(self, *inputs: Tensor) -> Tensor:
+    def _limited(self, *inputs: Tensor) -> Flat:
         count = memory.parts(self, inputs)
         return self._whole(*inputs) if count == 1 else memory.run(self, inputs, count)
 
-    def _whole(self, *inputs: Tensor) -> Tensor:
-        """:meth:`forward` of the whole batch at once."""
+    def _whole(self, *inputs: Tensor) -> Flat:
+        """The leaves of the whole batch at once."""
         inputs = tuple(in_dtype_of(self, x) for x in inputs)
         batch, inputs = batch_size(inputs), folded(inputs)
         if self._counts_first():
             assert self._plan is not None  # made when the mode was set
-            out = self._plan.outputs(self.module, self._timesteps, self._shared_rho, *inputs)
-            out = layout.as_ann(self, out, inputs)
-            return out.unflatten(0, (self._timesteps, batch))
-        module: Callable[..., Tensor] = self.module
-        if self._checkpointing and torch.is_grad_enabled():
-            module = self._segments = self._segments or Segments(self.module)
-        with running(Run() if torch.compiler.is_compiling() else self._eager()):
-            out = module(*inputs)
-        out = layout.as_ann(self, out, inputs)
-        return out.unflatten(0, (steps_now(self._steps), batch))[: steps_now(self._timesteps)]
+            steps = self._timesteps
+            flat = self._plan.outputs(self.module, steps, self._shared_rho, *inputs)
+        else:
+            module: Callable[..., Flat] = self.module
+            if self._checkpointing and torch.is_grad_enabled():
+                module = self._segments = self._segments or Segments(self.module)
+            with running(Run() if torch.compiler.is_compiling() else self._eager()):
+                flat = module(*inputs)
+            steps = steps_now(self._steps)
+        flat = self.outputs.each(lambda x: layout.as_ann(self, x, inputs), flat)
+        return self.outputs.by_step(flat, batch, steps, steps_now(self._timesteps))
 
     def _eager(self) -> Run:
         self._readers = one_pass.readers(self.module, self._readers)
@@ -365,13 +368,13 @@ class SpikingNetwork(Sequenced):
         batch_size(as_inputs(example_inputs, "example_inputs"))
         return capture(self, example_inputs)
 
-    def rate(self, *inputs: Tensor, **named: Tensor) -> Tensor:
-        """The mean over time of :meth:`forward`, [B, ...]: on the device, of the T steps that were
+    def rate(self, *inputs: Tensor, **named: Tensor) -> Any:
+        """The means over time of :meth:`forward`, [B, ...]: on the device, of the T steps that were
         asked for, without a copy. With convert(readout="mean"), what the model applies to its
-        outputs last is applied to it.
+        outputs last is applied to them.
         """
-        mean = self(*inputs, **named).mean(0)
-        return mean if self.readout is None else self.readout(mean)
+        means = self.outputs.means(self.outputs.flat(self(*inputs, **named)))
+        return self.outputs.full(self.read_out(means))
 
     def save(self, path: str | Path) -> None:
         """Write the weights, thresholds and initial potentials as safetensors, with a JSON header

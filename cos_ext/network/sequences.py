@@ -5,6 +5,8 @@ How a frame becomes currents is the model's business, and whether inputs fit inp
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ MIXES = (
 class Sequenced(Stepped):
     """A converted model that also takes another input at every step."""
 
-    def run(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+    def run(self, *inputs: Tensor, **named: Tensor) -> Any:
         """A frame for every step, [T, B, ...], to per-step outputs [T, B, ...].
 
         What runs once per image in :meth:`forward` runs once per frame: the part of the model

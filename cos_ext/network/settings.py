@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from .._neuron.general import bare
 from .._neuron.settings import is_general
@@ -16,6 +16,7 @@ from ..functional import MAX_STEPS
 from ..general import Neuron
 from ..neuron import IFNode
 from .modules import Walked
+from .outputs import Flat, Outputs
 from .over_time import Timed
 from .pooling import MaxPoolBefore
 
@@ -43,21 +44,21 @@ class Configured(nn.Module):
     """A converted model and the settings of its neurons. Where one is refused, nothing changes."""
 
     module: nn.Module
-    readout: nn.Module | None
+    readout: nn.ModuleList | None
     report: Any
     # What SpikingNetwork adds, for the files that it calls.
     execution: str
     convolution: str
     _own_convolutions: dict[str, str]
     memory_limit: int | str | None
-    _whole: Callable[..., Tensor]
-    _outputs: Callable[..., Tensor]
+    _whole: Callable[..., Flat]
+    _outputs: Callable[..., Any]
     _counts_first: Callable[[], bool]
 
     def __init__(self, module: nn.Module, report: Report, options: dict[str, Any]) -> None:
         super().__init__()
         self.module = module
-        self.readout = None  # of the mean of the outputs
+        self.readout = None  # of the means of the outputs, a module for each
         self.report = report
         # What save() needs: convert()'s arguments, the ANN's call sites, static_calibration.
         self.options = options
@@ -68,6 +69,11 @@ class Configured(nn.Module):
 
     def _accept(self, own: Mapping[str, Any], layers: Mapping[str, Mapping[str, Any]]) -> None:
         """Refuse settings that do not go with how the network runs: a subclass knows."""
+
+    def read_out(self, means: Flat) -> Flat:
+        """What the model applies to its outputs last, of the means of all leaves."""
+        readout = self.readout
+        return means if readout is None else tuple(f(x) for f, x in zip(readout, means))
 
     def nodes(self) -> dict[str, IFNode]:
         """The neurons by call site, in execution order."""
@@ -132,6 +138,11 @@ class Configured(nn.Module):
         self._neuron = own["neuron"]
         self._layers, self._steps = layers, steps
         self._needs = {}
+
+    @property
+    def outputs(self) -> Outputs:
+        """The structure of the model's output."""
+        return cast(Outputs, self.options["outputs"])
 
     @property
     def timesteps(self) -> int:

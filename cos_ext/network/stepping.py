@@ -21,6 +21,7 @@ from ..functional import MAX_STEPS
 from . import memory
 from .front import MIXES, mixes_samples
 from .inputs import batch_size, check_shapes
+from .outputs import Flat
 from .planned import Planned
 from .settings import Configured
 
@@ -71,15 +72,14 @@ class Stepping:
         """What another one may go on from, with other inputs."""
         return Kept(self._potentials, self.samples, self.t, self._settings)
 
-    @torch.no_grad()
-    def advance(self, steps: int = 1) -> Tensor:
+    def advance(self, steps: int = 1) -> Any:
         """Run some more steps.
 
         Args:
             steps: how many, >= 1. ``network.timesteps`` is no bound.
 
         Returns:
-            Their outputs, [steps, B, ...], B the samples that are left.
+            Their outputs, [steps, B, ...], B the samples that are left, in the model's structure.
 
         Raises:
             TypeError, ValueError: steps is no int >= 1.
@@ -87,6 +87,11 @@ class Stepping:
                 kept does not fit the inputs.
             RuntimeError: the network's settings have been changed since it was begun.
         """
+        return self._network.outputs.full(self.leaves(steps))
+
+    @torch.no_grad()
+    def leaves(self, steps: int) -> Flat:
+        """What :meth:`advance` gives, without the structure."""
         steps, network = whole("steps", steps, 1, MAX_STEPS), self._network
         if network._fixed() != self._settings:
             raise RuntimeError(
@@ -106,7 +111,7 @@ class Stepping:
         self._potentials, self.t = portion.potentials, self.t + steps
         return outputs
 
-    def _in_parts(self, portion: Portion, count: int) -> Tensor:
+    def _in_parts(self, portion: Portion, count: int) -> Flat:
         """The outputs of a batch that `memory_limit` wants in so many parts."""
         outputs, left = [], []
         kept = {n: self._by_sample(v).tensor_split(count) for n, v in portion.potentials.items()}
@@ -118,7 +123,7 @@ class Stepping:
             left.append(part.potentials)
         for node in left[0]:
             portion.potentials[node] = torch.cat([potentials[node] for potentials in left])
-        return torch.cat(outputs, 1)
+        return self._network.outputs.joined(outputs)
 
     @torch.no_grad()
     def keep(self, index: Tensor) -> None:
@@ -166,7 +171,7 @@ class Stepped(Planned):
         """
         return Stepping(self, inputs_of(self).bound(inputs, named))
 
-    def step(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+    def step(self, *inputs: Tensor, **named: Tensor) -> Any:
         """One step of a stream: one frame in, its output out; potentials are kept until
         :meth:`reset`.
 
@@ -177,7 +182,7 @@ class Stepped(Planned):
             inputs, named: a frame, [B, ...], as for :meth:`forward`.
 
         Returns:
-            [B, ...].
+            [B, ...], in the model's structure.
 
         Raises:
             TypeError, ValueError: as for :meth:`begin`; the frame has another number of samples
@@ -186,9 +191,9 @@ class Stepped(Planned):
         """
         frame, streams = inputs_of(self).bound(inputs, named), _STREAMS.of
         stream = Stepping(self, frame, streams.get(self))
-        output = stream.advance()[0]
+        flat = self.outputs.each(lambda x: x[0], stream.leaves(1))
         streams[self] = stream.kept
-        return output
+        return self.outputs.full(flat)
 
     def reset(self) -> None:
         """Forget this thread's stream: the next :meth:`step` is a first one."""

@@ -15,7 +15,7 @@ A node of the graph may be needed in both. The mean world never reads the step w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
 
@@ -30,11 +30,11 @@ class Plan(NamedTuple):
     """The functions that run a graph by counts; the first argument is the graph's module, whose
     submodules they call.
 
-    outputs(module, timesteps, rho, *inputs) -> [T*B, ...]; counts(module, rho, *inputs) -> {site:
-    C* [B, ...], int32}.
+    outputs(module, timesteps, rho, *inputs) -> the graph's, [T*B, ...]; counts(module, rho,
+    *inputs) -> {site: C* [B, ...], int32}.
     """
 
-    outputs: Callable[..., Tensor]
+    outputs: Callable[..., tuple[Any, ...]]
     counts: Callable[..., dict[str, Tensor]]
 
 
@@ -113,7 +113,7 @@ class _Worlds:
                 )
         return found
 
-    def outputs(self) -> Callable[..., Tensor]:
+    def outputs(self) -> Callable[..., tuple[Any, ...]]:
         (last,) = (n for n in self.nodes if n.op == "output")
         needed = self.needed([(last, "step")])
         graph = fx.Graph()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as TF
+from torch.utils import _pytree as pytree
 
 from .._batches import device_of
 from .._tables import table
@@ -115,6 +116,7 @@ class RateTask:
         self, network: SpikingNetwork, config: FineTuneConfig, teacher: nn.Module | None
     ) -> None:
         self.model, self.config, self.teacher = network, config, teacher
+        self._scores = network.outputs.flat  # of one tensor
         self._teacher_checked = False
         self.smallest: list[tuple[Tensor, Tensor]] = []
         self.handles = []
@@ -152,10 +154,12 @@ class RateTask:
         return groups
 
     def answers(self, images: Tensor) -> Tensor:
-        return self.model.rate(images)
+        (rate,) = self._scores(self.model.rate(images))
+        return rate
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        config, rate = self.config, self.model(images).mean(0).float()
+        (outputs,) = self._scores(self.model(images))
+        config, rate = self.config, outputs.mean(0).float()
         loss = TF.cross_entropy(rate, labels, label_smoothing=config.label_smoothing)
         if self.teacher is None:
             return loss, rate
@@ -173,6 +177,8 @@ class RateTask:
         """The teacher's logits."""
         assert self.teacher is not None
         wanted = self.teacher(in_dtype_of(self.teacher, images))
+        tensors = [each for each in pytree.tree_leaves(wanted) if isinstance(each, Tensor)]
+        wanted = tensors[0] if len(tensors) == 1 else wanted
         if not isinstance(wanted, Tensor) or wanted.shape != rate.shape:
             got = tuple(wanted.shape) if isinstance(wanted, Tensor) else type(wanted).__name__
             raise ValueError(
@@ -257,9 +263,10 @@ def fine_tune(
     Raises:
         TypeError: a setting has another name; the network is no SpikingNetwork, or the teacher no
             ANN.
-        ValueError: resume comes without state_path; the network is not trainable, or calibrates
-            (rho > 0); a setting is out of range; the teacher does not return logits; test_batches
-            yield nothing, as an iterator that was read; and as for ``fit``.
+        ValueError: resume comes without state_path; the network is not trainable, calibrates
+            (rho > 0), or gives several tensors; a setting is out of range; the teacher does not
+            return logits; test_batches yield nothing, as an iterator that was read; and as for
+            ``fit``.
         OSError, FloatingPointError: as for ``fit``.
     """
     known = {field.name for field in fields(FineTuneConfig)} - {"epochs", "learning_rate"}
@@ -314,6 +321,11 @@ def _check(network: SpikingNetwork, teacher: nn.Module | None) -> None:
     if not isinstance(network, SpikingNetwork):
         raise TypeError(
             f"network must be one that cos_ext.convert made, got {type(network).__name__}"
+        )
+    if len(network.outputs.kinds) != 1:
+        raise ValueError(
+            f"network must give one tensor of logits, it gives {network.outputs.described()}; wrap "
+            "the model in one that returns them alone"
         )
     if not network.trainable:
         raise ValueError("network must be trainable: make it by convert(..., trainable=True)")

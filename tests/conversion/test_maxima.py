@@ -106,6 +106,26 @@ def test_thresholds_along_what_is_pooled_are_refused():
     convert(model, thresholds={"relu": 1.0}, **options)
 
 
+@pytest.mark.parametrize("static", [True, False], ids=["of the image", "of spikes"])
+def test_a_pooling_of_a_pooling_that_others_read_too(static):
+    """As GoogLeNet has it."""
+
+    def forward(m, x):
+        h = m.conv(x) if static else m.second(m.act(m.conv(x)))
+        h = TF.max_pool2d(m.two(h), 3, 2, ceil_mode=True)
+        again = m.four(m.third(TF.max_pool2d(h, 3, 1, 1)))
+        return m.out(torch.cat([m.three(m.third(h)), again], 1).flatten(1))
+
+    convolutions = {name: nn.Conv2d(4, 4, 3, padding=1) for name in ("second", "third")}
+    acts = {name: QCFS(4, theta) for name, theta in (("two", 0.5), ("three", 0.25), ("four", 0.75))}
+    torch.manual_seed(0)
+    model = Wrapped(forward, **convolutions, **acts, out=nn.Linear(72, 3))
+    network = lossless(model, max_pool="before")
+    moved = {e.reason for e in network.report.entries if e.status == "moved"}
+    assert moved == {"before the neurons of two"}
+    lossless(model, max_pool="before", emission="even", execution="counts")
+
+
 def test_a_pooling_that_is_before_neurons_already():
     def forward(m, x):
         h = m.act(m.conv(x))

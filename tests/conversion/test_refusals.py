@@ -212,7 +212,7 @@ def test_an_example_of_the_wrong_shape_is_told_so():
         ),
         (lambda m, x: m.head(m.act(m.conv(x)).view(x.shape[0] + 0, -1)), {}, "adds a size"),
         (lambda m, x: m.head(m.conv(x).flatten(1)), {}, "there is no activation to convert"),
-        (lambda m, x: (m.act(m.conv(x)), m.conv(x)), {}, "one tensor output"),
+        (lambda m, x: (m.act(m.conv(x)), {m.conv(x)}), {}, "a set in it"),
         (
             lambda m, x: m.head(m.act(m.conv(x)).flatten(1)) if x.sum() > 0 else x,
             {},

@@ -107,25 +107,25 @@ def test_integers_that_are_mixed(front, bright):
     x[1] = x[1] // (256 // bright) + 1
     x[0] = x[0] // 2 + 3
     for pixels in (x, x.flip(0), x.int()):
-        assert mixes(network(front).module, (pixels,))
-        assert not mixes(network(lambda x: x.float() / 64).module, (pixels,))
+        assert mixes(network(front), (pixels,))
+        assert not mixes(network(lambda x: x.float() / 64), (pixels,))
 
 
 def test_integers_stay_indices():
     made = network(lambda x: nn.functional.one_hot(x, 8).float().sum(-1))
-    assert not mixes(made.module, (torch.full((2, 2, 8, 8), 7),))
+    assert not mixes(made, (torch.full((2, 2, 8, 8), 7),))
 
 
 def test_constant_images_do_not_hide_it():
-    assert mixes(network(MIXED["mean"]).module, (torch.zeros(2, 2, 8, 8),))
-    assert not mixes(network(APART["identity"]).module, (torch.zeros(2, 2, 8, 8),))
+    assert mixes(network(MIXED["mean"]), (torch.zeros(2, 2, 8, 8),))
+    assert not mixes(network(APART["identity"]), (torch.zeros(2, 2, 8, 8),))
 
 
 def test_norms_without_running_statistics():
     norm = nn.BatchNorm2d(2, track_running_stats=False)
-    assert mixes(network(norm).module, (images(),))
+    assert mixes(network(norm), (images(),))
     norm = nn.BatchNorm1d(4, track_running_stats=False)
     made = cos_ext.convert(
         nn.Sequential(norm, cos_ext.QCFS(4), nn.Linear(4, 2)), timesteps=2, rho=2
     )
-    assert mixes(made.module, (torch.randn(4, 4),))
+    assert mixes(made, (torch.randn(4, 4),))
