@@ -52,9 +52,8 @@ class Trace:
             return
         if traced.graph is None:
             raise ConversionError(
-                f"{name} cannot be traced by torch.fx ({traced.why_not}); if each of its "
-                "activations is a module of its own, pass example_input, on which the conversion "
-                "module by module is checked"
+                f"{name} cannot be traced by torch.fx ({traced.why_not}); pass example_input, on "
+                "whose shapes it is run and traced"
             )
         if traced.asks:
             raise ConversionError(
@@ -73,7 +72,7 @@ class RefuseOffenders:
         if offenders:
             listed = "\n".join(f"  {e.site} ({e.kind}): {e.reason}" for e in offenders)
             untraced = conversion.traced.why_not
-            listed += f"\nit cannot be traced by torch.fx: {untraced}" if untraced else ""
+            listed += f"\nit cannot be traced: {untraced}" if untraced else ""
             raise ConversionError(
                 f"{conversion.name} cannot be converted; {len(offenders)} offending:\n{listed}",
                 report,
@@ -106,6 +105,7 @@ class Build:
             "inputs": conversion.inputs,
             "ranks": _ranks(conversion),
             "shapes": conversion.traced.shapes,
+            "ran_on": conversion.traced.ran_on,
         }
         conversion.network = SpikingNetwork(
             module.eval().requires_grad_(False),
