@@ -4,6 +4,7 @@ Nothing is traced here.
 
 from __future__ import annotations
 
+import functools
 import linecache
 import re
 import sys
@@ -18,6 +19,7 @@ _OWN = Path(__file__).parent.parent
 _TORCH = Path(torch.__file__).parent
 
 
+@functools.cache
 def _is_model(path: str) -> bool:
     """Whether a file is the model's, not ours and not torch's."""
     return not any(map(Path(path).is_relative_to, (_TORCH, _OWN)))

@@ -199,10 +199,11 @@ def convert(
     padding, sums, concatenation, split, mean, shapes.
 
     Args:
-        model: any torch.fx-traceable module whose inputs are tensors [B, ...] and whose output is
-            one tensor [B, ...]. One that cannot be traced, but whose activations are all modules,
-            each called once, converts too where example_input is given; its layers before the first
-            neurons then run at every step.
+        model: whose inputs are tensors [B, ...] and whose output is one tensor [B, ...]. What
+            torch.fx cannot trace is run on the shapes of example_input and traced so; nothing that
+            is called may depend on values or on the size of the batch. A model that does not trace
+            even so converts module by module, where its activations are all modules, each called
+            once; its layers before the first neurons then run at every step.
         timesteps: T >= 1.
         rho: steps to watch for calibration, 0 for none; may exceed timesteps.
         iterations: of the calibration; None is until exact.
