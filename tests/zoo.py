@@ -129,7 +129,7 @@ class Untraceable(nn.Module):
         self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) > 10**6:
+        if x.shape[0] > 10**6:
             raise ValueError("fewer images only")
         x = self.relu1(self.norm(self.conv(x)))
         for block in self.blocks:
@@ -220,7 +220,7 @@ class HiddenFunction(nn.Module):
         self.conv, self.relu, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[0] < 0:
+        if x.shape[0] > 10**6:
             raise ValueError
         y = self.relu(self.conv(x))
         return self.head((y * y).mean((2, 3)))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .._batches import Inputs, ahead, check_batches, device_of
-from .._loops import inputs_on
+from .._loops import inputs_on, moved
 from .._numbers import real, whole
 from ..conversion.copying import refuse_wrappers
 from ..conversion.rules.rectifiers import Signed, clip_of
@@ -181,12 +181,14 @@ def calibrate_thresholds(
     refuse_wrappers(model)
     stream = iter(batches)
     first = list(islice(stream, 1))  # by its names an input with a default may be given
-    inputs = Inputs.of(model)
     if spikes not in CHOICES:
         raise ValueError(f"spikes must be one of {CHOICES}, got {spikes!r}")
-    inputs = inputs.of_batch(model, first[0]) if first else inputs
-    traced = trace(model, inputs, spikes=spikes)
-    home = device_of(model)
+    inputs, home = Inputs.of(model), device_of(model)
+    examples: dict[str, Tensor] = {}
+    if first:
+        inputs = inputs.of_batch(model, first[0])
+        examples = dict(zip(inputs.names, moved(first[0], inputs, home)))
+    traced = trace(model, inputs, examples, spikes=spikes)
     if not traced.sites:
         why = (
             f", as far as can be seen without tracing ({traced.why_not})" if traced.why_not else ""
@@ -203,6 +205,12 @@ def calibrate_thresholds(
     for tensors in inputs_on(
         where, data, traced.inputs, title="calibrate", progress=progress, copy=True
     ):
+        for x, shape in zip(tensors, traced.shapes):
+            if tuple(x.shape[1:]) != shape:
+                raise ValueError(
+                    f"batches must have the shape of the first, [B, {', '.join(map(str, shape))}], "
+                    f"got {tuple(x.shape)}: the model's control flow depends on shapes"
+                )
         traced.inputs.call(module, tensors)
     _check_seen(statistics)
     found = {site: seen.thresholds(rule) for site, seen in statistics.items()}

@@ -37,7 +37,9 @@ def traced_ann(ann: nn.Module, network: SpikingNetwork) -> Traced:
         ValueError: ann has other activation call sites than the network was made from, or another
             dtype.
     """
-    traced = trace(ann, network.inputs, spikes=network.options.get("spikes", "rectifiers"))
+    ran_on = network.options["ran_on"]
+    spikes = network.options.get("spikes", "rectifiers")
+    traced = trace(ann, network.inputs, ran_on, spikes=spikes, runs=bool(ran_on))
     if set(traced.sites) != set(network.options["sites"]):
         raise ValueError(
             f"ann must be the model that the network was converted from, with activations at "

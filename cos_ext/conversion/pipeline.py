@@ -51,15 +51,14 @@ class Trace:
         name, inputs = conversion.name, conversion.inputs
         examples = dict(zip(inputs.names, conversion.examples or ()))
         spikes = conversion.settings.spikes
-        traced = conversion.traced = trace(conversion.source, inputs, examples, spikes)
+        traced = conversion.traced = trace(conversion.source, inputs, examples, spikes=spikes)
         conversion.outputs = traced.outputs or conversion.outputs
         if conversion.examples is not None:
             return
         if traced.graph is None:
             raise ConversionError(
-                f"{name} cannot be traced by torch.fx ({traced.why_not}); if each of its "
-                "activations is a module of its own, pass example_input, on which the conversion "
-                "module by module is checked"
+                f"{name} cannot be traced by torch.fx ({traced.why_not}); pass example_input, on "
+                "whose shapes it is run and traced"
             )
         if traced.asks:
             raise ConversionError(
@@ -78,7 +77,7 @@ class RefuseOffenders:
         if offenders:
             listed = "\n".join(f"  {e.site} ({e.kind}): {e.reason}" for e in offenders)
             untraced = conversion.traced.why_not
-            listed += f"\nit cannot be traced by torch.fx: {untraced}" if untraced else ""
+            listed += f"\nit cannot be traced: {untraced}" if untraced else ""
             raise ConversionError(
                 f"{conversion.name} cannot be converted; {len(offenders)} offending:\n{listed}",
                 report,
@@ -115,6 +114,7 @@ class Build:
             "outputs": conversion.outputs,
             "ranks": _ranks(conversion),
             "shapes": conversion.traced.shapes,
+            "ran_on": conversion.traced.ran_on,
         }
         conversion.network = SpikingNetwork(
             module.eval().requires_grad_(False),
@@ -211,12 +211,13 @@ def convert(
     padding, sums, concatenation, split, mean, shapes.
 
     Args:
-        model: any torch.fx-traceable module whose inputs are tensors [B, ...] and whose output is
-            tensors [B, ...], one or in tuples, lists, dicts and dataclasses; beside them None,
-            numbers and tensors of no input, which stay as they are (:doc:`/guides/outputs`). One
-            that cannot be traced, but whose activations are all modules, each called once, converts
-            too where example_input is given; its layers before the first neurons then run at every
-            step.
+        model: whose inputs are tensors [B, ...] and whose output is tensors [B, ...], one or in
+            tuples, lists, dicts and dataclasses; beside them None, numbers and tensors of no input,
+            which stay as they are (:doc:`/guides/outputs`). What torch.fx cannot trace is run on
+            the shapes of example_input and traced so; nothing that is called may depend on values
+            or on the size of the batch. A model that does not trace even so converts module by
+            module, where its activations are all modules, each called once; its layers before the
+            first neurons then run at every step.
         timesteps: T >= 1.
         rho: steps to watch for calibration, 0 for none; may exceed timesteps.
         iterations: of the calibration; None is until exact.

@@ -8,16 +8,14 @@ import ast
 import copy
 import inspect
 import operator
-import re
 import textwrap
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _assert_is_none
+from torch.utils._pytree import tree_leaves
 
 from .._batches import Inputs
 from ..network.outputs import Outputs
@@ -25,15 +23,17 @@ from ..network.pooling import MAX_POOLS
 from ..neuron import IFNode
 from ..qcfs import QCFS
 from .attention import write_out
-from .copying import copied, refuse_wrappers
-from .graphs import become_module, called, free_name, label_of, set_module
+from .copying import beside, copied, refuse_wrappers
+from .forced import agree
+from .graphs import become_module, called, free_name, label_of, quiet_fakes, set_module
+from .lines import line_of, reason
 from .rules import rule_for
 from .rules.rectifiers import Rectifier, Signed, is_rectifier
 from .signed import Place, Places
-from .tracer import ShapeTracer, Tracer
+from .tracer import Tracer
+from .two_batches import record
 
-_OWN = Path(__file__).parent.parent
-_TORCH = Path(torch.__file__).parent
+TYPES = ("isinstance", "is_tensor")
 
 
 @dataclass
@@ -50,6 +50,7 @@ class Traced:
     lines: of the source, by the node's name.
     uncalled: modules that forward does not call.
     shapes: of the inputs without the batch, where control flow looked at them.
+    ran_on: where the model was traced by running it, empty inputs of those shapes and dtypes.
     asks: classes whose forward asks for types, which tracing answers wrongly.
     signed: those of the sites where signed neurons stand.
     outputs: the structure of what it gives, as a flat tuple; None where it could not be traced.
@@ -63,6 +64,7 @@ class Traced:
     lines: dict[str, str] = field(default_factory=dict)
     uncalled: dict[str, nn.Module] = field(default_factory=dict)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
+    ran_on: dict[str, Tensor] = field(default_factory=dict)
     asks: list[str] = field(default_factory=list)
     outputs: Outputs | None = None
 
@@ -73,18 +75,6 @@ class Traced:
     @property
     def graph(self) -> fx.Graph | None:
         return self.module.graph if isinstance(self.module, fx.GraphModule) else None
-
-
-def _line_of(node: fx.Node) -> str:
-    """The line of the model's source that made a node, as `file.py:12: code`; "" where it is not
-    known.
-    """
-    frames = re.findall(r'File "(.+)", line (\d+), in .*(?:\n    (.*))?', node.stack_trace or "")
-    for path, number, code in reversed(frames):
-        if not any(map(Path(path).is_relative_to, (_TORCH, _OWN))):
-            place = f"{Path(path).name}:{number}"  # of code from a prompt there is no text
-            return f"{place}: {code.strip()}" if code else place
-    return ""
 
 
 def _asks(module: nn.Module, names: tuple[str, ...]) -> bool:
@@ -122,48 +112,73 @@ def _graph_of(model: nn.Module, inputs: Inputs, tracer: Tracer) -> fx.Graph:
     return graph
 
 
-def _traced_graph(
-    model: nn.Module, inputs: Inputs, examples: Mapping[str, Tensor]
-) -> tuple[nn.Module, fx.Graph | None, str, Tracer | None]:
-    """A copy of the model, its graph and who made it; or None, and why there is none. Shapes of the
-    examples are looked at where nothing else helps.
-    """
+@dataclass
+class _Found:
+    """A copy of a model and its graph; or None, and why there is none."""
+
+    own: nn.Module
+    graph: fx.Graph | None
+    why_not: str = ""
+    ran: bool = False  # traced by running it
+    looked: bool = False  # at shapes, which are the examples' then
+    outputs: Outputs | None = None
+
+
+def _find(model: nn.Module, inputs: Inputs, examples: Mapping[str, Tensor], runs: bool) -> _Found:
+    """The graph of torch.fx, which is for any shapes; where that fails, the one of a run."""
+    found = _Found(copied(model), None) if runs else _by_fx(model, inputs)
+    if not examples or (found.graph is not None and _is_right(found, model, inputs, examples)):
+        return found
+    try:
+        with quiet_fakes():
+            recorded = record(model, inputs, examples)
+    except Exception as error:  # a model's own forward can raise anything
+        found.why_not = reason(error) if found.graph is None else ""
+        return found
+    own = write_out(copied(model))
+    for name, value in recorded.constants.items():
+        setattr(own, name, value)
+    return _Found(own, recorded.graph, "", True, recorded.looked, recorded.outputs)
+
+
+def _by_fx(model: nn.Module, inputs: Inputs) -> _Found:
+    """What torch.fx makes of a model, or why it fails."""
     why = ""
-    # Some models look at the numbers in their buffers.
-    tracers = [Tracer(buffers=True), Tracer(buffers=False)]
-    for tracer in (*tracers, *([ShapeTracer(examples)] if examples else [])):
+    for buffers in (True, False):  # some models look at the numbers in their buffers
         try:
             # In another copy: forward may leave what was traced on its modules.
-            scratch = write_out(copied(model, share=True))
+            scratch, tracer = write_out(copied(model, share=True)), Tracer(buffers)
             graph = _graph_of(scratch, inputs, tracer)
         except Exception as error:  # a model's own forward can raise anything on a proxy
-            last = _reason(error)
-            why = last if isinstance(tracer, ShapeTracer) or not why else why
+            why = why or reason(error)
             continue
         own = write_out(copied(model))
         for node in graph.nodes:  # tensors that forward makes are attributes since then
-            if (
-                node.op == "get_attr"
-                and str(node.target) in vars(scratch).keys() - vars(own).keys()
-            ):
-                setattr(own, str(node.target), vars(scratch)[str(node.target)])
-        return own, graph, "", tracer
-    return copied(model), None, why, None
+            name = str(node.target)
+            if node.op == "get_attr" and name in vars(scratch).keys() - vars(own).keys():
+                setattr(own, name, vars(scratch)[name])
+        return _Found(own, graph, outputs=tracer.outputs)
+    return _Found(copied(model), None, why)
 
 
-def _reason(error: Exception) -> str:
-    """What was raised, and the line of the model where."""
-    words = str(error).strip().split("\n")[0] or type(error).__name__
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not Path(frame.filename).is_relative_to(_TORCH)
-        and not Path(frame.filename).is_relative_to(_OWN)
-    ]
-    if not frames:
-        return words
-    last = frames[-1]
-    return f"{words} [{Path(last.filename).name}:{last.lineno}: {(last.line or '').strip()}]"
+@torch.no_grad()
+def _is_right(
+    found: _Found, model: nn.Module, inputs: Inputs, examples: Mapping[str, Tensor]
+) -> bool:
+    """Whether a graph computes what the model does on a sample; looked at where forward asks for
+    types, which torch.fx answers as for no tensor.
+    """
+    if not any(_asks(module, TYPES) for module in model.modules()):
+        return True
+    sample = [x[:1].clone() for x in examples.values()]
+    try:
+        ours = fx.Interpreter(beside(found.own), graph=found.graph).run(
+            *(x.clone() for x in sample)
+        )
+        pairs = zip(tree_leaves(ours), tree_leaves(inputs.call(beside(model), sample)))
+        return all(agree(*pair) for pair in pairs)
+    except Exception:  # of the model's own code, or of a wrong graph
+        return False
 
 
 def _erase_assertions(graph: fx.Graph, node: fx.Node) -> None:
@@ -185,7 +200,9 @@ def trace(
     model: nn.Module,
     inputs: Inputs | None = None,
     examples: Mapping[str, Tensor] | None = None,
+    *,
     spikes: str = "rectifiers",
+    runs: bool = False,
 ) -> Traced:
     """Trace a model; where that cannot be done, its copy and `why_not`. The model itself is not
     modified.
@@ -198,8 +215,9 @@ def trace(
     Args:
         model: the ANN.
         inputs: of its arguments; None: those without a default.
-        examples: by name, where there are some. Control flow may look at their shapes.
+        examples: by name, where there are some. What torch.fx cannot trace is run on their shapes.
         spikes: where neurons stand, one of signed.CHOICES.
+        runs: torch.fx is not tried.
 
     Raises:
         TypeError: model is not an nn.Module.
@@ -207,15 +225,18 @@ def trace(
     """
     refuse_wrappers(model)
     name = type(model).__name__
-    inputs = inputs or Inputs.of(model)
-    own, graph, why_not, tracer = _traced_graph(model, inputs, examples or {})
-    if graph is None or tracer is None:
+    inputs, examples = inputs or Inputs.of(model), examples or {}
+    found = _find(model, inputs, examples, runs)
+    own, graph = found.own, found.graph
+    if graph is None:
         sites = {path: module for path, module in own.named_modules() if is_rectifier(module)}
         origin = {site: type(module).__name__ for site, module in sites.items()}
-        return Traced(own, sites, origin, inputs, why_not)
-    shaped = isinstance(tracer, ShapeTracer) and tracer.used
-    shapes = [tuple(x.shape[1:]) for x in (examples or {}).values()] if shaped else []
-    traced = Traced(own, {}, {}, inputs, shapes=shapes, outputs=tracer.outputs)
+        return Traced(own, sites, origin, inputs, found.why_not)
+    traced = Traced(own, {}, {}, inputs, outputs=found.outputs)
+    if found.looked:
+        traced.shapes = [tuple(x.shape[1:]) for x in examples.values()]
+    if found.ran:
+        traced.ran_on = {name: x[:0].clone() for name, x in examples.items()}
     pools: set[str] = set()
     places = Places(own, graph)
     for node in list(graph.nodes):
@@ -232,10 +253,9 @@ def trace(
             _enter(traced, places.after(node))
     graph.lint()
     reached = {node.target for node in graph.nodes if node.op == "call_module"}
-    traced.lines = {node.name: _line_of(node) for node in graph.nodes}
+    traced.lines = {node.name: line_of(node) for node in graph.nodes}
     traced.uncalled = {path: m for path, m in own.named_modules() if path not in reached}
-    types = ("isinstance", "is_tensor")
-    traced.asks = sorted({type(m).__name__ for m in own.modules() if _asks(m, types)})
+    traced.asks = sorted({type(m).__name__ for m in own.modules() if _asks(m, TYPES)})
     traced.module = fx.GraphModule(own, graph, name).eval()
     return traced
 

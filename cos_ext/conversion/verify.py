@@ -63,16 +63,19 @@ class VerifyTrace:
             )
         kinds = [_kind(*each) for each in zip(both, expected, alone)]
         if None in kinds:
+            untraced = conversion.traced.why_not
+            why = f"\nit cannot be traced: {untraced}" if untraced else ""
             alone = pytree.tree_leaves(_as_model(conversion, _run(ours, sample, names)))
             if not all(map(_same, alone, expected)):
                 raise ConversionError(
                     f"the traced graph of {name} differs from the model on example_input; look for "
-                    "in-place operations on tensors that are read again, and for questions about "
-                    "types, dtypes and gradients, which torch.fx answers as for no tensor"
+                    "in-place operations on tensors that are read again, for a batch of one that "
+                    "is treated apart, and for questions about types, dtypes and gradients, which "
+                    f"torch.fx answers as for no tensor{why}"
                 )
             raise ConversionError(
                 f"the output of {name} for a sample depends on the other samples of the batch; "
-                "compute it from each sample alone, since time is folded into the batch"
+                f"compute it from each sample alone, since time is folded into the batch{why}"
             )
         conversion.expected = tuple(expected)
         if conversion.traced.graph is None:  # else the graph tells

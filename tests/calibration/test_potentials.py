@@ -21,9 +21,9 @@ BIN = 2 ** (1 / 16)  # by which a median may be off
 
 class Untraceable(Small):
     def forward(self, x):
-        for _ in range(len(x) // len(x)):  # len() of a traced tensor is no number
-            return super().forward(x)
-        raise AssertionError("no sample")
+        if x.shape[0] > 10**6:  # control flow on the batch
+            raise AssertionError("too many samples")
+        return super().forward(x)
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ class Model(nn.Module):
 
 class Untraceable(Model):
     def forward(self, x):
-        if x.shape[0] < 0:
+        if x.shape[0] > 10**6:
             raise ValueError
         return self.function(self, x)
 
@@ -200,12 +200,14 @@ def test_questions_for_types_need_an_example():
             parts = [x, x]
             return self.head(self.relu(self.c1(parts[0] if isinstance(parts, list) else parts)))
 
-    for cls, example, message in (
-        (Asks, None, "Asks asks for types"),
-        (Asks, X[:2], "differs from the model on example_input"),
-    ):
-        with pytest.raises(ConversionError, match=message):
-            convert(build(None, cls), timesteps=4, thresholds={"relu": 1.0}, example_input=example)
+    with pytest.raises(ConversionError, match="Asks asks for types"):
+        convert(build(None, Asks), timesteps=4, thresholds={"relu": 1.0})
+    model = build(None, Asks)
+    with torch.no_grad(), Quantised([1.0]):
+        expected = copy.deepcopy(model)(X)
+    options = {"timesteps": LEVELS, "rho": LEVELS, "iterations": None}
+    network = convert(model, thresholds={"relu": 1.0}, example_input=X[:2], **options)
+    torch.testing.assert_close(network.rate(X), expected, rtol=1e-7, atol=1e-7)
     exact(build(None, AsksInVain), example=True)
 
 

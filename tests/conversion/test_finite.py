@@ -288,7 +288,7 @@ class WalkedNorm(nn.Module):
         self.first, self.act, self.last = nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)
 
     def forward(self, x):
-        for _ in range(1 if hasattr(x, "shape") else 0):
+        if x.shape[0] < 10**6:
             x = x / x.norm(dim=1, keepdim=True)
         return self.last(self.act(self.first(x)))
 

@@ -45,7 +45,7 @@ class Two(nn.Module):
         self.head, self.walk = nn.Linear(8, 3), walk
 
     def forward(self, x, y, *, flip=None):
-        if self.walk and len(x) > 10**9:
+        if self.walk and x.shape[0] > 10**6:
             x = -x
         return self.head(self.act(self.a(x) + self.b(y)))
 

@@ -181,7 +181,7 @@ class Untraceable(nn.Module):
         )
 
     def forward(self, x):
-        if x.sum(0).numel() > 10**6:  # control flow that torch.fx cannot follow
+        if x.shape[0] > 10**6:  # control flow on the batch
             return x
         return self.act2(self.b(self.act1(self.a(x))))
 

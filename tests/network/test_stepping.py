@@ -71,9 +71,7 @@ def test_the_zoo_runs_in_portions(name):
 def test_a_model_that_was_not_traced(execution):
     class Untraced(Chain):
         def forward(self, x):
-            for _ in range(1 if hasattr(x, "shape") else 0):
-                x = super().forward(x)
-            return x
+            return super().forward(x if x.shape[0] < 10**6 else -x)
 
     model = exact(Untraced())
     x = frames(3)
