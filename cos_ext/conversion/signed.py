@@ -11,10 +11,19 @@ from torch import fx, nn
 
 from .graphs import called, free_name, label_of, owner_of, set_module
 from .rules import rule_of
-from .rules.constants import Attention, Einsum, MatrixProduct
+from .rules.constants import Attention, Einsum, MatrixProduct, Repeated
 from .rules.curves import Gate, InPlace, OtherActivation
 from .rules.linear import Convolution, Linear, WeightedCall
 from .rules.rectifiers import Rectifier, Signed, is_rectifier
+from .rules.shapes import (
+    Flatten,
+    FlattenModule,
+    Keep,
+    Squeeze,
+    UnflattenModule,
+    Unsqueeze,
+    View,
+)
 from .rules.sums import Product
 
 # Where neurons stand: after all activations; after those that are max(x, 0), clipped or not; or
@@ -22,6 +31,7 @@ from .rules.sums import Product
 CHOICES = ("activations", "rectifiers", "inputs")
 LAYERS = (Linear, Convolution, WeightedCall)
 PRODUCTS = (MatrixProduct, Attention, Einsum)
+SHAPES = (Keep, Flatten, FlattenModule, UnflattenModule, View, Squeeze, Unsqueeze, Repeated)
 OPERANDS = ("first", "second", "third")
 
 
@@ -68,13 +78,23 @@ class Places:
     def _is_activation(self, node: fx.Node) -> bool:
         rule = rule_of(node, self.root)
         if isinstance(rule, Gate):  # what it scales, or the output, is no layer's input
-            readers = [rule_of(user, self.root) for user in node.users]
-            ends = any(user.op == "output" for user in node.users)
-            return not ends and not any(isinstance(reader, Product) for reader in readers)
+            readers = self._readers(node)
+            ends = any(reader.op == "output" for reader in readers)
+            return not ends and not any(
+                isinstance(rule_of(reader, self.root), Product) for reader in readers
+            )
         if isinstance(rule, Rectifier):
             module = called(self.root, node) if node.op == "call_module" else None
             return module is not None and not is_rectifier(module)
         return isinstance(rule, OtherActivation) or node.target in InPlace.of_activations
+
+    def _readers(self, node: fx.Node) -> list[fx.Node]:
+        """What reads a node, or the same in another shape."""
+        found: list[fx.Node] = []
+        for user in node.users:
+            shaped = isinstance(rule_of(user, self.root), SHAPES)
+            found += self._readers(user) if shaped else [user]
+        return found
 
     def before(self, node: fx.Node) -> list[Place]:
         """Spike what a layer reads, or the operands of a product."""
