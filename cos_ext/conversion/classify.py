@@ -13,7 +13,7 @@ from .rules import Call, Refusal, Rule, rule_for, rule_of
 from .rules.base import NO_RULE, WRITE_ONE
 from .rules.curves import Curved, OtherActivation
 from .rules.pooling import MaxPool
-from .rules.rectifiers import Rectifier
+from .rules.rectifiers import Rectifier, Signed
 from .rules.refused import Refused, Staircase
 from .sizes import Size
 from .state import OF_MEANS, Conversion
@@ -128,7 +128,9 @@ class Classify:
         if self._follows(conversion, node, rule):
             return
         if refusal is not None:
-            conversion.refuse(site, type(module).__name__, refusal, node)
+            signed = isinstance(module, Signed)
+            kind = conversion.traced.origin[site] if signed else type(module).__name__
+            conversion.refuse(site, kind, refusal, node)
         elif node in conversion.differences:
             self._keep(conversion, site, module, OF_MEANS, "difference")
         elif not activation:

@@ -11,19 +11,10 @@ from torch import fx, nn
 
 from .graphs import called, free_name, label_of, owner_of, set_module
 from .rules import rule_of
-from .rules.constants import Attention, Einsum, MatrixProduct, Repeated
+from .rules.constants import Attention, Einsum, MatrixProduct
 from .rules.curves import Gate, InPlace, OtherActivation
 from .rules.linear import Convolution, Linear, WeightedCall
 from .rules.rectifiers import Rectifier, Signed, is_rectifier
-from .rules.shapes import (
-    Flatten,
-    FlattenModule,
-    Keep,
-    Squeeze,
-    UnflattenModule,
-    Unsqueeze,
-    View,
-)
 from .rules.sums import Product
 
 # Where neurons stand: after all activations; after those that are max(x, 0), clipped or not; or
@@ -31,7 +22,6 @@ from .rules.sums import Product
 CHOICES = ("activations", "rectifiers", "inputs")
 LAYERS = (Linear, Convolution, WeightedCall)
 PRODUCTS = (MatrixProduct, Attention, Einsum)
-SHAPES = (Keep, Flatten, FlattenModule, UnflattenModule, View, Squeeze, Unsqueeze, Repeated)
 OPERANDS = ("first", "second", "third")
 
 
@@ -48,18 +38,26 @@ class Place:
 class Places:
     """Puts sites into a graph, node by node in its order.
 
-    Nothing is spiked before the first layer or product. One tensor that several layers read is
-    spiked once.
+    Nothing is spiked before the first layer or product, or after the last. One tensor that several
+    layers read is spiked once.
     """
 
     root: nn.Module
+    graph: fx.Graph
     passed: set[fx.Node] = field(default_factory=set)  # what a layer or product came before
     spiked: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    coming: set[fx.Node] = field(default_factory=set)  # what a layer or product comes after
+
+    def __post_init__(self) -> None:
+        for node in reversed(self.graph.nodes):
+            if any(user in self.coming or self._begins(user) for user in node.users):
+                self.coming.add(node)
 
     def after(self, node: fx.Node) -> list[Place]:
         """Spike what an activation gives that is no rectifier."""
         self._pass(node)
-        if node not in self.passed or not self._is_activation(node):
+        between = node in self.passed and node in self.coming
+        if not between or not self._is_activation(node):
             return []
         if node.op == "call_module":
             kind = type(called(self.root, node)).__name__
@@ -77,24 +75,24 @@ class Places:
 
     def _is_activation(self, node: fx.Node) -> bool:
         rule = rule_of(node, self.root)
-        if isinstance(rule, Gate):  # what it scales, or the output, is no layer's input
-            readers = self._readers(node)
-            ends = any(reader.op == "output" for reader in readers)
-            return not ends and not any(
-                isinstance(rule_of(reader, self.root), Product) for reader in readers
-            )
+        if isinstance(rule, Gate):  # one that scales is no layer's input
+            return not self._scales(node)
         if isinstance(rule, Rectifier):
             module = called(self.root, node) if node.op == "call_module" else None
             return module is not None and not is_rectifier(module)
         return isinstance(rule, OtherActivation) or node.target in InPlace.of_activations
 
-    def _readers(self, node: fx.Node) -> list[fx.Node]:
-        """What reads a node, or the same in another shape."""
-        found: list[fx.Node] = []
-        for user in node.users:
-            shaped = isinstance(rule_of(user, self.root), SHAPES)
-            found += self._readers(user) if shaped else [user]
-        return found
+    def _scales(self, node: fx.Node) -> bool:
+        """Whether a value is a factor before a layer reads it."""
+        open_, seen = [node], {node}
+        while open_:
+            for user in open_.pop().users:
+                if isinstance(rule_of(user, self.root), Product):
+                    return True
+                if user not in seen and not self._begins(user):
+                    seen.add(user)
+                    open_.append(user)
+        return False
 
     def before(self, node: fx.Node) -> list[Place]:
         """Spike what a layer reads, or the operands of a product."""
@@ -112,9 +110,11 @@ class Places:
         return places
 
     def _pass(self, node: fx.Node) -> None:
-        begins = isinstance(rule_of(node, self.root), (*LAYERS, *PRODUCTS))
-        if begins or self.passed.intersection(node.all_input_nodes):
+        if self._begins(node) or self.passed.intersection(node.all_input_nodes):
             self.passed.add(node)
+
+    def _begins(self, node: fx.Node) -> bool:
+        return isinstance(rule_of(node, self.root), (*LAYERS, *PRODUCTS))
 
     def _place(self, node: fx.Node, source: fx.Node, number: int, count: int) -> Place:
         which = "input" if count == 1 else OPERANDS[min(number, len(OPERANDS) - 1)]

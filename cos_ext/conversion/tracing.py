@@ -213,7 +213,7 @@ def trace(
     shapes = [tuple(x.shape[1:]) for x in (examples or {}).values()] if shaped else []
     traced = Traced(own, {}, {}, inputs, shapes=shapes)
     pools: set[str] = set()
-    places = Places(own)
+    places = Places(own, graph)
     for node in list(graph.nodes):
         if node.op == "call_module":
             _own_pool(own, node, pools)

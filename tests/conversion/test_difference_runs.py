@@ -3,6 +3,7 @@ batch, other dtypes, compiled, with gradients.
 """
 
 import copy
+import functools
 import json
 
 import pytest
@@ -15,6 +16,7 @@ import cos_ext
 from cos_ext._files import write_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+convert = functools.partial(cos_ext.convert, spikes="rectifiers")  # GELU and others have none
 NEAR = {"rtol": 0, "atol": 1e-12}
 # One of each kind: a gate, a product, attention, samples in pieces, two forms, a static operand.
 SOME = ["squeeze and excitation", "softmax attention", "imul", "pieces", "two forms", "static"]

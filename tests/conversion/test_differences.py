@@ -2,6 +2,8 @@
 every way to run a network.
 """
 
+import functools
+
 import pytest
 import torch
 from differences import NETS, Net, X, image, made, net, plain, tokens
@@ -9,10 +11,11 @@ from torch import nn
 from torch.nn import functional as TF
 
 import cos_ext
-from cos_ext import QCFS, ConversionError, convert
+from cos_ext import QCFS, ConversionError
 from cos_ext.network.modules import Walked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+convert = functools.partial(cos_ext.convert, spikes="rectifiers")  # GELU and others have none
 NEAR = {"rtol": 0, "atol": 1e-12}
 
 

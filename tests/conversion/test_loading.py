@@ -69,6 +69,7 @@ OPTIONAL = {
     *("cos_ext", "calibration", "execution", "biases", "static", "fuse", "readout"),
     *("memory_format", "convolution", "convolutions", "trainable", "neuron", "method"),
     "nonlinear",
+    "spikes",
 }
 
 

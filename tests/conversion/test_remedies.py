@@ -140,7 +140,7 @@ def test_other_activations_are_named_where_there_is_none(activation, name):
     call = (lambda m: m.own) if layers else (lambda m: activation)
     model = Wrapped(lambda m, x: m.head(call(m)(m.conv(x)).flatten(1)), **layers)
     with pytest.raises(ConversionError, match=f"neurons cannot stand for {name}; train it with"):
-        convert(model, timesteps=4)
+        convert(model, timesteps=4, spikes="rectifiers")
 
 
 def test_what_follows_from_a_refusal_is_not_listed():

@@ -288,15 +288,14 @@ class Permute(Rule):
 
 @register
 class Turn(Rule):
-    """Another order of the positions along dimensions after the batch: torch.roll, torch.flip."""
+    """Positions moved along dimensions after the batch: torch.roll."""
 
-    functions = (torch.roll, torch.flip)
-    methods = ("roll", "flip")
+    functions = (torch.roll,)
+    methods = ("roll",)
     memory = Memory.OWN
 
     def check(self, call: Call) -> Refusal | None:
-        rolls = call.node.target in (torch.roll, "roll")
-        return per_sample(call, call.argument(2 if rolls else 1, "dims", ()))
+        return per_sample(call, call.argument(2, "dims", ()))
 
 
 @register
