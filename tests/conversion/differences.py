@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as TF
 
-from cos_ext import QCFS
+from cos_ext import QCFS, convert
 
 
 class Net(nn.Module):
@@ -165,6 +165,11 @@ class PlainNeuron(nn.Module):
         self.v, self.before = v - spikes, mean.clone()
         self.total = spikes + (self.total if self.t > 1 else 0)
         return self.total / self.t
+
+
+def made(model, **options):
+    """Neurons for the rectifiers alone: what else there is is a difference."""
+    return convert(model, spikes="rectifiers", **options)
 
 
 def reaches(u):

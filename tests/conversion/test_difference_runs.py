@@ -8,7 +8,7 @@ import json
 
 import pytest
 import torch
-from differences import X, net, plain
+from differences import X, made, net, plain
 from safetensors import safe_open
 from torch import nn
 
@@ -24,7 +24,7 @@ SOME = ["squeeze and excitation", "softmax attention", "imul", "pieces", "two fo
 
 @pytest.mark.parametrize("name", SOME)
 def test_portions_are_one_run(name):
-    network = convert(net(name), timesteps=6, example_input=X)
+    network = made(net(name), timesteps=6, example_input=X)
     expected = network(X)
     running = network.begin(X)
     outputs = [running.advance(steps) for steps in (1, 3, 2)]
@@ -40,16 +40,17 @@ def test_portions_are_one_run(name):
 def test_frames_of_a_stream_may_differ(name):
     """What is affine in the frames takes part with its running mean, too."""
     model = net(name)
-    network = convert(model, timesteps=6, example_input=X)
+    network = made(model, timesteps=6, example_input=X)
     frames = torch.rand(6, *X.shape, dtype=torch.float64, generator=torch.manual_seed(5))
     outputs = torch.stack([network.step(frame) for frame in frames])
+    torch.testing.assert_close(network.run(frames), outputs, **NEAR)
     means = frames.cumsum(0) / torch.arange(1.0, 7, dtype=torch.float64).view(6, 1, 1, 1, 1)
     torch.testing.assert_close(outputs, plain(model, means, 6), **NEAR)
 
 
 @pytest.mark.parametrize("name", SOME)
 def test_samples_that_are_kept_go_on_as_before(name):
-    network = convert(net(name), timesteps=6, example_input=X)
+    network = made(net(name), timesteps=6, example_input=X)
     expected, running = network(X), network.begin(X)
     running.advance(2)
     running.keep(torch.tensor([2, 0]))
@@ -62,7 +63,7 @@ def test_samples_that_are_kept_go_on_as_before(name):
 
 @pytest.mark.parametrize("name", SOME)
 def test_parts_of_a_batch_are_the_batch(name):
-    network = convert(net(name), timesteps=6, example_input=X)
+    network = made(net(name), timesteps=6, example_input=X)
     expected = network(X)
     network.memory_limit = network.activation_bytes(X) - 8
     torch.testing.assert_close(network(X), expected, **NEAR)
@@ -78,7 +79,7 @@ def test_parts_of_a_batch_are_the_batch(name):
 )
 def test_the_mean_in_other_dtypes_is_near_that_in_float64(name, dtype, off):
     """Spikes that move by a step move the mean by θ/T of one neuron."""
-    network = convert(net(name), timesteps=8, rho=8, example_input=X)
+    network = made(net(name), timesteps=8, rho=8, example_input=X)
     wide = network.rate(X)
     narrow = network.to(dtype).rate(X.to(dtype))
     assert narrow.dtype == dtype
@@ -87,7 +88,7 @@ def test_the_mean_in_other_dtypes_is_near_that_in_float64(name, dtype, off):
 
 @pytest.mark.parametrize("name", ["softmax attention", "pieces", "two forms"])
 def test_it_compiles_whole(name):
-    network = convert(net(name), timesteps=4, rho=4, emission="even", example_input=X)
+    network = made(net(name), timesteps=4, rho=4, emission="even", example_input=X)
     for execution in ("steps", "counts"):
         network.execution = execution
         compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
@@ -111,7 +112,7 @@ class Ramp(torch.autograd.Function):
 @pytest.mark.parametrize("name", SOME)
 def test_gradients_are_those_of_a_plain_loop(name):
     model = net(name)
-    network = convert(model, timesteps=5, trainable=True, example_input=X)
+    network = made(model, timesteps=5, trainable=True, example_input=X)
     weights = torch.randn(5, 3, 3, dtype=torch.float64, generator=torch.manual_seed(2))
     (network(X) * weights).sum().backward()
     twin = copy.deepcopy(model)
@@ -131,7 +132,7 @@ def test_gradients_are_those_of_a_plain_loop(name):
 @pytest.mark.parametrize("name", ["softmax attention", "max pooling after a sum"])
 def test_a_saved_network_has_its_differences_again(name, tmp_path):
     model = net(name)
-    network = convert(model, timesteps=5, rho=5, example_input=X)
+    network = made(model, timesteps=5, rho=5, example_input=X)
     network.save(tmp_path / "file")
     loaded = cos_ext.load_network(tmp_path / "file", model, example_input=X)
     assert torch.equal(loaded(X), network(X))
@@ -143,7 +144,7 @@ def test_a_saved_network_has_its_differences_again(name, tmp_path):
 
 def test_a_file_from_before_differences_loads_as_it_was(tmp_path):
     model = nn.Sequential(nn.Linear(5, 8), cos_ext.QCFS(4, 1.0), nn.Linear(8, 2)).eval()
-    network, x = convert(model, timesteps=4, max_pool="error"), torch.rand(3, 5)
+    network, x = made(model, timesteps=4, max_pool="error"), torch.rand(3, 5)
     network.save(tmp_path / "file")
     with safe_open(tmp_path / "file", "pt") as file:
         header = json.loads(file.metadata()["cos_ext"])

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from differences import NETS, Net, X, image, net, plain, tokens
+from differences import NETS, Net, X, image, made, net, plain, tokens
 from torch import nn
 from torch.nn import functional as TF
 
@@ -23,7 +23,7 @@ NEAR = {"rtol": 0, "atol": 1e-12}
 @torch.no_grad()
 def test_every_step_is_that_of_a_plain_loop(name):
     model = net(name)
-    network = convert(model, timesteps=7, example_input=X)
+    network = made(model, timesteps=7, example_input=X)
     torch.testing.assert_close(network(X), plain(model, X, 7), **NEAR)
     assert "difference" in {entry.status for entry in network.report.entries}
 
@@ -34,7 +34,7 @@ def test_the_mean_is_the_models_output_by_steps_and_by_counts(name):
     """At T = rho = L the neurons' means are the activations."""
     model = net(name)
     options = {"iterations": None, "emission": "even", "example_input": X}
-    network = convert(model, timesteps=4, rho=4, **options)
+    network = made(model, timesteps=4, rho=4, **options)
     by_steps = network(X)
     torch.testing.assert_close(by_steps.mean(0), model(X), **NEAR)
     network.execution = "counts"
@@ -44,13 +44,13 @@ def test_the_mean_is_the_models_output_by_steps_and_by_counts(name):
 @pytest.mark.parametrize("name", NETS)
 def test_every_difference_is_refused_by_name_where_asked(name):
     model = net(name)
-    report = convert(model, timesteps=4, example_input=X).report
+    report = made(model, timesteps=4, example_input=X).report
     found = {(e.site, e.kind) for e in report.entries if e.status == "difference"}
     assert found and all(
         "running means" in e.reason for e in report.entries if e.status == "difference"
     )
     with pytest.raises(ConversionError) as caught:
-        convert(model, timesteps=4, example_input=X, nonlinear="error")
+        made(model, timesteps=4, example_input=X, nonlinear="error")
     offenders = caught.value.report.unsupported()  # without what follows from them
     assert offenders and {(e.site, e.kind) for e in offenders} <= found
     assert all("difference" in e.reason for e in offenders)
@@ -58,7 +58,7 @@ def test_every_difference_is_refused_by_name_where_asked(name):
 
 def test_the_share_behind_neurons_leaves_out_what_reads_means():
     model = net("GELU")  # conv, second by spikes, second on means, head
-    report = convert(model, timesteps=4, example_input=X).report
+    report = made(model, timesteps=4, example_input=X).report
     conv, second, head = 36 * 36, 36 * 4 * 36, 432
     assert report.behind == pytest.approx((second + head) / (conv + 2 * second + head))
 
@@ -82,7 +82,7 @@ def module_writes(m, h, x):
 def test_writing_over_what_others_read_is_refused(function):
     model = Net(function, f=nn.Hardswish(inplace=True))
     with pytest.raises(ConversionError, match="in place on a tensor that others may read"):
-        convert(model, timesteps=4)
+        made(model, timesteps=4)
 
 
 def root(h):
@@ -106,7 +106,7 @@ def test_samples_lead_after_products_without_an_example():
         return h + (h.flatten(2) @ t).mean((1, 2), keepdim=True).unsqueeze(3) + both.unsqueeze(1)
 
     model = Net(product)
-    network = convert(model, timesteps=5)
+    network = made(model, timesteps=5)
     with torch.no_grad():
         torch.testing.assert_close(network(X), plain(model, X, 5), **NEAR)
 
@@ -117,7 +117,7 @@ def test_a_mask_that_could_meet_another_dimension_is_refused():
         return image(TF.scaled_dot_product_attention(t, t, t, attn_mask=mask).squeeze(1))
 
     with pytest.raises(ConversionError, match="whose batch is not known to meet"):
-        convert(Net(masked), timesteps=4)
+        made(Net(masked), timesteps=4)
 
 
 @pytest.mark.parametrize("function", [root, logarithm, inverse])
@@ -130,7 +130,7 @@ def test_nan_and_infinity_are_shown_for_their_sample_alone(function, execution):
     x = X + 0.5
     x[1] = 0  # which makes no spikes
     options = {"rho": 4, "emission": "even"} if execution == "counts" else {}
-    network = convert(model, timesteps=4, example_input=X + 0.5, **options)
+    network = made(model, timesteps=4, example_input=X + 0.5, **options)
     network.execution = execution
     out = network(x)
     if function is root:
@@ -138,7 +138,7 @@ def test_nan_and_infinity_are_shown_for_their_sample_alone(function, execution):
     assert torch.equal(out[:, [0, 2]], network(x[[0, 2]])) and out[:, [0, 2]].isfinite().all()
     unbound = Net(lambda m, h, x: h * 0.1 + function(h))
     unbound.load_state_dict(model.state_dict())
-    network = convert(unbound, timesteps=4, example_input=X + 0.5, **options)
+    network = made(unbound, timesteps=4, example_input=X + 0.5, **options)
     network.execution = execution
     out = network(x)
     assert out[:, 1].isnan().all()
@@ -153,7 +153,7 @@ def test_a_sample_once_infinite_stays_marked_in_portions():
         model.conv.bias.zero_()
     x = X + 0.5
     x[1] = 0.04  # whose first spikes come late
-    network = convert(model, timesteps=40, example_input=X + 0.5)
+    network = made(model, timesteps=40, example_input=X + 0.5)
     whole = network(x)
     assert whole[:, 1].isnan().all() and whole[:, 0].isfinite().all()
     running = network.begin(x)
@@ -182,7 +182,7 @@ class Walks(nn.Module):
 
 def test_a_model_that_is_walked(tmp_path):
     model = Walks().double().eval()
-    network = convert(model, timesteps=7, example_input=X)
+    network = made(model, timesteps=7, example_input=X)
     assert isinstance(network.module, Walked)
     statuses = {entry.site: entry.status for entry in network.report.entries}
     on_means = {site for site, status in statuses.items() if status == "difference"}
@@ -196,7 +196,7 @@ def test_a_model_that_is_walked(tmp_path):
     loaded = cos_ext.load_network(tmp_path / "file", model, example_input=X)
     assert torch.equal(loaded(X), network(X))
     with pytest.raises(ConversionError) as caught:
-        convert(model, timesteps=4, example_input=X, nonlinear="error")
+        made(model, timesteps=4, example_input=X, nonlinear="error")
     offenders = {entry.site for entry in caught.value.report.unsupported()}
     assert offenders == {"gelu", "pool", "norm", "spare"}
 
@@ -210,4 +210,11 @@ def test_a_walked_module_that_is_called_twice_is_refused():
             return self.head(self.two(self.second(h)).flatten(1))
 
     with pytest.raises(ConversionError, match=r"gelu \(GELU\).*not called once; give every call"):
-        convert(Twice().double().eval(), timesteps=4, example_input=X)
+        made(Twice().double().eval(), timesteps=4, example_input=X)
+
+
+def test_a_gate_may_be_reshaped_before_it_scales():
+    """It is no activation whose spikes a layer reads."""
+    model = net("squeeze and excitation")
+    report = convert(model, timesteps=4, example_input=X).report
+    assert [e.status for e in report.entries if "sigmoid" in e.site] == ["difference"]
