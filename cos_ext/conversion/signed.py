@@ -46,12 +46,17 @@ class Places:
     graph: fx.Graph
     passed: set[fx.Node] = field(default_factory=set)  # what a layer or product came before
     spiked: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    coming: set[fx.Node] = field(default_factory=set)  # what a layer or product comes after
+    # What a layer or product comes after, with no other activation between.
+    coming: set[fx.Node] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         for node in reversed(self.graph.nodes):
-            if any(user in self.coming or self._begins(user) for user in node.users):
+            if any(self._begins(user) or self._leads_on(user) for user in node.users):
                 self.coming.add(node)
+
+    def _leads_on(self, node: fx.Node) -> bool:
+        rule = rule_of(node, self.root)
+        return node in self.coming and not isinstance(rule, (Rectifier, OtherActivation))
 
     def after(self, node: fx.Node) -> list[Place]:
         """Spike what an activation gives that is no rectifier."""

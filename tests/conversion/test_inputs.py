@@ -259,12 +259,17 @@ def test_shapes_of_the_example_decide(how):
             convert(seeded(lambda: Checks("check")), **OPTIONS)
 
 
+class Unknown(nn.Module):
+    def forward(self, x):
+        return x
+
+
 @pytest.mark.parametrize("how, words", [("batch", "size of the batch"), ("values", "values")])
 def test_batches_and_values_decide_nothing(how, words):
     with pytest.raises(ConversionError, match=rf"cannot be traced.*{words}.*test_inputs.py:\d+"):
         # Module by module: the mean is no module, so that the model is checked as a whole.
         model = seeded(lambda: Checks(how))
-        model.extra = nn.GELU()
+        model.head = nn.Sequential(model.head, Unknown())
         convert(model, example_input=IMAGES, **OPTIONS)
 
 
