@@ -235,8 +235,10 @@ def _offset(residual: Tensor, theta: Tensor, count: Tensor, ends: tuple[int, int
 def _exact_floor(r: Tensor, theta: Tensor) -> Tensor:
     """floor(r/θ) in float64, where a division may round up to the next integer."""
     quotient = torch.floor(r / theta)
-    if torch.compiler.is_exporting():  # of float32 numbers: their products are exact in float64
-        return torch.where(quotient * theta > r, quotient - 1, quotient)
+    if torch.compiler.is_exporting():
+        return (
+            quotient  # of float32 numbers: no float64 quotient below 2^28 rounds up to an integer
+        )
     near = torch.isfinite(quotient) & (quotient * theta >= r)
     for at in near.nonzero().tolist():
         place = tuple(at)

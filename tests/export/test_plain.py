@@ -6,7 +6,8 @@ from every_neuron import FAMILIES, arguments, currents, node_of
 from torch import nn
 
 from cos_ext import convert
-from cos_ext.export.plain import PlainNeurons, example_for, plain
+from cos_ext.export.plain import PlainNeurons, PlainUnfit, example_for, plain
+from cos_ext.network.finite import Unfit
 
 SETTINGS = [settings for family in FAMILIES.values() for settings in family]
 
@@ -14,7 +15,7 @@ SETTINGS = [settings for family in FAMILIES.values() for settings in family]
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_neurons(settings):
     node, x = node_of(**settings), currents(4)
-    given = arguments(node, x, torch.randn_like(x))
+    given = arguments(node, x, currents(4))
     found, expected = PlainNeurons(node)(*given), node(*given)
     assert expected.count_nonzero() > 10
     assert torch.equal(found.nan_to_num(-7), expected.nan_to_num(-7))
@@ -45,3 +46,13 @@ def test_an_example_has_two_samples():
     network = convert(model, timesteps=2, thresholds={"1": 0.5})
     (x,) = example_for(network, torch.ones(1, 3, dtype=torch.float64))
     assert x.shape == (2, 3) and x.dtype == torch.float32
+
+
+@pytest.mark.parametrize("sums", [False, True])
+def test_marks(sums):
+    unfit = Unfit(sums)
+    x = torch.zeros(5, 2, 3)
+    x[1, 0, 1], x[2, 1, 2], x[3, 0, 0] = torch.nan, torch.inf, -torch.inf
+    for given in (x, x[:, 0, 1], x.nan_to_num().long()):
+        assert torch.equal(PlainUnfit(unfit)(given), unfit(given))
+    assert unfit(x).tolist() == [False, True, True, sums, False]
