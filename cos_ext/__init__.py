@@ -24,6 +24,9 @@ from .calibration.thresholds import calibrate_thresholds, load_thresholds, save_
 from .conversion.loading import load_network
 from .conversion.pipeline import convert
 from .conversion.report import ConversionError, ConversionReport
+from .export.nir_reading import from_nir
+from .export.nir_writing import to_nir
+from .export.onnx_file import to_onnx
 from .general import Neuron
 from .network.network import SpikingNetwork
 from .neuron import IFNode
@@ -62,6 +65,7 @@ __all__ = [
     "fit_rate_shift",
     "fit_step_bias",
     "fit_v_init",
+    "from_nir",
     "functional",
     "load_network",
     "load_thresholds",
@@ -71,4 +75,6 @@ __all__ = [
     "save_thresholds",
     "settling_step",
     "spread_v_init",
+    "to_nir",
+    "to_onnx",
 ]

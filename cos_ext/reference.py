@@ -50,14 +50,14 @@ def if_forward(
         IFResult(spikes, v, spike_count), all of it.
     """
     theta, v = _start(x_seq, v_threshold, v_init)
-    spikes, count = torch.empty_like(x_seq), torch.zeros_like(v, dtype=torch.int32)
+    spikes, count = [], torch.zeros_like(v, dtype=torch.int32)
     for t in range(x_seq.shape[0]):
         m = v + x_seq[t].to(v.dtype)
         fired = m >= theta
         v = torch.where(fired, m - theta if v_reset is None else torch.full_like(m, v_reset), m)
-        spikes[t] = torch.where(fired, theta, torch.zeros_like(theta)).to(x_seq.dtype)
-        count += fired
-    return IFResult(spikes, v, count)
+        spikes.append(torch.where(fired, theta, torch.zeros_like(theta)).to(x_seq.dtype))
+        count = count + fired
+    return IFResult(torch.stack(spikes), v, count)
 
 
 def calibrate_v_init(
@@ -192,7 +192,7 @@ def _watch(x_seq: Tensor, theta: Tensor, v: Tensor, rho: int) -> Watched:
         v = torch.where(fired, m - theta, m)
         lowest = torch.where(fired & (m < lowest), m, lowest)
         highest = torch.where(~fired & (v > highest), v, highest)
-        count += fired
+        count = count + fired
     return Watched(v, count, lowest, highest)
 
 
@@ -208,8 +208,10 @@ def _calibrated(
     count = watched.levels
     psi = _offset(watched.v, theta, count, ends)
     v = start
-    k = 0
-    while (k < iterations if iterations is not None else True) and bool((psi.abs() > k).any()):
+    for k in range(ends[1] - ends[0] if iterations is None else iterations):
+        # An exported program has every round: none is left out for what the values are.
+        if not torch.compiler.is_exporting() and not (psi.abs() > k).any():
+            break
         if k > 0:
             watched = look(v)
         less = v - torch.maximum(theta, watched.lowest - theta * (1 - EPSILON))
@@ -219,7 +221,6 @@ def _calibrated(
             less,
             torch.where((psi > k) & (watched.highest > -torch.inf), more, v),
         )
-        k += 1
     return Calibration(v, psi, count)
 
 
@@ -234,6 +235,10 @@ def _offset(residual: Tensor, theta: Tensor, count: Tensor, ends: tuple[int, int
 def _exact_floor(r: Tensor, theta: Tensor) -> Tensor:
     """floor(r/θ) in float64, where a division may round up to the next integer."""
     quotient = torch.floor(r / theta)
+    if torch.compiler.is_exporting():
+        return (
+            quotient  # of float32 numbers: no float64 quotient below 2^28 rounds up to an integer
+        )
     near = torch.isfinite(quotient) & (quotient * theta >= r)
     for at in near.nonzero().tolist():
         place = tuple(at)
@@ -302,13 +307,14 @@ def _levelled(
     n, mean, total = (torch.zeros_like(v) for _ in range(3))
     count = torch.zeros_like(v, dtype=torch.int32)
     lowest, highest = torch.full_like(v, torch.inf), torch.full_like(v, -torch.inf)
-    sent = torch.empty_like(x_seq)
+    sent = []
     for t in range(x_seq.shape[0]):
         scale = 1.0 if neuron.step_scale is None else neuron.step_scale[t]
         now = theta * torch.tensor(scale, dtype=state)
         m = neuron.leak * v + x_seq[t].to(state) + _step_bias(neuron, t, v)
         if t < neuron.silent:
-            v, sent[t] = m, 0.0
+            v = m
+            sent.append(torch.zeros_like(x_seq[t]))
             continue
         d = m - mean if neuron.prediction else m
         if neuron.ladder is None:
@@ -323,15 +329,15 @@ def _levelled(
         left = d - taken
         v = left if v_reset is None else torch.where(q != 0, v_reset, left)
         n = n + q
-        count += (q.abs() if neuron.ladder is None else q != 0).to(torch.int32)
+        count = count + (q.abs() if neuron.ladder is None else q != 0).to(torch.int32)
         if neuron.prediction:
             total = total + mean + value
             value, mean = mean + value, mean + value / (t + 1)
-        sent[t] = value.to(x_seq.dtype)
+        sent.append(value.to(x_seq.dtype))
         low, high = _slack(neuron, m, q, now)
         lowest = torch.where(low < lowest, low, lowest)
         highest = torch.where(high > highest, high, highest)
-    return sent, count, Watched(v, n.to(torch.int32), lowest, highest)
+    return torch.stack(sent), count, Watched(v, n.to(torch.int32), lowest, highest)
 
 
 def _step_bias(neuron: Neuron, t: int, v: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ LEVELS = {
     "calibration": 10,
     "analysis": 10,
     "training": 10,
+    "export": 10,
     "bench": 11,
     "_commands": 12,
     "cli": 13,

@@ -385,6 +385,10 @@ class SpikingNetwork(Sequenced):
         (numbers, or the shape of a tensor), the shapes of fitted biases, static_calibration, and
         convert()'s options. :func:`cos_ext.load_network` reads it beside the ANN's architecture.
         The file is complete or not there.
+
+        Raises:
+            ValueError: neurons have hard reset, which is for :func:`cos_ext.to_nir`.
+            OSError: it cannot be written.
         """
         save(self, path)
 

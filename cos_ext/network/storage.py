@@ -20,6 +20,12 @@ FORMAT = "cos_ext spiking network, 1"
 
 def save(network: Configured, path: str | Path) -> None:
     """:meth:`cos_ext.SpikingNetwork.save`."""
+    hard = [site for site, node in network.nodes().items() if node.v_reset is not None]
+    if hard:
+        raise ValueError(
+            f"the neurons at {hard} have hard reset, which this format does not have; "
+            "cos_ext.to_nir writes such networks"
+        )
     write_tensors(path, network.state_dict(), header(network))
 
 
