@@ -51,9 +51,10 @@ const char* capability();
 Kernel kernel();
 Kernel backward();
 
-// The neurons that a thread takes at least: ranges may be split at multiples of it.
+// The neurons that a thread takes at least: whole windows and whole pixels of bits. Ranges may be split at multiples of it.
 inline int64_t piece(const Job& job) {
-  const int64_t unit = job.pool.rows ? job.pool.unit() : job.channels;
+  const int64_t windows = job.pool.rows ? job.pool.unit() : 1;
+  const int64_t unit = windows % job.channels ? windows * job.channels : windows;
   return unit * ((kBlock + unit - 1) / unit);
 }
 

@@ -20,6 +20,8 @@ CASES = [
     (64, 64, 3, 1, 1, 1, (7, 7), 16, 2, (7, 7)),
     (8, 1, 3, 1, 1, 1, (4, 6), 300, 1, (0, 0)),
     (20, 200, 3, 1, 0, 1, (40, 40), 8, 1, (2, 19)),
+    # One pixel with more channels than the kernels take neurons at a time.
+    (24, 600, 1, 1, 0, 1, (1, 1), 4, 3, (1, 1)),
 ]
 NEURONS = [
     {"rho": 0},

@@ -99,6 +99,25 @@ def test_parts_of_the_batch_and_threads(emitted, monkeypatch):
     assert network(images(0)).shape == (4, 0, 5)
 
 
+@pytest.mark.parametrize("channels", [512, 600, 2048])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_residual_of_one_pixel_whose_sum_is_pooled(emitted, monkeypatch, dtype, channels):
+    torch.manual_seed(0)
+    wide = Block(16, channels, nn.Conv2d(16, channels, 1))
+    wide.conv1, wide.conv2 = nn.Conv2d(16, 16, 1), nn.Conv2d(16, channels, 1)
+    last = Block(channels, 16, nn.Identity())
+    last.conv1, last.conv2 = nn.Conv2d(channels, 16, 1), nn.Conv2d(16, channels, 1)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 16, 6), QCFS(4, 1.0), wide, last),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5)),
+    ).eval()
+    network = by_events(model, timesteps=4, rho=4, iterations=None).to(dtype)
+    x = images(3, 6).to(dtype)
+    out = check(network, x, emitted, monkeypatch, 4)
+    network.convolution = "dense"
+    assert torch.allclose(out, network(x), atol=1e-4)
+
+
 def test_levels_by_channel_are_values(emitted, monkeypatch):
     network, x = by_events(Net(), timesteps=4, rho=4), images(2)
     network.nodes()["one.act1"].v_threshold = torch.linspace(0.2, 0.4, 20)[:, None, None]
