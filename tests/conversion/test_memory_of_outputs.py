@@ -39,7 +39,7 @@ def test_what_is_fresh_may_be_written_over(name, write):
 
     torch.manual_seed(0)
     layers = {**layers, "relu": nn.Identity(), "second": nn.Conv2d(4, 4, 3, padding=1)}
-    lossless(Wrapped(forward, **layers))
+    lossless(Wrapped(forward, **layers), spikes="rectifiers")
     if write == "relu":
         layers["relu"] = nn.ReLU(inplace=True)
         model = Wrapped(forward, **layers).double()
