@@ -60,9 +60,10 @@ def energy_report(
     Levels
         Where general neurons (:class:`cos_ext.Neuron`) send s levels in a step, up or down, an
         input costs s accumulates for every output that it reaches, as s spikes would. A rung of a
-        ladder costs one, of a shifted weight. What stays levels when elements are moved is counted
-        so; their averages are graded. So is what neurons send that predict: the prediction is sent
-        with the levels at every step, and no hardware is assumed that would hold it back.
+        ladder costs one, of a shifted weight. Of neurons that predict, what they send beside the
+        prediction is counted, as published: those that read them can hold the prediction, weights
+        included, at an addition for each output and step. What stays levels when elements are moved
+        is counted so; their averages are graded.
     Steps
         Calibrated neurons are first watched for their rho steps, on the calibrated spikes of the
         layer before; then they answer. Spikes are taken to be stored, currents not. So the layer
@@ -91,8 +92,8 @@ def energy_report(
         Layers that are static or graded in the network cost a MAC in this ANN, too. Its zeros are
         not skipped.
 
-    Not counted are biases, additions of residuals, poolings, BatchNorm that is not folded
-    (``uncounted`` has their sizes), what calibration computes from the currents of the steps
+    Not counted are biases, predictions, additions of residuals, poolings, BatchNorm that is not
+    folded (``uncounted`` has their sizes), what calibration computes from the currents of the steps
     watched (all its iterations), thresholds and resets. Nor is memory, which in hardware can
     outweigh all of this (Dampfhoffer et al., "Are SNNs really more energy-efficient than ANNs?",
     IEEE TETCI 7(3), 2023). The energies are those of float32 arithmetic at 45 nm (Horowitz,

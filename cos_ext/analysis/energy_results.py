@@ -32,7 +32,7 @@ class LayerEnergy:
         watch: the steps that the neurons after it watch.
         reads: the steps of its input that it reads again for an answer at t = 1, ..., T.
         per_step: its operations at each of the network's S = max(T, rho) steps; empty if static.
-        nonzero: the share of its inputs that are not 0, over these S steps.
+        nonzero: the share of its inputs that are not 0, over these S steps; predictions left out.
         again: the first steps that are not read again: those watched, where the neurons after it
             emit from them.
     """

@@ -63,8 +63,8 @@ class LayerCount:
         """Take in spikes ``[S*B, C, *space]``, each of which reaches ``fan_out`` outputs,
         ``[*space]``; ``levels`` where the spikes are of several.
         """
-        fires = x != 0
-        sent = fires if levels is None else levels.long()
+        sent = x != 0 if levels is None else levels.long()
+        fires = sent != 0
         counts = sent.unflatten(0, (steps, x.shape[0] // steps)).sum((1, 2))  # [S, *space]
         operations = (counts * fan_out).reshape(steps, -1).sum(1)
         others = [dim for dim in range(x.dim()) if dim != 1]

@@ -29,17 +29,18 @@ class SentLevels:
         return self._known.get(tensor) if isinstance(tensor, Tensor) else None
 
     def sent(self, func: Any, args: tuple[Any, ...], spikes: Tensor) -> None:
-        """Note what general neurons have sent, by their operator; nothing where they predict, for
-        then they send other values than levels.
+        """Note what general neurons have sent ``[T, B, ...]``, by their operator: beside what they
+        predict, which those that read them can hold.
         """
         given = {argument.name: value for argument, value in zip(func._schema.arguments, args)}
-        if given["prediction"]:
-            return
+        value = _value(given, spikes)
+        sent = _surprise(spikes) if given["prediction"] else spikes.double()
         if given["rungs"]:
-            levels = (spikes != 0).float()
+            # The smallest rung is θ 2^(1 - rungs); what is far below is rounding.
+            levels = (sent.abs() > value * 2.0 ** -(given["rungs"] + 1)).float()
         else:
-            levels = torch.where(spikes == 0, 0.0, spikes.double() / _value(given, spikes))
-        self._note(spikes, levels.round().abs())
+            levels = torch.where(sent == 0, 0.0, sent / value).round().abs()
+        self._note(spikes, levels)
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Note what an operation gave that moves elements; of another, nothing, and no more of what
@@ -81,6 +82,15 @@ class SentLevels:
 def _is_value(leaf: Any) -> bool:
     """Whether it is spikes, or may be: an index is not."""
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _surprise(spikes: Tensor) -> Tensor:
+    """What was sent without the prediction: o(t) of o(t) + ŷ(t), where ŷ grows by o(t)/t."""
+    mean, found = torch.zeros_like(spikes[0], dtype=torch.float64), []
+    for t, both in enumerate(spikes.double()):
+        found.append(both - mean)
+        mean = mean + found[-1] / (t + 1)
+    return torch.stack(found)
 
 
 def _value(given: dict[str, Any], spikes: Tensor) -> Tensor:

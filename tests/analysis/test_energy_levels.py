@@ -55,6 +55,25 @@ def test_energy_and_bits_follow():
     assert report_of(network, torch.ones(1, 3)).bits == 2  # 0..3
 
 
+DIFFERENTIAL = Neuron(ladder=3, gated=True, prediction=True)
+
+
+def predicting(x, neuron):
+    """The levels, or rungs, of six steps of a neuron on x, θ = 1/4."""
+    v, mean, total, sent = 0.125, 0.0, 0.0, []
+    for t in range(1, 7):
+        d = v + x - mean
+        if neuron.ladder is None:
+            o = 0.25 * min(max(int(d // 0.25), 0), 2)
+        else:
+            rungs = [0.25 / 2**i for i in range(3)]
+            taken = [r for r in rungs if abs(d) >= 0.75 * r and (d >= 0 or total + mean >= r)]
+            o = (taken[0] if d >= 0 else -taken[0]) if taken else 0.0
+        v, total, mean = d - o, total + o + mean, mean + o / t
+        sent.append(round(o / 0.25) if neuron.ladder is None else int(o != 0))
+    return sent
+
+
 LEVELS = Neuron(levels=(-2, 3), lower=0.5)
 
 
@@ -123,10 +142,21 @@ def test_what_is_written_into_is_levels_no_more():
         assert layer.input == ("graded" if written else "spikes")
 
 
-def test_neurons_that_predict_send_values():
-    network = convert(tiny(), timesteps=3, neuron=Neuron(levels=(0, 4), prediction=True))
-    (layer,) = report_of(network, torch.tensor([[0.6, 0.25, -0.6]])).layers
-    assert layer.input == "graded" and layer.operation == "MAC"
+@pytest.mark.parametrize("neuron", [Neuron(levels=(0, 2), prediction=True), DIFFERENTIAL])
+def test_of_neurons_that_predict_only_the_rest_counts(neuron):
+    torch.manual_seed(0)
+    network = convert(tiny(), timesteps=6, neuron=neuron).double()  # as Python counts
+    x = torch.randn(40, 3, dtype=torch.float64)
+    (layer,) = report_of(network, x).layers
+    assert layer.input == "spikes"
+    sent, count = torch.zeros(6), 0
+    for one in x.flatten().tolist():
+        levels = predicting(one, neuron)
+        count += sum(levels)
+        sent += torch.tensor(levels, dtype=torch.float32)
+    assert layer.per_step == pytest.approx((3 * sent / 40).tolist()) and count > 0
+    sent = network.statistics([x], progress=False).layers["0"].spikes
+    assert sum(layer.per_step) == pytest.approx(3 * sent / 40)
 
 
 def test_blocks_are_read_once_and_whole():
