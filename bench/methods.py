@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,10 @@ ROWS: list[tuple[str, Method]] = [
     *((name, method) for name, method in METHODS.items() if name != "group-neurons"),
     ("group-neurons, 2 members", group_neurons(2)),
     ("group-neurons, 4 members", group_neurons(4)),
+    (
+        "group-neurons, 4, calibrated",  # ours: offsets of levels, as "even" has them of spikes
+        replace(group_neurons(4), latency="rho + t", settings={"emission": "even"}),
+    ),
 ]
 
 

@@ -18,6 +18,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "several levels in a step": (
         "group-neurons, 2 members",
         "group-neurons, 4 members",
+        "group-neurons, 4, calibrated",
         "h-mt",
         "adafire",
     ),
