@@ -15,6 +15,7 @@ from .. import functional as F
 from .._functional.checks import differentiates
 from .._functional.general import neuron_pass
 from ..general import TENSORS, Neuron
+from .general_sums import USUAL, all_sums, watched_sums
 from .parameters import own, parameter
 from .settings import Settings, watch_steps
 
@@ -28,9 +29,6 @@ class Fused(NamedTuple):
     pool: tuple[int, int] | None = None
     emitted: Tensor | None = None  # these two of general neurons, instead of their own
     step_bias: Tensor | None = None
-
-
-USUAL = Neuron()
 
 
 class Emitted(NamedTuple):
@@ -99,18 +97,18 @@ def simulate_general(
     """Simulate general neurons; arguments as for :func:`cos_ext._neuron.simulation.simulate`.
 
     Raises:
-        ValueError: statistics are asked for; and as for the operator.
+        ValueError: ψ can have too many values for statistics; and as for the operator.
     """
-    if keep_statistics:
-        raise ValueError(
-            "statistics are of neurons of one level, without a neuron and emission 'block'"
-        )
     neuron, state = settings["neuron"] or USUAL, F.state_dtype(x_seq.dtype)
     scale, bias, residual, _, emitted, step_bias = fused
     tensors = (
         neuron.emitted if emitted is None else emitted.to(state),
         None if step_bias is None else step_bias.to(state),
     )
+    before = (scale, bias, residual)
+    watched = None
+    if keep_statistics:  # before the spikes are written over what they are of
+        watched = watched_sums(x_seq, theta, v_init, settings, tensors, before)
     rho = watch_steps(settings)
     calibration = (rho, settings["iterations"], settings["emission"] if rho else "calibrated")
     result = neuron_pass(
@@ -120,10 +118,13 @@ def simulate_general(
         settings["v_reset"],
         calibration,
         inplace and not differentiates((x_seq, theta, v_init, *fused)),
-        (keep_v, count, False, False),
-        (scale, bias, residual),
+        (keep_v, count or keep_statistics, False, False),
+        before,
         (surrogate, detach_reset),
         None,
     )
-    total = None if result.spike_count is None else result.spike_count.sum()
-    return Emitted(result.spikes, total, None, result.v)
+    levels, sums = result.spike_count, None
+    if watched is not None and levels is not None:
+        sums = all_sums(watched, levels, len(x_seq), neuron)
+    total = levels.sum() if count and levels is not None else None
+    return Emitted(result.spikes, total, sums, result.v)

@@ -20,7 +20,7 @@ from .._loops import inputs_on
 from .._numbers import whole
 from ..network.network import SpikingNetwork
 from ..network.reports import report
-from ..network.settings import check_one_level, steady
+from ..network.settings import steady
 from ..neuron import IFNode
 from .energy_results import EnergyReport, LayerEnergy
 from .operation_counter import OperationCounter
@@ -57,6 +57,13 @@ def energy_report(
         than 0 and one value per channel, such as average-pooled spikes, cannot do without
         multiplying. Its operations are counted in the same way, as MACs, and it is marked "graded".
         This is judged by the data.
+    Levels
+        Where general neurons (:class:`cos_ext.Neuron`) send s levels in a step, up or down, an
+        input costs s accumulates for every output that it reaches, as s spikes would. A rung of a
+        ladder costs one, of a shifted weight. Of neurons that predict, what they send beside the
+        prediction is counted, as published: those that read them can hold the prediction, weights
+        included, at an addition for each output and step. What stays levels when elements are moved
+        is counted so; their averages are graded.
     Steps
         Calibrated neurons are first watched for their rho steps, on the calibrated spikes of the
         layer before; then they answer. Spikes are taken to be stored, currents not. So the layer
@@ -64,12 +71,13 @@ def energy_report(
         answer: t of them, or rho if that is more and the neurons feed others that watch. An answer
         at t therefore costs rho + t steps in a hidden layer, as latency has it, and t in the last
         one, which no neurons watch. With rho = 0 it is t everywhere. Neurons that emit "even" or
-        "front" read the rho steps alone. ``kept_joules`` is for hardware that keeps the currents:
-        no step is accumulated twice.
+        "front" read the rho steps alone; those that emit "block", every block of rho steps once,
+        the whole of it before its first spike. ``kept_joules`` is for hardware that keeps the
+        currents: no step is accumulated twice.
     Static layers
         What comes before the first neurons is computed once, as MACs.
     Neurons
-        One update, an addition, per neuron and step, watched or emitted.
+        One update, an addition, per neuron and step, watched or emitted, of however many levels.
     The ANN
         The MACs of the same layers in one pass, over all inputs, zero or not. Products with the
         zeros of a convolution's padding are left out, as they are for spikes, so that the number
@@ -78,12 +86,14 @@ def energy_report(
     The quantised ANN
         An ANN whose activations have b = ceil(log2(n + 1)) bits, as many values as counts of n
         steps (Yan, Bai, Wong, "Reconsidering the energy efficiency of spiking neural networks",
-        arXiv 2409.08290), n = rho, or T without calibration. The MAC of a b-bit activation is taken
-        as b conditional additions of a shifted weight, b ACs, at most a MAC. Layers that are static
-        or graded in the network cost a MAC in this ANN, too. Its zeros are not skipped.
+        arXiv 2409.08290), n = rho, or T without calibration, times the most levels that one of the
+        layers sends up in a step (a ladder counts its smallest rungs). The MAC of a b-bit
+        activation is taken as b conditional additions of a shifted weight, b ACs, at most a MAC.
+        Layers that are static or graded in the network cost a MAC in this ANN, too. Its zeros are
+        not skipped.
 
-    Not counted are biases, additions of residuals, poolings, BatchNorm that is not folded
-    (``uncounted`` has their sizes), what calibration computes from the currents of the steps
+    Not counted are biases, predictions, additions of residuals, poolings, BatchNorm that is not
+    folded (``uncounted`` has their sizes), what calibration computes from the currents of the steps
     watched (all its iterations), thresholds and resets. Nor is memory, which in hardware can
     outweigh all of this (Dampfhoffer et al., "Are SNNs really more energy-efficient than ANNs?",
     IEEE TETCI 7(3), 2023). The energies are those of float32 arithmetic at 45 nm (Horowitz,
@@ -108,8 +118,8 @@ def energy_report(
     Raises:
         TypeError: network is no SpikingNetwork, batches no iterable of tensors, or an argument has
             another type.
-        ValueError: an energy is negative or not finite, bits < 1, batches yields no sample; neurons
-            are not of one level; or the network computes in a way that cannot be counted (recurrent
+        ValueError: an energy is negative or not finite, bits < 1, batches yields no sample;
+            calibration 'srp'; or the network computes in a way that cannot be counted (recurrent
             layers, fused attention, weights that depend on spikes, time elsewhere than in the first
             dimension): every such call is listed.
     """
@@ -117,7 +127,8 @@ def energy_report(
     ac_energy, mac_energy = _checked("ac_energy", ac_energy), _checked("mac_energy", mac_energy)
     neuron_energy = ac_energy if neuron_energy is None else _checked("neuron_energy", neuron_energy)
     if bits is None:
-        bits = (network.watch_steps or network.timesteps).bit_length()
+        steps = network.watch_steps or network.timesteps
+        bits = (steps * max(map(_most, network.nodes().values()), default=1)).bit_length()
     bits = whole("bits", bits, 1, or_=" or None")
     if quantised_mac_energy is None:
         quantised_mac_energy = min(bits * ac_energy, mac_energy)
@@ -133,11 +144,11 @@ def energy_report(
     for inputs in steady(network, data):
         counter.run(inputs)
         samples += inputs[0].shape[0]
-    steps = _Steps(counter, network.nodes(), network.timesteps)
+    read = _Steps(counter, network.nodes(), network.timesteps)
     return EnergyReport(
-        layers=tuple(_layers(counter, steps, samples)),
+        layers=tuple(_layers(counter, read, samples)),
         neurons=sum(counter.neurons.values()) / samples,
-        neuron_updates=tuple(updates / samples for updates in steps.updates()),
+        neuron_updates=tuple(updates / samples for updates in read.updates()),
         uncounted={
             name: count / samples / counter.steps for name, count in counter.uncounted.items()
         },
@@ -158,7 +169,6 @@ def _check_arguments(network: SpikingNetwork, batches: Iterable[Any]) -> None:
     if not isinstance(network, SpikingNetwork):
         raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
     check_batches(batches)
-    check_one_level(network, "energy_report")
     nodes = network.nodes().items()
     twice = [site for site, node in nodes if node.calibration == "srp" and node.watch_steps]
     if twice:
@@ -194,14 +204,27 @@ class _Steps:
         steps = [0] * self.timesteps
         for reader in readers:
             node = self.nodes[reader] if reader is not None else None
-            # Others emit from what they have watched.
-            again = node is None or not node.watch_steps or _follows_its_input(node)
             least = node.watch_steps if node is not None and watched else 0
             steps = [
-                max(most, least, own if again else 0)
+                max(most, least, self._followed(node, own))
                 for most, own in zip(steps, self.emitted[reader])
             ]
         return steps
+
+    def _followed(self, node: IFNode | None, own: int) -> int:
+        """The steps of their input that neurons read as they emit ``own`` steps, or the output."""
+        if node is None or not node.watch_steps or _follows_its_input(node):
+            return own
+        if node.emission != "block" or own <= node.watch_steps:
+            return 0  # they emit from what they have watched
+        blocks = -(-own // node.watch_steps)
+        return min(blocks * node.watch_steps, self.counter.steps)
+
+    def once(self, readers: Iterable[str | None]) -> int:
+        """The first steps that none of these reads again once they are watched."""
+        nodes = [None if reader is None else self.nodes[reader] for reader in readers]
+        again = [each is None or not each.watch_steps or _follows_its_input(each) for each in nodes]
+        return 0 if any(again) else self.watched(readers)
 
     def watched(self, readers: Iterable[str | None]) -> int:
         """The most steps that one of these watches."""
@@ -223,6 +246,14 @@ def _follows_its_input(node: IFNode) -> bool:
     return node.emission == "calibrated" and node.calibration != "parallel"
 
 
+def _most(node: IFNode) -> int:
+    """How many levels, of a ladder how many of its smallest rungs, neurons send up in a step."""
+    neuron = node.neuron
+    if neuron is None:
+        return 1
+    return neuron.levels[1] if neuron.ladder is None else 2 ** (neuron.ladder - 1)
+
+
 def _layers(counter: OperationCounter, steps: _Steps, samples: int) -> Iterable[LayerEnergy]:
     for (site, number), layer in counter.layers.items():
         yield layer.result(
@@ -230,4 +261,5 @@ def _layers(counter: OperationCounter, steps: _Steps, samples: int) -> Iterable[
             samples,
             watch=0 if layer.static else steps.watched(layer.readers),
             reads=steps.read(layer.readers, watched=False),
+            again=steps.once(layer.readers),
         )

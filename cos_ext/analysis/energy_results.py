@@ -27,12 +27,14 @@ class LayerEnergy:
             "... (2)".
         kind: its class or function.
         input: "static" (no time: computed once), "spikes" (every channel, or feature of a linear
-            layer, has one value besides 0) or "graded".
+            layer, has one value besides 0, or general neurons sent levels) or "graded".
         macs: multiplications of one pass of the ANN.
         watch: the steps that the neurons after it watch.
         reads: the steps of its input that it reads again for an answer at t = 1, ..., T.
         per_step: its operations at each of the network's S = max(T, rho) steps; empty if static.
-        nonzero: the share of its inputs that are not 0, over these S steps.
+        nonzero: the share of its inputs that are not 0, over these S steps; predictions left out.
+        again: the first steps that are not read again: those watched, where the neurons after it
+            emit from them.
     """
 
     site: str
@@ -43,6 +45,7 @@ class LayerEnergy:
     reads: tuple[int, ...]
     per_step: tuple[float, ...]
     nonzero: float
+    again: int = 0
 
     @property
     def operation(self) -> str:
@@ -61,7 +64,7 @@ class LayerEnergy:
         """
         if self.input == "static":
             return (self.macs,) * len(self.reads)
-        return tuple(self.watched + sum(self.per_step[:steps]) for steps in self.reads)
+        return tuple(self.watched + sum(self.per_step[self.again : steps]) for steps in self.reads)
 
     @property
     def kept_operations(self) -> tuple[float, ...]:

@@ -97,13 +97,16 @@ def offset_spike_report(
             something else, iterations no int.
         ValueError: iterations < 0; batches yields no sample; ann has other activation call sites,
             shapes or another dtype than the network's; neurons have a hard reset, for which
-            calibration is not defined.
+            calibration is not defined, or are not of one level (``network.statistics`` has their
+            ψ).
     """
     _check_arguments(ann, network, batches, iterations)
     traced = traced_ann(ann, network)
     network.eval()
     nodes, rho = network.nodes(), network.watch_steps or network.timesteps
-    check_one_level(network, "offset_spike_report")
+    check_one_level(
+        network, "offset_spike_report, which compares counts with activations of rho levels,"
+    )
     hard = [site for site, node in nodes.items() if node.v_reset is not None]
     if hard:
         raise ValueError(

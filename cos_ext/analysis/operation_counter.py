@@ -26,6 +26,7 @@ from ..network.modules import Walked
 from ..network.network import SpikingNetwork
 from . import aten
 from .energy_results import LayerEnergy
+from .sent_levels import SentLevels
 
 Call = tuple[str, int]  # a layer's site, and the number of its call in a pass
 
@@ -58,23 +59,29 @@ class LayerCount:
         # The neurons that read what it computes; None is the output.
         self.readers: set[str | None] = set()
 
-    def see(self, x: Tensor, fan_out: Tensor | int, steps: int) -> None:
+    def see(self, x: Tensor, fan_out: Tensor | int, steps: int, levels: Tensor | None) -> None:
         """Take in spikes ``[S*B, C, *space]``, each of which reaches ``fan_out`` outputs,
-        ``[*space]``.
+        ``[*space]``; ``levels`` where the spikes are of several.
         """
-        fires = x != 0
-        counts = fires.unflatten(0, (steps, x.shape[0] // steps)).sum((1, 2))  # [S, *space]
+        sent = x != 0 if levels is None else levels.long()
+        fires = sent != 0
+        counts = sent.unflatten(0, (steps, x.shape[0] // steps)).sum((1, 2))  # [S, *space]
         operations = (counts * fan_out).reshape(steps, -1).sum(1)
         others = [dim for dim in range(x.dim()) if dim != 1]
+        # A level is a value by itself, whatever stands in x.
+        x = x if levels is None else fires.to(x.dtype)
         low = torch.where(fires, x, math.inf).amin(others)
         high = torch.where(fires, x, -math.inf).amax(others)
         self.inputs += x.numel()
         self.operations = operations if self.operations is None else self.operations + operations
-        self.nonzero = counts.sum() if self.nonzero is None else self.nonzero + counts.sum()
+        nonzero = fires.sum()
+        self.nonzero = nonzero if self.nonzero is None else self.nonzero + nonzero
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
 
-    def result(self, site: str, samples: int, watch: int, reads: Iterable[int]) -> LayerEnergy:
+    def result(
+        self, site: str, samples: int, watch: int, reads: Iterable[int], again: int
+    ) -> LayerEnergy:
         """What was counted, per image. Waits for the device."""
         kind, operations, share = "static", [], 1.0
         if not self.static:
@@ -92,6 +99,7 @@ class LayerCount:
             reads=tuple(reads),
             per_step=tuple(count / samples for count in operations),
             nonzero=share,
+            again=again,
         )
 
 
@@ -116,13 +124,14 @@ class OperationCounter(TorchDispatchMode):
         self.uncounted: Counter[str] = Counter()
         self._refused: dict[str, None] = {}
         self._fan_outs: dict[Any, tuple[Tensor, int]] = {}
-        self._origins = WeakTensorKeyDictionary()
+        self._origins, self._levels = WeakTensorKeyDictionary(), SentLevels()
         self._calls: Counter[str] = Counter()  # of layers, by site, in this pass
         self.here = [("forward", "")]  # site and kind of what is running
 
     def run(self, inputs: list[Tensor]) -> None:
         """Count one batch. ValueError if something in it cannot be counted."""
         self._origins, self._calls = WeakTensorKeyDictionary(), Counter()
+        self._levels = SentLevels()
         # In inference mode operations would reach this mode before they are broken up into those
         # that it knows.
         with torch.inference_mode(False), torch.no_grad():
@@ -206,6 +215,8 @@ class OperationCounter(TorchDispatchMode):
         elif level == 2 and not func.is_view and name not in aten.MOVES:
             self._note_uncounted(name, args, kwargs, out)
         self._pass_on(func, args, out, Origin(level, moved, layers, sites))
+        if level == 2:
+            self._levels.follow(func, args, kwargs, out)
         return out
 
     def _pass_on(self, func: Any, args: tuple[Any, ...], out: Any, origin: Origin) -> None:
@@ -233,7 +244,7 @@ class OperationCounter(TorchDispatchMode):
         """The operators of neurons: x_seq ``[S, *neurons]`` first. Their spikes are written over
         it, or the first result.
         """
-        if name.rstrip("_") not in ("if_forward", "cos_forward"):
+        if name.rstrip("_") not in ("if_forward", "cos_forward", "general_forward"):
             raise ValueError(
                 f"network must emit spikes step by step to be counted; {self.here[-1][0]} calls "
                 f"{name}"
@@ -250,6 +261,8 @@ class OperationCounter(TorchDispatchMode):
         spikes = Origin(2, sites=frozenset([site]))
         for leaf in (x_seq, *tree_leaves(out)) if name.endswith("_") else tree_leaves(out):
             self._set(leaf, spikes)
+        if name.startswith("general"):
+            self._levels.sent(func, args, x_seq if name.endswith("_") else out[0])
         return out
 
     def _product(self, name: str, args: tuple[Any, ...], out: Tensor) -> frozenset[Call]:
@@ -279,7 +292,7 @@ class OperationCounter(TorchDispatchMode):
         # Of a static layer, too, where a model that is no graph runs it at every step.
         layer.macs += macs // (self.steps if level == 2 or self.walked else 1)
         if level == 2:
-            layer.see(x, fan_out, self.steps)
+            layer.see(x, fan_out, self.steps, self._levels.of(x))
         return frozenset([key])
 
     def _why_not(self, name: str, x: Tensor, weight: Tensor) -> str:

@@ -30,7 +30,8 @@ class Measured(Configured):
 
         Summed by the kernels in the pass that simulates: nothing by neuron is written, and the
         device is waited for once. The sums are integers, so that they do not depend on how the data
-        are split, nor on the device. The network is put in eval mode.
+        are split, nor on the device. Those of general neurons are summed in torch, from a second
+        pass over the steps watched. The network is put in eval mode.
 
         Args:
             batches: an iterable, read once, of tensors [B, ...] or of tuples whose first n elements
@@ -40,7 +41,8 @@ class Measured(Configured):
         Raises:
             TypeError: batches yields something else.
             ValueError: batches yields no sample; neurons have hard reset; a layer has rho > 256
-                (or, without calibration, T > 256).
+                (or, without calibration, T > 256), or of general neurons more than 2^16 values of
+                ψ.
         """
         self.eval()
         with self._by_steps():
