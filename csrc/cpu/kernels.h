@@ -2,6 +2,7 @@
 // No torch, no threads: callers split the range (at multiples of piece()) and run the parts where they like.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>  // for kernels.inc, which would compile them for its instruction set
 #include <new>
@@ -53,7 +54,8 @@ Kernel backward();
 
 // The neurons that a thread takes at least: ranges may be split at multiples of it.
 inline int64_t piece(const Job& job) {
-  const int64_t unit = job.pool.rows ? job.pool.unit() : job.channels;
+  // Whole windows of pooling, and whole pixels of bits: windows of a plane of one pixel are single neurons.
+  const int64_t unit = std::max(job.pool.rows ? job.pool.unit() : 1, job.channels);
   return unit * ((kBlock + unit - 1) / unit);
 }
 
