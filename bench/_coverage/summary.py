@@ -14,6 +14,7 @@ GROUPS = {
     "must be one tensor|one tensor output is supported": "the output is no single tensor",
     "cannot be traced": "it cannot be traced",
     "is not the quantised ANN": "the check on the example failed",
+    "has NaN or infinite numbers": "NaN or infinite numbers",
     "took longer than": "it took too long",
 }
 HEAD = ("list", "networks", "converted", "exact", "worst", "refused", "failed", "skipped")

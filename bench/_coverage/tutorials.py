@@ -73,7 +73,7 @@ class Squeeze(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.down, self.up = nn.Linear(channels, channels // 4), nn.Linear(channels // 4, channels)
+        self.down, self.up = nn.Linear(channels, channels // 2), nn.Linear(channels // 2, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         s = torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3))))))

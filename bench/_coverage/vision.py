@@ -21,8 +21,8 @@ TORCHVISION = {  # by the size of the images
 }
 TIMM = {
     32: (
-        "dla34 dpn48b densenet121 efficientnet_lite0 efficientnet_b0 efficientnetv2_rw_t "
-        "fasternet_t0 ghostnet_050 ghostnetv2_100 hardcorenas_a hgnetv2_b0 hrnet_w18_small "
+        "dla34 dpn48b densenet121 efficientnet_b0 efficientnetv2_rw_t "
+        "fasternet_t0 ghostnet_050 hardcorenas_a hgnetv2_b0 hrnet_w18_small "
         "inception_next_atto lcnet_035 lcnetv2_small mobilenetv3_small_050 mobilenetv4_conv_small "
         "mnasnet_small mobilenetv2_035 fbnetv3_b tinynet_e mixnet_s regnetx_002 regnety_002 "
         "regnetz_005 repghostnet_050 repvit_m0_9 repvgg_a0 mobileone_s0 res2net50_14w_8s "
@@ -31,7 +31,7 @@ TIMM = {
         "vgg11_bn ese_vovnet19b_slim xception41 cs3darknet_s cspresnet50 cspnext_tiny "
         "convnext_atto convmixer_768_32 rdnet_tiny mambaout_femto nfnet_l0 convformer_s18"
     ),
-    64: "tresnet_m",
+    64: "efficientnet_lite0 ghostnetv2_100 tresnet_m",
     96: "inception_v4 inception_resnet_v2 legacy_xception",
 }
 
