@@ -2,7 +2,6 @@
 // No torch, no threads: callers split the range (at multiples of piece()) and run the parts where they like.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <cstdlib>  // for kernels.inc, which would compile them for its instruction set
 #include <new>
