@@ -285,7 +285,8 @@ def convert(
             :meth:`SpikingNetwork.train` works; see :func:`cos_ext.fine_tune`. rho must be 0:
             calibration has no gradient. Of what `fuse` names only sums and pooling are fused.
         neuron: what the neurons do in a step, a :class:`cos_ext.Neuron`; None is one level, 0 or θ.
-            θ is one level's, so that a layer's clip is θ times the most levels of a step.
+            θ is one level's, so that a layer's clip is θ times the most levels of a step. Where
+            neurons are signed, its :attr:`cos_ext.Neuron.signed` form stands.
         method: a published method by name, or a :class:`cos_ext.methods.Method`: neurons, levels of
             θ, v(0), calibration and emission are its; see :doc:`/methods/published`. One that
             watches needs rho >= 1, others rho = 0. It cuts θ into its levels: thresholds that go

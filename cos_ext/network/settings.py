@@ -186,7 +186,9 @@ class Configured(nn.Module):
 
     @property
     def neuron(self) -> Neuron | None:
-        """What the neurons do in a step; None: one level, 0 or θ."""
+        """What the neurons do in a step; None: one level, 0 or θ. Where convert() put signed
+        neurons, :attr:`cos_ext.Neuron.signed` of it.
+        """
         return self._neuron
 
     @neuron.setter
