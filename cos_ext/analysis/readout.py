@@ -89,7 +89,7 @@ def early_exit(
     """
     if not isinstance(network, SpikingNetwork):
         raise TypeError(f"network must be a SpikingNetwork, got {type(network).__name__}")
-    readout = checked(Readout(first_step, stop, leave_every, output), network)
+    readout = checked(Readout(first_step, stop, leave_every, output=output), network)
     number = network.outputs.chooser(output)[1]
     if number is None and network.readout is not None:
         raise ValueError(

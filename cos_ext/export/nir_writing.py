@@ -231,6 +231,8 @@ class _Writer:
     def _output(self, node: fx.Node) -> list[Source]:
         import nir
 
+        if len(node.all_input_nodes) != 1:
+            return self._refuse(node, "several outputs")
         (result,) = node.all_input_nodes
         shape = self.shapes[result]
         made = nir.Output({"output": np.array(shape)})

@@ -34,8 +34,8 @@ def to_onnx(
     """Write a network as an ONNX file of standard operators (opset 20), its steps unrolled.
 
     The file takes the network's inputs ``[B, ...]``, by their names, for any B, and gives
-    ``outputs``, ``[T, B, ...]``, as the network does. All settings go into it as they are now:
-    neurons of every kind, calibrated or not, with every emission. It has float32 and, where a
+    ``outputs``, ``[T, B, ...]``, as the network does; ``outputs_0``, ``outputs_1``, ... where there
+    are several. All settings go into it as they are now: neurons of every kind, calibrated or not, with every emission. It has float32 and, where a
     calibration divides by θ, float64.
 
     Neurons that are fed the same currents emit EQUAL spikes in onnxruntime. Convolutions and matrix
@@ -76,13 +76,19 @@ def to_onnx(
             f"network must fit into one ONNX file of {MOST_BYTES} bytes, its tensors have {size}"
         )
     inputs = example_for(network, example_input)
-    model = model_of(plain(network), inputs, network.inputs.names)
+    count = len(network.outputs.kinds)
+    results = ["outputs"] if count == 1 else [f"outputs_{number}" for number in range(count)]
+    model = model_of(plain(network), inputs, network.inputs.names, results=results)
     with replacing(path) as part:
         part.write_bytes(model.SerializeToString())
 
 
 def model_of(
-    module: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], steps: int = 1
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    names: Sequence[str],
+    steps: int = 1,
+    results: Sequence[str] = ("outputs",),
 ) -> Any:
     """A module whose neurons are plain as an onnx.ModelProto, for any batch size: the first size of
     its inputs, or that by so many steps.
@@ -98,23 +104,27 @@ def model_of(
             module.set_submodule(name, Called(each, kinds))
     batch = torch.export.Dim("batch")
     shapes = tuple({0: batch if steps == 1 else steps * batch} for _ in inputs)
-    model = _exported(module, inputs, names, shapes).model_proto
+    model = _exported(module, inputs, names, shapes, results).model_proto
     model.functions.extend(kinds.functions(_exported))
     checker.check_model(model)
     return model
 
 
 def _exported(
-    module: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], shapes: tuple[Any, ...]
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    names: Sequence[str],
+    shapes: tuple[Any, ...],
+    results: Sequence[str] = ("outputs",),
 ) -> Any:
-    """A module, of any number of inputs and one result, as a program of torch.onnx."""
+    """A module, of any number of inputs and results, as a program of torch.onnx."""
     try:
         with torch.no_grad(), _quiet():
             return torch.onnx.export(
                 module,
                 inputs,
                 input_names=list(names) or None,
-                output_names=["outputs"],
+                output_names=list(results),
                 opset_version=OPSET,
                 dynamic_shapes=(shapes,),
                 dynamo=True,

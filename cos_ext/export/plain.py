@@ -4,7 +4,7 @@ package. For exporters, which know torch's operators alone; files are written el
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ..network.finite import Unfit
 from ..network.inputs import as_inputs, batch_size, check_shapes, in_dtype_of
 from ..network.modules import Walked, twin
 from ..network.network import SpikingNetwork
+from ..network.over_time import UnfitOverTime
 from ..network.pooling import PooledBefore
 from ..neuron import IFNode
 
@@ -112,16 +113,30 @@ class PlainUnfit(nn.Module):
         return unfit.flatten(1).any(1) if x.dim() > 1 else unfit
 
 
+class PlainUnfitOverTime(nn.Module):
+    """What :class:`cos_ext.network.over_time.UnfitOverTime` marks."""
+
+    def __init__(self, timesteps: int) -> None:
+        super().__init__()
+        self.timesteps, self.unfit = timesteps, PlainUnfit(Unfit(sums=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.unfit(x).unflatten(0, (self.timesteps, -1)).any(0)
+
+
 class PlainNetwork(nn.Module):
-    """A network's forward: inputs [B, ...] to outputs [T, B, ...], of modules that export."""
+    """A network's forward: inputs [B, ...] to the tensors of its output, [T, B, ...], in a tuple
+    where there are several; of modules that export.
+    """
 
     def __init__(self, network: SpikingNetwork, module: nn.Module) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.outputs = module, network.outputs
         self.steps, self.timesteps = network._steps, network.timesteps
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.module(*inputs).unflatten(0, (self.steps, -1))[: self.timesteps]
+    def forward(self, *inputs: Tensor) -> Any:
+        flat = self.outputs.by_step(self.module(*inputs), -1, self.steps, self.timesteps)
+        return flat[0] if len(flat) == 1 else flat
 
 
 def plain(network: SpikingNetwork) -> PlainNetwork:
@@ -141,6 +156,8 @@ def plain(network: SpikingNetwork) -> PlainNetwork:
             module.set_submodule(name, each.pool)
         elif isinstance(each, Unfit):
             module.set_submodule(name, PlainUnfit(each))
+        elif isinstance(each, UnfitOverTime):
+            module.set_submodule(name, PlainUnfitOverTime(each.timesteps))
     return PlainNetwork(network, module)
 
 

@@ -181,9 +181,9 @@ def test_a_front_that_is_not_affine_is_averaged():
 
 class Untraced(Chain):
     def forward(self, x):
-        for _ in range(1 if hasattr(x, "shape") else 0):
-            x = super().forward(x)
-        return x
+        if x.shape[0] > 10**6:
+            raise ValueError("fewer samples")
+        return super().forward(x)
 
 
 @pytest.mark.parametrize("rho", [0, 2, 6])
