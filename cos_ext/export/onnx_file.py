@@ -35,7 +35,8 @@ def to_onnx(
 
     The file takes the network's inputs ``[B, ...]``, by their names, for any B, and gives
     ``outputs``, ``[T, B, ...]``, as the network does; ``outputs_0``, ``outputs_1``, ... where there
-    are several. All settings go into it as they are now: neurons of every kind, calibrated or not, with every emission. It has float32 and, where a
+    are several. All settings go into it as they are now: neurons of every kind, calibrated or not,
+    with every emission. It has float32 and, where a
     calibration divides by θ, float64.
 
     Neurons that are fed the same currents emit EQUAL spikes in onnxruntime. Convolutions and matrix
