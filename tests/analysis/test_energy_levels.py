@@ -131,7 +131,9 @@ def test_what_is_written_into_is_levels_no_more():
 
         def forward(self, x):
             y = self.act(x)
-            if len(x) > 0 and written:  # torch.fx gives up
+            if x.shape[0] > 10**6:  # a batch decides: nothing can be traced
+                return x
+            if written:
                 y[:, 1] *= 0.3
             return self.fc(y)
 
