@@ -1,5 +1,5 @@
-"""What is known of ATen's operations where they are counted: which multiply by weights, which only
-move elements, where they leave the time-steps, and how many outputs an input reaches.
+"""What is known of ATen's operations where they are counted: which multiply, which only move
+elements, where they leave the time-steps, and how many outputs an input reaches.
 
 Nothing is run or counted here, and no network is known.
 """
@@ -12,8 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Multiplications by weights, by name: position of the two factors.
-PRODUCTS = {"convolution": (0, 1), "mm": (0, 1), "addmm": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2)}
+# Multiplications element by element, by name: position of the two factors.
+ELEMENTWISE = {"mul": (0, 1), "mul_": (0, 1), "addcmul": (1, 2)}
+
+# These, and multiplications by weights, or of two matrices.
+PRODUCTS = {
+    "convolution": (0, 1),
+    "mm": (0, 1),
+    "addmm": (1, 2),
+    "bmm": (0, 1),
+    "baddbmm": (1, 2),
+    **ELEMENTWISE,
+}
 
 # Multiplications by weights that have no rule here. What they take is not known, so that leaving
 # them out would be a lie.
@@ -78,7 +88,7 @@ MOVES = frozenset(
 
 def is_opaque(name: str) -> bool:
     """Whether an operation multiplies by weights in a way that has no rule."""
-    return name in _OPAQUE or name.startswith("_scaled_dot_product")
+    return name in _OPAQUE
 
 
 def moves_time(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -50,20 +50,30 @@ def energy_report(
     What is counted:
 
     Synaptic operations
-        A layer with weights is a convolution, transposed or not, Linear, or a matrix product;
-        module or function. One that reads spikes does one accumulate (AC) for every input that is
-        not 0 and every output that this input reaches: near the border of a padded convolution
-        fewer than elsewhere. Weights that happen to be 0 count. A layer that reads values other
-        than 0 and one value per channel, such as average-pooled spikes, cannot do without
-        multiplying. Its operations are counted in the same way, as MACs, and it is marked "graded".
-        This is judged by the data.
+        A layer with weights is a convolution, transposed or not, Linear, or a product with a
+        constant matrix; module or function. One that reads spikes does one accumulate (AC) for
+        every input that is not 0 and every output that this input reaches: near the border of a
+        padded convolution fewer than elsewhere. Weights that happen to be 0 count. A layer that
+        reads values other than 0 and one value per channel, such as average-pooled spikes, cannot
+        do without multiplying. Its operations are counted in the same way, as MACs, and it is
+        marked "graded". This is judged by the data.
+    Differences
+        What is computed on running means, or comes from a difference, is no spikes, up to the next
+        neurons. A layer that reads such values is graded, whatever the data: all of its MACs count
+        at every step, those of zeros, too.
+    Products
+        A product of two tensors that both depend on the input: of matrices (``matmul``, ``bmm``,
+        ``einsum``, both of ``scaled_dot_product_attention``), or element by element, one MAC an
+        element. All of its MACs count, at every step, zeros or not, and once in the ANN. It is
+        marked "product". Scaling by parameters or numbers is none.
     Levels
-        Where general neurons (:class:`cos_ext.Neuron`) send s levels in a step, up or down, an
-        input costs s accumulates for every output that it reaches, as s spikes would. A rung of a
-        ladder costs one, of a shifted weight. Of neurons that predict, what they send beside the
-        prediction is counted, as published: those that read them can hold the prediction, weights
-        included, at an addition for each output and step. What stays levels when elements are moved
-        is counted so; their averages are graded.
+        Where general neurons (:class:`cos_ext.Neuron`), such as the signed ones of
+        ``convert(spikes=...)``, send s levels in a step, up or down, an input costs s accumulates
+        for every output that it reaches, as s spikes would. A rung of a ladder costs one, of a
+        shifted weight. Of neurons that predict, what they send beside the prediction is counted, as
+        published: those that read them can hold the prediction, weights included, at an addition
+        for each output and step. What stays levels when elements are moved is counted so; their
+        averages are graded.
     Steps
         Calibrated neurons are first watched for their rho steps, on the calibrated spikes of the
         layer before; then they answer. Spikes are taken to be stored, currents not. So the layer
@@ -75,29 +85,32 @@ def energy_report(
         the whole of it before its first spike. ``kept_joules`` is for hardware that keeps the
         currents: no step is accumulated twice.
     Static layers
-        What comes before the first neurons is computed once, as MACs.
+        What comes before the first neurons is computed once, as MACs; products, too.
     Neurons
         One update, an addition, per neuron and step, watched or emitted, of however many levels.
     The ANN
-        The MACs of the same layers in one pass, over all inputs, zero or not. Products with the
-        zeros of a convolution's padding are left out, as they are for spikes, so that the number
-        lies a little below the customary one. (Zeros that F.pad or nn.ZeroPad put there before are
-        inputs.) Activations cost nothing.
+        The MACs of the same layers and products in one pass, over all inputs, zero or not. Products
+        with the zeros of a convolution's padding are left out, as they are for spikes, so that the
+        number lies a little below the customary one. (Zeros that F.pad or nn.ZeroPad put there
+        before are inputs.) Activations cost nothing.
     The quantised ANN
         An ANN whose activations have b = ceil(log2(n + 1)) bits, as many values as counts of n
         steps (Yan, Bai, Wong, "Reconsidering the energy efficiency of spiking neural networks",
         arXiv 2409.08290), n = rho, or T without calibration, times the most levels that one of the
-        layers sends up in a step (a ladder counts its smallest rungs). The MAC of a b-bit
-        activation is taken as b conditional additions of a shifted weight, b ACs, at most a MAC.
-        Layers that are static or graded in the network cost a MAC in this ANN, too. Its zeros are
-        not skipped.
+        layers sends up in a step (a ladder counts its smallest rungs; a sign takes no bit). The MAC
+        of a b-bit activation is taken as b conditional additions of a shifted weight, b ACs, at
+        most a MAC. Layers that are static or graded in the network cost a MAC in this ANN, too, and
+        so do products. Its zeros are not skipped.
 
     Not counted are biases, predictions, additions of residuals, poolings, BatchNorm that is not
-    folded (``uncounted`` has their sizes), what calibration computes from the currents of the steps
-    watched (all its iterations), thresholds and resets. Nor is memory, which in hardware can
-    outweigh all of this (Dampfhoffer et al., "Are SNNs really more energy-efficient than ANNs?",
-    IEEE TETCI 7(3), 2023). The energies are those of float32 arithmetic at 45 nm (Horowitz,
-    "Computing's energy problem (and what we can do about it)", ISSCC 2014).
+    folded, functions between neurons (softmax, norms, GELU, sigmoid, quotients), scaling, and the
+    two ends of what is computed on running means ("running_mean", "difference": an addition and a
+    scaling for every element). ``uncounted`` has their sizes. Nor is counted what calibration
+    computes from the currents of the steps watched (all its iterations), thresholds and resets. Nor
+    is memory, which in hardware can outweigh all of this (Dampfhoffer et al., "Are SNNs really more
+    energy-efficient than ANNs?", IEEE TETCI 7(3), 2023). The energies are those of float32
+    arithmetic at 45 nm (Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC
+    2014).
 
     Args:
         network: from :func:`cos_ext.convert`; put in eval mode.
@@ -120,7 +133,7 @@ def energy_report(
             another type.
         ValueError: an energy is negative or not finite, bits < 1, batches yields no sample;
             calibration 'srp'; or the network computes in a way that cannot be counted (recurrent
-            layers, fused attention, weights that depend on spikes, time elsewhere than in the first
+            layers, convolutions whose weights depend on the input, time elsewhere than in the first
             dimension): every such call is listed.
     """
     _check_arguments(network, batches)
@@ -259,7 +272,8 @@ def _layers(counter: OperationCounter, steps: _Steps, samples: int) -> Iterable[
         yield layer.result(
             f"{site} ({number + 1})" if number else site,
             samples,
-            watch=0 if layer.static else steps.watched(layer.readers),
+            counter.steps,
+            watch=0 if layer.input == "static" else steps.watched(layer.readers),
             reads=steps.read(layer.readers, watched=False),
             again=steps.once(layer.readers),
         )

@@ -19,20 +19,22 @@ from .files import write_csv
 
 @dataclass(frozen=True)
 class LayerEnergy:
-    """The operations of one call of a layer with weights, per image; part of an
-    :class:`cos_ext.EnergyReport`.
+    """The operations of one call of a layer with weights, or of a product of two tensors, per
+    image; part of an :class:`cos_ext.EnergyReport`.
 
     Attributes:
         site: the module or call site, as ``network.report`` names it; further calls of it are
             "... (2)".
         kind: its class or function.
         input: "static" (no time: computed once), "spikes" (every channel, or feature of a linear
-            layer, has one value besides 0, or general neurons sent levels) or "graded".
+            layer, has one value besides 0, or neurons sent levels), "graded", or "product" (of
+            two tensors that depend on the network's input).
         macs: multiplications of one pass of the ANN.
         watch: the steps that the neurons after it watch.
         reads: the steps of its input that it reads again for an answer at t = 1, ..., T.
         per_step: its operations at each of the network's S = max(T, rho) steps; empty if static.
         nonzero: the share of its inputs that are not 0, over these S steps; predictions left out.
+            1 of static layers and of products.
         again: the first steps that are not read again: those watched, where the neurons after it
             emit from them.
     """
@@ -124,12 +126,12 @@ class EnergyReport:
     @property
     def acs(self) -> list[float]:
         """Accumulates for an answer at t = 1, ..., T, the steps watched included."""
-        return self._sum("operations", "spikes")
+        return self._sum("operations", "AC")
 
     @property
     def graded_macs(self) -> list[float]:
-        """The same of the layers whose input is graded, each a multiplication."""
-        return self._sum("operations", "graded")
+        """The same of the layers whose input is graded and of products, each a multiplication."""
+        return self._sum("operations", "MAC")
 
     @property
     def static_macs(self) -> float:
@@ -143,8 +145,8 @@ class EnergyReport:
 
     @property
     def snn_joules(self) -> list[float]:
-        """For an answer at t = 1, ..., T: static layers once, accumulates, graded layers,
-        neurons.
+        """For an answer at t = 1, ..., T: static layers once, accumulates, graded layers and
+        products, neurons.
         """
         return self._joules("operations")
 
@@ -162,8 +164,8 @@ class EnergyReport:
 
     @property
     def quantised_joules(self) -> float:
-        """One pass of the ANN with ``bits`` bits where the SNN has spikes; its static and graded
-        layers as in the SNN.
+        """One pass of the ANN with ``bits`` bits where the SNN has spikes; its other layers and
+        its products cost a MAC.
         """
         spiking = sum(layer.macs for layer in self.layers if layer.input == "spikes")
         others = self.ann_macs - spiking
@@ -181,12 +183,13 @@ class EnergyReport:
         """Energy of the quantised ANN over that of the SNN at t = 1, ..., T."""
         return [_ratio(self.quantised_joules, joules) for joules in self.snn_joules]
 
-    def _sum(self, name: str, kind: str) -> list[float]:
-        chosen = [getattr(layer, name) for layer in self.layers if layer.input == kind]
+    def _sum(self, name: str, operation: str) -> list[float]:
+        running = [layer for layer in self.layers if layer.input != "static"]
+        chosen = [getattr(layer, name) for layer in running if layer.operation == operation]
         return [math.fsum(counts[t] for counts in chosen) for t in range(self.timesteps)]
 
     def _joules(self, name: str) -> list[float]:
-        parts = zip(self._sum(name, "spikes"), self._sum(name, "graded"), self.neuron_updates)
+        parts = zip(self._sum(name, "AC"), self._sum(name, "MAC"), self.neuron_updates)
         return [
             1e-12
             * (
@@ -258,7 +261,7 @@ class EnergyReport:
         head = ["layer", "kind", "input", "non-zero", "ANN's MACs", "watched"]
         rows = [[*head, f"t = {self.timesteps}, in all", ""]]
         for layer in self.layers:
-            share = "-" if layer.input == "static" else percent(layer.nonzero)
+            share = "-" if layer.input in ("static", "product") else percent(layer.nonzero)
             counts = [layer.macs, layer.watched, layer.operations[-1]]
             names = [layer.site, layer.kind, layer.input, share]
             rows.append([*names, *map(_count, counts), layer.operation])

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -24,9 +24,13 @@ from ..conversion.graphs import owner_of
 from ..network.finite import Shown
 from ..network.modules import Walked
 from ..network.network import SpikingNetwork
+from ..network.over_time import Difference, RunningMean, UnfitOverTime
 from . import aten
-from .energy_results import LayerEnergy
+from .layer_count import LayerCount
 from .sent_levels import SentLevels
+
+# The ends of a stretch on running means.
+ENDS = (RunningMean, Difference)
 
 Call = tuple[str, int]  # a layer's site, and the number of its call in a pass
 
@@ -43,64 +47,17 @@ class Origin(NamedTuple):
     layers: frozenset[Call] = frozenset()
     # The neurons that it depends on, with no others between.
     sites: frozenset[str] = frozenset()
+    # Whether there are running means, or differences of such, with no neurons between.
+    means: bool = False
 
 
-class LayerCount:
-    """Running sums of one call of a layer, on the data's device, never waited for."""
-
-    def __init__(self, kind: str, static: bool) -> None:
-        self.kind, self.static = kind, static
-        self.macs = 0  # of all samples
-        self.inputs = 0  # elements, of all steps
-        self.operations: Tensor | None = None  # [S] int64
-        self.nonzero: Tensor | None = None
-        self.low: Tensor | None = None  # per channel, of what is not 0
-        self.high: Tensor | None = None
-        # The neurons that read what it computes; None is the output.
-        self.readers: set[str | None] = set()
-
-    def see(self, x: Tensor, fan_out: Tensor | int, steps: int, levels: Tensor | None) -> None:
-        """Take in spikes ``[S*B, C, *space]``, each of which reaches ``fan_out`` outputs,
-        ``[*space]``; ``levels`` where the spikes are of several.
-        """
-        sent = x != 0 if levels is None else levels.long()
-        fires = sent != 0
-        counts = sent.unflatten(0, (steps, x.shape[0] // steps)).sum((1, 2))  # [S, *space]
-        operations = (counts * fan_out).reshape(steps, -1).sum(1)
-        others = [dim for dim in range(x.dim()) if dim != 1]
-        # A level is a value by itself, whatever stands in x.
-        x = x if levels is None else fires.to(x.dtype)
-        low = torch.where(fires, x, math.inf).amin(others)
-        high = torch.where(fires, x, -math.inf).amax(others)
-        self.inputs += x.numel()
-        self.operations = operations if self.operations is None else self.operations + operations
-        nonzero = fires.sum()
-        self.nonzero = nonzero if self.nonzero is None else self.nonzero + nonzero
-        self.low = low if self.low is None else torch.minimum(self.low, low)
-        self.high = high if self.high is None else torch.maximum(self.high, high)
-
-    def result(
-        self, site: str, samples: int, watch: int, reads: Iterable[int], again: int
-    ) -> LayerEnergy:
-        """What was counted, per image. Waits for the device."""
-        kind, operations, share = "static", [], 1.0
-        if not self.static:
-            assert self.operations is not None and self.nonzero is not None  # it has seen spikes
-            assert self.low is not None and self.high is not None
-            kind = "graded" if bool((self.low < self.high).any()) else "spikes"
-            operations = self.operations.tolist()
-            share = int(self.nonzero) / self.inputs
-        return LayerEnergy(
-            site=site,
-            kind=self.kind,
-            input=kind,
-            macs=self.macs / samples,
-            watch=watch,
-            reads=tuple(reads),
-            per_step=tuple(count / samples for count in operations),
-            nonzero=share,
-            again=again,
-        )
+def _input(x: Origin, weight: Origin) -> str:
+    """What a layer reads, as far as it follows from where its factors come from."""
+    if max(x.level, weight.level) == 1:
+        return "static"
+    if weight.level > 0:
+        return "product"
+    return "graded" if x.means else ""
 
 
 class OperationCounter(TorchDispatchMode):
@@ -125,6 +82,8 @@ class OperationCounter(TorchDispatchMode):
         self._refused: dict[str, None] = {}
         self._fan_outs: dict[Any, tuple[Tensor, int]] = {}
         self._origins, self._levels = WeakTensorKeyDictionary(), SentLevels()
+        self._mixed = any(node.neuron is not None for node in network.nodes().values())
+        self._paused = False
         self._calls: Counter[str] = Counter()  # of layers, by site, in this pass
         self.here = [("forward", "")]  # site and kind of what is running
 
@@ -133,8 +92,8 @@ class OperationCounter(TorchDispatchMode):
         self._origins, self._calls = WeakTensorKeyDictionary(), Counter()
         self._levels = SentLevels()
         # In inference mode operations would reach this mode before they are broken up into those
-        # that it knows.
-        with torch.inference_mode(False), torch.no_grad():
+        # that it knows; fused attention would not be broken up at all.
+        with torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             # Copies: an operation in place may be the first to read them.
             inputs = [x.clone() for x in inputs]
             for x in inputs:
@@ -162,13 +121,16 @@ class OperationCounter(TorchDispatchMode):
         """A module that is no graph, with hooks that say which of its modules is running."""
         handles, own = [], threading.get_ident()  # another thread may run the network, too
 
-        def enter(place: tuple[str, str], *_: Any) -> None:
+        def enter(place: tuple[str, str], module: nn.Module, args: Any) -> None:
             if threading.get_ident() == own:
                 self.here.append(place)
+                self._paused = isinstance(module, ENDS)
 
-        def leave(*_: Any) -> None:
+        def leave(module: nn.Module, args: Any, out: Any) -> None:
             if threading.get_ident() == own:
                 self.here.pop()
+                if isinstance(module, ENDS):
+                    self._ended(module, args[0], out)
 
         try:
             for name, module in walked.model.named_modules():
@@ -196,6 +158,8 @@ class OperationCounter(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
         name = func._schema.name.split("::")[1]
         if func.namespace == "cos_ext":
             return self._neurons(func, name, args, kwargs)
@@ -208,13 +172,14 @@ class OperationCounter(TorchDispatchMode):
         moved = moved or (level == 2 and aten.moves_time(name, args, kwargs))
         layers = frozenset[Call]().union(*(source.layers for source in sources))
         sites = frozenset[str]().union(*(source.sites for source in sources))
-        if name in aten.PRODUCTS:
+        if self._multiplies(name, args):
             layers = layers | self._product(name, args, out)
         elif aten.is_opaque(name):
             self._refuse(name, "has no rule")
         elif level == 2 and not func.is_view and name not in aten.MOVES:
             self._note_uncounted(name, args, kwargs, out)
-        self._pass_on(func, args, out, Origin(level, moved, layers, sites))
+        means = any(source.means for source in sources)
+        self._pass_on(func, args, out, Origin(level, moved, layers, sites, means))
         if level == 2:
             self._levels.follow(func, args, kwargs, out)
         return out
@@ -258,52 +223,84 @@ class OperationCounter(TorchDispatchMode):
         self.neurons[site] = self.neurons.get(site, 0) + x_seq.numel() // x_seq.shape[0]
         self.readers.setdefault(site, set())
         out = func(*args, **kwargs)
-        spikes = Origin(2, sites=frozenset([site]))
-        for leaf in (x_seq, *tree_leaves(out)) if name.endswith("_") else tree_leaves(out):
-            self._set(leaf, spikes)
+        made = (x_seq, *tree_leaves(out)) if name.endswith("_") else tree_leaves(out)
+        for leaf in made:
+            self._set(leaf, Origin(2, sites=frozenset([site])))
         if name.startswith("general"):
-            self._levels.sent(func, args, x_seq if name.endswith("_") else out[0])
+            self._levels.sent(func, args, made[0])
+        elif self._mixed:
+            self._levels.sent_ones(made[0])
         return out
 
+    def end(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Run an end of a stretch on running means."""
+        self._paused = True
+        out: Tensor = module(x)
+        self._ended(module, x, out)
+        return out
+
+    def _ended(self, module: nn.Module, x: Tensor, out: Tensor) -> None:
+        """Take an end, which has run unseen, for one operation."""
+        self._paused, origin = False, self._of(x)
+        self._set(out, origin._replace(means=True))
+        if origin.level == 2:
+            name = "running_mean" if isinstance(module, RunningMean) else "difference"
+            self.uncounted[name] += x.numel()
+
+    def _multiplies(self, name: str, args: tuple[Any, ...]) -> bool:
+        """Whether it is a product that is counted: of matrices, or element by element of two
+        tensors that depend on the network's input. Scaling by constants is none.
+        """
+        levels = [self._of(args[position]).level for position in aten.PRODUCTS.get(name, ())]
+        return bool(levels) and (name not in aten.ELEMENTWISE or min(levels) > 0)
+
     def _product(self, name: str, args: tuple[Any, ...], out: Tensor) -> frozenset[Call]:
-        """Count one multiplication by weights; its key, or none where both factors are
-        constants.
+        """Count one multiplication by weights, or of two tensors; its key, or none where both
+        factors are constants.
         """
         x, weight = (args[position] for position in aten.PRODUCTS[name])
-        level = max(self._of(x).level, self._of(weight).level)
+        origin, other, levels = self._of(x), self._of(weight), self._levels.of(x)
+        if origin.level == 0 and name != "convolution":  # a constant matrix from the left
+            x, weight, levels = weight.mT, x.mT, self._levels.of(weight)
+            origin, other, levels = other, origin, None if levels is None else levels.mT
+        level = max(origin.level, other.level)
         if level == 0:
             return frozenset()
         site, kind = self.here[-1]
         key = (site, self._calls[site])
         self._calls[site] += 1
-        if level == 2:
-            reason = self._why_not(name, x, weight)
-            if reason:
-                self._refuse(name, reason)
-                return frozenset()
-        layer = self.layers.setdefault(key, LayerCount(kind or name, level == 1))
-        fan_out: Tensor | int
+        reason = self._why_not(name, x, weight, (origin, other)) if level == 2 else ""
+        if reason:
+            self._refuse(name, reason)
+            return frozenset()
+        layer = self.layers.setdefault(key, LayerCount(kind or name, _input(origin, other)))
+        fan_out: Tensor | int = weight.shape[-1]
         if name == "convolution":
             fan_out, total = self._fan_out(x, args, out)
             macs = x.shape[0] * x.shape[1] * total
         else:
-            fan_out = weight.shape[-1]
-            macs = x.numel() * fan_out
+            macs = out.numel() if name in aten.ELEMENTWISE else x.numel() * weight.shape[-1]
         # Of a static layer, too, where a model that is no graph runs it at every step.
         layer.macs += macs // (self.steps if level == 2 or self.walked else 1)
-        if level == 2:
-            layer.see(x, fan_out, self.steps, self._levels.of(x))
+        if level == 2 and other.level == 0:
+            if name != "convolution":  # by rows, time slowest
+                x, levels = x.flatten(0, -2), None if levels is None else levels.flatten(0, -2)
+            layer.see(x, fan_out, self.steps, levels)
         return frozenset([key])
 
-    def _why_not(self, name: str, x: Tensor, weight: Tensor) -> str:
-        if self._of(weight).level == 2:
-            return "its weights, or its second factor, depend on spikes"
+    def _why_not(self, name: str, x: Tensor, weight: Tensor, origins: tuple[Origin, Origin]) -> str:
+        """Why a product with spikes in it cannot be counted; "" where it can."""
+        of_two = origins[1].level > 0
+        if of_two and name == "convolution":
+            return "its weights depend on the network's input"
         # One matrix for all of them is how matmul multiplies a tensor that it cannot fold.
-        if name in ("bmm", "baddbmm") and weight.stride(0) != 0:
+        batches = name in ("bmm", "baddbmm") and x.shape[0] > 1
+        if batches and not of_two and weight.stride(0) != 0:
             return (
                 "a product of batches of matrices has no rule where time is folded into the batch"
             )
-        if self._of(x).moved or x.shape[0] % self.steps:
+        rows = x.shape[0] if name == "convolution" else math.prod(x.shape[:-1])
+        if any(origin.moved for origin in origins) or (rows % self.steps and not of_two):
             return "the first dimension of its input is not time, with the batch"
         return ""
 
@@ -341,8 +338,10 @@ class _Interpreter(fx.Interpreter):
         if node.op == "call_module":
             assert isinstance(target, str)
             module = self.fetch_attr(target)
-            if isinstance(module, Shown):  # it computes nothing
-                return self.fetch_args_kwargs_from_env(node)[0][0]
+            if isinstance(module, (Shown, UnfitOverTime, *ENDS)):
+                first = self.fetch_args_kwargs_from_env(node)[0][0]
+                # The others compute nothing.
+                return self.counter.end(module, first) if isinstance(module, ENDS) else first
             place = (target, module._get_name())
         else:
             owner = owner_of(node)

@@ -42,6 +42,10 @@ class SentLevels:
             levels = torch.where(sent == 0, 0.0, sent / value).round().abs()
         self._note(spikes, levels)
 
+    def sent_ones(self, spikes: Tensor) -> None:
+        """Note what neurons of one level have sent ``[T, B, ...]``."""
+        self._note(spikes, (spikes != 0).float())
+
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Note what an operation gave that moves elements; of another, nothing, and no more of what
         it wrote into.

@@ -15,6 +15,16 @@ def report_of(network, *batches, **options):
     return network.energy_report(batches, progress=False, **options)
 
 
+def layers_of(report):
+    """The layers of a report by site."""
+    return {layer.site: layer for layer in report.layers}
+
+
+def inputs_and_kinds(report):
+    """What each layer reads, and its MACs."""
+    return {layer.site: (layer.input, layer.macs) for layer in report.layers}
+
+
 def ones(layer):
     """The layer with weights 1 and no bias, in float64: of an indicator, it gives how many inputs
     each output adds.

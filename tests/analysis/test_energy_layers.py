@@ -281,22 +281,26 @@ def test_what_cannot_be_counted_is_refused_with_its_place():
                 nn.Linear(4, 4),
                 nn.Parameter(torch.randn(6, 4)),
             )
+            self.several, self.bias = nn.Parameter(torch.randn(3, 4, 6)), torch.zeros(6)
 
         def forward(self, x):
             x = self.act(self.first(x)) if x.shape[0] < 10**6 else x
             return (
                 (self.weight @ x.t()).t()
-                + torch.einsum("bc,dc->bd", x, self.weight)
-                + TF.linear(x.t().contiguous().t(), self.weight)
+                + (x @ self.several).sum(0)
+                + TF.conv1d(self.weight.t()[None], x[:, :, None])[0]
+                + TF.linear(x.t().contiguous().t(), self.weight, self.bias)
             )
 
     x = torch.randn(4, 4)
     network = convert(Elsewhere().eval(), timesteps=2, example_input=x)
-    with pytest.raises(ValueError, match="depend on spikes") as error:
+    with pytest.raises(ValueError, match="cannot be counted") as error:
         report_of(network, x)
     lines = str(error.value).splitlines()
-    assert len(lines) == 4 and all(line.startswith("  forward (Elsewhere, ") for line in lines[1:])
-    assert "batches of matrices" in lines[2] and "is not time" in lines[3]
+    assert len(lines) == 5 and all(line.startswith("  forward (Elsewhere, ") for line in lines[1:])
+    assert "mm" in lines[1] and "is not time" in lines[1]
+    assert "batches of matrices" in lines[2] and "weights depend on" in lines[3]
+    assert "addmm" in lines[4] and "is not time" in lines[4]
     assert not any(m._forward_hooks for m in network.modules())
 
 
