@@ -193,14 +193,21 @@ TEXTS: tuple[Row, ...] = (
     (
         "OPTForSequenceClassification",
         "OPTConfig",
-        {**TEXT, "ffn_dim": 64, "word_embed_proj_dim": 32},
+        {**TEXT, "use_cache": False, "ffn_dim": 64, "word_embed_proj_dim": 32},
         WORDS,
         INPUTS,
     ),
     (
         "GPT2ForSequenceClassification",
         "GPT2Config",
-        {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 99, "pad_token_id": 0},
+        {
+            "use_cache": False,
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 4,
+            "vocab_size": 99,
+            "pad_token_id": 0,
+        },
         WORDS,
         INPUTS,
     ),

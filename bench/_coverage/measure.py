@@ -4,7 +4,6 @@ together is coverage.py's business.
 
 from __future__ import annotations
 
-import inspect
 import time
 import traceback
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 import cos_ext
 
 from .networks import Network, call
-from .twin import Twin
+from .tags import Tags
+from .twin import InputsTwin, Twin
 
 TIMESTEPS, BATCH, SEED = 4, 2, 1
 EXACT = 1e-9  # of the largest output, in float64
@@ -57,13 +57,9 @@ def conversion(network: Network, model: nn.Module) -> tuple[nn.Module, dict[str,
     The largest activations, made smaller by some percent: so that clips are met, and a mean of
     levels does not fall between two levels of the next site.
     """
-    takes = inspect.signature(cos_ext.convert).parameters
-    choice = {"spikes": network.spikes} if "spikes" in takes else {}
-    seen = inspect.signature(cos_ext.calibrate_thresholds).parameters
-    watched = {name: value for name, value in choice.items() if name in seen}
     batches = [network.sample(BATCH, SEED + 1), network.sample(BATCH, SEED + 2)]
     try:
-        found = cos_ext.calibrate_thresholds(model, batches, progress=False, **watched)
+        found = cos_ext.calibrate_thresholds(model, batches, progress=False, spikes=network.spikes)
     except ValueError:  # there is no activation, or one is silent: convert() says what that means
         found = {}
     shrink = torch.Generator().manual_seed(SEED)
@@ -77,9 +73,8 @@ def conversion(network: Network, model: nn.Module) -> tuple[nn.Module, dict[str,
         rho=TIMESTEPS,
         iterations=None,
         thresholds=thresholds,
-        max_pool="before",
+        spikes=network.spikes,
         example_input=network.sample(BATCH, SEED + 2),
-        **choice,
     )
     return converted, thresholds
 
@@ -89,11 +84,17 @@ def comparison(
 ) -> dict[str, Any]:
     """How far the mean over time is from the twin's output, relative to the largest."""
     x = network.sample(BATCH, SEED + 3)
-    twin = Twin([*thresholds.values()], TIMESTEPS, curves=curves())
     try:
-        plain = leaves(call(model, clones(x)))
+        tags = Tags()
+        with tags:
+            plain = leaves(call(model, tags.begin(clones(x))))
+        twin = (
+            InputsTwin([*thresholds.values()], TIMESTEPS)
+            if network.spikes == "inputs"
+            else Twin([*thresholds.values()], TIMESTEPS, tags.signed())
+        )
         with twin:
-            expected = leaves(call(model, clones(x)))
+            expected = leaves(call(model, twin.begin(clones(x))))
         got = [leaf.mean(0) for leaf in leaves(call(converted, clones(x)))]
     except Exception as error:
         reasons = {"reasons": [said(error)], "trace": traceback.format_exc()}
@@ -106,11 +107,6 @@ def comparison(
     row["quantised"] = max(map(apart, plain, expected))  # what the quantisers change
     row["status"] = "exact" if row["error"] < EXACT else "inexact"
     return row
-
-
-def curves() -> bool:
-    """Whether convert() makes differences of GELU and the like, and spikes of what they return."""
-    return "nonlinear" in inspect.signature(cos_ext.convert).parameters
 
 
 def apart(a: Tensor, b: Tensor) -> float:

@@ -2,7 +2,8 @@
 runs.
 
 Nothing of cos_ext is used here, neither its tracing nor its rules nor its kernels, so that an error
-of theirs cannot hide in what judges them. Thresholds are taken in the order of the calls.
+of theirs cannot hide in what judges them. Thresholds are taken in the order of the calls. Where a
+tensor came from and where it goes is known from tags that calls hand on (tags.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as TF
-from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from .tags import LAYERS, Tags, name_of
 
 RELU = (TF.relu, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_)
 CLAMP = (torch.clamp, torch.clip, torch.clamp_, torch.clip_)
@@ -21,9 +24,6 @@ CLAMP += (torch.Tensor.clamp, torch.Tensor.clip, torch.Tensor.clamp_, torch.Tens
 CLAMP_MIN = (torch.clamp_min, torch.clamp_min_, torch.Tensor.clamp_min, torch.Tensor.clamp_min_)
 HARDTANH = (TF.hardtanh, TF.hardtanh_)
 THRESHOLD = (TF.threshold, TF.threshold_, torch.threshold)
-# Their outputs get signed neurons, where convert() makes them differences over time.
-CURVES = (TF.gelu, TF.silu, TF.leaky_relu, TF.leaky_relu_, TF.prelu, TF.elu, TF.elu_, TF.selu)
-CURVES += (TF.celu, TF.mish, TF.hardswish, TF.softplus)
 
 
 def quantised(x: Tensor, theta: Tensor, steps: int, signed: bool = False) -> Tensor:
@@ -32,41 +32,110 @@ def quantised(x: Tensor, theta: Tensor, steps: int, signed: bool = False) -> Ten
     return theta * level / steps
 
 
-class Twin(TorchFunctionMode):
-    """Puts a quantiser behind every rectifier that is called inside.
+class Twin(Tags):
+    """Puts quantisers where neurons are to stand, while it is active.
 
     thresholds: one a site, in the order of the calls; None: only count the sites, and change
-    nothing. curves: quantise what GELU, SiLU and the like return, too, with a sign.
+    nothing. signed: the calls of other activations that get a quantiser with a sign, as an earlier
+    run under Tags found them; none, where only rectifiers have one.
     """
 
     def __init__(
-        self, thresholds: Sequence[Tensor] | None, steps: int, *, curves: bool = False
+        self, thresholds: Sequence[Tensor] | None, steps: int, signed: frozenset[int] = frozenset()
     ) -> None:
         super().__init__()
-        self.thresholds, self.steps, self.curves = thresholds, steps, curves
+        self.thresholds, self.steps, self.signed = thresholds, steps, signed
         self.calls: list[str] = []
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        signed = self.curves and func in CURVES
+    def called(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        signed = self.number in self.signed
         if not signed and not is_rectifier(func, args, kwargs):
             return func(*args, **kwargs)
-        name = getattr(func, "__name__", str(func))
-        self.calls.append(name)
         out = func(*args, **kwargs)
-        if self.thresholds is None or len(self.calls) > len(self.thresholds):
-            return out
-        theta = self.thresholds[len(self.calls) - 1].to(out)
-        rate = quantised(out, theta, self.steps, signed)
+        rate = self.rate(out, name_of(func), signed)
         # What works in place is read under its old name, too.
         x = args[0] if args else kwargs.get("input")
         return out.copy_(rate) if isinstance(x, Tensor) and out is x else rate
+
+    def rate(self, x: Tensor, name: str, signed: bool) -> Tensor:
+        """What the quantiser of the next site makes of a tensor."""
+        self.calls.append(name)
+        if self.thresholds is None or len(self.calls) > len(self.thresholds):
+            return x
+        theta = self.thresholds[len(self.calls) - 1].to(x)
+        return quantised(x, theta, self.steps, signed)
+
+
+class InputsTwin(Twin):
+    """Puts quantisers with a sign before layers and the operands of matrix products, whatever comes
+    there after a first one; a tensor that several read has one.
+    """
+
+    def __init__(self, thresholds: Sequence[Tensor] | None, steps: int) -> None:
+        super().__init__(thresholds, steps)
+        # By tensor and the writes into it; the tensor is held, for ids are used again.
+        self.spiked: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def called(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        name = name_of(func)
+        if func is TF.multi_head_attention_forward:
+            with self:  # what it calls is seen
+                return attention(*args, **kwargs)
+        if name in LAYERS:
+            passed = args and self.passed(args[0])
+            args = (self.spikes(args[0], name), *args[1:]) if passed else args
+        elif name in self.PRODUCTS:
+
+            def spiked(x: Tensor) -> Tensor:
+                return self.spikes(x, name) if self.passed(x) else x
+
+            args, kwargs = tree_map_only(Tensor, spiked, (tuple(args), kwargs))
+        return func(*args, **kwargs)
+
+    def spikes(self, x: Tensor, name: str) -> Tensor:
+        key = id(x), x._version
+        if key not in self.spiked:
+            self.spiked[key] = x, self.rate(x, name, True)
+        return self.spiked[key][1]
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, width: int, heads: int, *rest: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """F.multi_head_attention_forward of [N, B, E], written out; no masks."""
+    weight, bias, bias_k, bias_v, zero, _, out_weight, out_bias = rest[:8]
+    need_weights = kwargs.get("need_weights", True)
+    masks = (kwargs.get("key_padding_mask"), kwargs.get("attn_mask"), bias_k, bias_v)
+    if zero or kwargs.get("is_causal") or any(mask is not None for mask in masks):
+        raise NotImplementedError("attention with a mask has no twin")
+    if kwargs.get("use_separate_proj_weight"):
+        weights = [kwargs[f"{each}_proj_weight"] for each in "qkv"]
+    else:
+        weights = list(weight.chunk(3))
+    biases = [None] * 3 if bias is None else list(bias.chunk(3))
+
+    def first(x: Tensor) -> Tensor:
+        """The batch in front; of one tensor one tensor."""
+        found = next((there for here, there in turned if here is x), None)
+        if found is None:
+            found = x.transpose(0, 1)
+            turned.append((x, found))
+        return found
+
+    turned: list[tuple[Tensor, Tensor]] = []
+    q, k, v = (
+        TF.linear(first(x), weight, bias).unflatten(-1, (heads, -1)).transpose(1, 2)
+        for x, weight, bias in zip((query, key, value), weights, biases)
+    )
+    shown = None
+    if need_weights:
+        shares = ((q * (width // heads) ** -0.5) @ k.transpose(2, 3)).softmax(3)
+        mixed = shares @ v
+        shown = shares.mean(1) if kwargs.get("average_attn_weights", True) else shares
+    else:
+        mixed = TF.scaled_dot_product_attention(q, k, v)
+    out = TF.linear(mixed.transpose(1, 2).flatten(2), out_weight, out_bias)
+    return out.transpose(0, 1), shown
 
 
 def is_rectifier(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

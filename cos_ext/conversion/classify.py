@@ -65,6 +65,8 @@ class Classify:
         facts, graph = conversion.facts, conversion.graph
         for node in graph.nodes:
             facts.depend(node)
+            if node.op == "placeholder":
+                facts.outermost.add(node)
             if node.op == "call_module":
                 self._module(conversion, node)
             elif node.op in ("call_function", "call_method"):
@@ -142,6 +144,8 @@ class Classify:
         elif node not in facts.spiking and not changed(module) and not isinstance(module, IFNode):
             if rule is None or not rule.leads(call):
                 facts.lose_batch(node)
+            elif node in facts.batched:
+                facts.keep_order(node)
             if node in facts.batched:
                 self._keep(conversion, site, module, "static, runs once")
             return
@@ -245,6 +249,8 @@ class Classify:
         elif node in facts.batched:
             # Whatever it is, it runs as in the ANN, but for sizes of tensors that have a time.
             self._static_sizes(conversion, call, rule, refusal)
+            if refusal is None:
+                facts.keep_order(node)
             conversion.add(site_of(node), label_of(node), "kept", "static, runs once")
         if rule is None or not rule.leads(call) or self._batch_sizes(call, rule):
             facts.lose_batch(node)
@@ -289,7 +295,7 @@ class Classify:
         facts = call.facts
         batched = [s for s in facts.tensors(call.node) if s in facts.batched]
         unsure = ", ".join(s.name for s in batched if s not in facts.leading)
-        if len(batched) < 2 or not unsure:
+        if len(batched) < 2 or not unsure or facts.in_step(batched):
             return None
         return self._unknown_batch(facts, unsure)
 

@@ -4,7 +4,7 @@ Passes and rules read it; how an operation changes it is the rules' business.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +30,9 @@ class Facts:
     numbers: what is no tensor but a number, and what it knows of the batch.
     lists: tuples of tensors, from chunk and split.
     seen: whose first dimension is the batch on the example; None without an example.
+    pieces: the first size on the example of those that begin with a whole number of pieces of every
+        sample, as windows of images do.
+    outermost: static, and the batch is surely the outermost part of its first dimension.
     """
 
     spiking: set[fx.Node] = field(default_factory=set)
@@ -41,12 +44,34 @@ class Facts:
     numbers: dict[fx.Node, Size] = field(default_factory=dict)
     lists: set[fx.Node] = field(default_factory=set)
     seen: set[fx.Node] | None = None
+    pieces: dict[fx.Node, int] = field(default_factory=dict)
+    outermost: set[fx.Node] = field(default_factory=set)
 
     @classmethod
     def of_example(cls, shapes: Mapping[fx.Node, torch.Size], batch: int) -> Facts:
         """The facts that the shapes on an example tell before anything else is known."""
         ranks = {node: len(shape) for node, shape in shapes.items()}
-        return cls(ranks=ranks, seen={n for n, shape in shapes.items() if shape[:1] == (batch,)})
+        firsts = {node: shape[0] for node, shape in shapes.items() if shape}
+        return cls(
+            ranks=ranks,
+            seen={node for node, first in firsts.items() if first == batch},
+            pieces={node: first for node, first in firsts.items() if batch and first % batch == 0},
+        )
+
+    def in_step(self, tensors: Iterable[fx.Node]) -> bool:
+        """Whether tensors that spike begin with as many pieces of every sample. What keeps time in
+        the batch leaves it outermost; what is static may have had another order.
+        """
+        known = self.spiking | self.outermost
+        counts = {self.pieces.get(x) if x in known else None for x in tensors}
+        return len(counts) == 1 and None not in counts
+
+    def keep_order(self, node: fx.Node) -> None:
+        """Note of what is static, and has been found right for spikes, that it moves no batch."""
+        batched = [x for x in self.tensors(node) if x in self.batched]
+        one = len(batched) == 1 and batched[0] in self.outermost
+        if not batched or one or self.in_step(batched):
+            self.outermost.add(node)
 
     def tensors(self, node: fx.Node) -> list[fx.Node]:
         """What a node reads, numbers left out."""

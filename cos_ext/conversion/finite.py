@@ -54,7 +54,11 @@ def check_finite(model: nn.Module) -> None:
     bad = [name for name, parameter in model.named_parameters() if not _is_finite(parameter)]
     for name, module in model.named_modules():
         variance = getattr(module, "running_var", None)
-        if isinstance(variance, Tensor) and (variance + getattr(module, "eps", 0) <= 0).any():
+        eps = getattr(module, "eps", None)  # of a traced module's own forward it is a number there
+        wrong = isinstance(variance, Tensor) and (
+            variance < 0 if eps is None else variance + eps <= 0
+        )
+        if isinstance(wrong, Tensor) and wrong.any():
             bad.append(f"1/sqrt({name}.running_var + eps)")
     for name, buffer in model.named_buffers():
         infinite = name.rpartition(".")[2] not in RUNNING

@@ -44,6 +44,7 @@ class Places:
 
     root: nn.Module
     graph: fx.Graph
+    given: set[fx.Node] = field(default_factory=set)  # what depends on the input
     passed: set[fx.Node] = field(default_factory=set)  # what a layer or product came before
     spiked: dict[fx.Node, fx.Node] = field(default_factory=dict)
     # What a layer or product comes after, with no other activation between.
@@ -75,6 +76,7 @@ class Places:
             made = node.graph.call_module(place.site, (node,))
         made.meta["nn_module_stack"] = node.meta.get("nn_module_stack")
         node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+        self.given.add(made)
         self.passed.add(made)
         return [place]
 
@@ -115,6 +117,9 @@ class Places:
         return places
 
     def _pass(self, node: fx.Node) -> None:
+        if node.op != "placeholder" and not self.given.intersection(node.all_input_nodes):
+            return
+        self.given.add(node)
         if self._begins(node) or self.passed.intersection(node.all_input_nodes):
             self.passed.add(node)
 
@@ -132,6 +137,7 @@ class Places:
         with node.graph.inserting_before(node):
             made = node.graph.call_module(place.site, (source,))
         made.meta["nn_module_stack"] = node.meta.get("nn_module_stack")
+        self.given.add(made)
         self.spiked[source] = made
         return place
 

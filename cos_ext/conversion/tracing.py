@@ -11,6 +11,7 @@ import operator
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import FunctionType
 
 import torch
 from torch import Tensor, fx, nn
@@ -127,7 +128,11 @@ class _Found:
 def _find(model: nn.Module, inputs: Inputs, examples: Mapping[str, Tensor], runs: bool) -> _Found:
     """The graph of torch.fx, which is for any shapes; where that fails, the one of a run."""
     found = _Found(copied(model), None) if runs else _by_fx(model, inputs)
-    if not examples or (found.graph is not None and _is_right(found, model, inputs, examples)):
+    if not examples or (
+        found.graph is not None
+        and not _has_wrapped(found.graph)
+        and _is_right(found, model, inputs, examples)
+    ):
         return found
     try:
         with quiet_fakes():
@@ -139,6 +144,19 @@ def _find(model: nn.Module, inputs: Inputs, examples: Mapping[str, Tensor], runs
     for name, value in recorded.constants.items():
         setattr(own, name, value)
     return _Found(own, recorded.graph, "", True, recorded.looked, recorded.outputs)
+
+
+def _has_wrapped(graph: fx.Graph) -> bool:
+    """Whether a call is one of a function that torch.fx.wrap hides, and that no rule knows: a run
+    sees what it calls.
+    """
+    return any(
+        node.op == "call_function"
+        and isinstance(node.target, FunctionType)
+        and not node.target.__module__.startswith("torch.")
+        and rule_for(node.target) is None
+        for node in graph.nodes
+    )
 
 
 def _by_fx(model: nn.Module, inputs: Inputs) -> _Found:

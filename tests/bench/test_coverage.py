@@ -25,9 +25,10 @@ def script():
 
 @pytest.fixture(scope="module")
 def parts(script):
-    from _coverage import measure, networks, summary, twin
+    from _coverage import measure, networks, summary, tags, twin
 
-    return {"measure": measure, "networks": networks, "summary": summary, "twin": twin}
+    parts = {"measure": measure, "networks": networks, "summary": summary}
+    return parts | {"tags": tags, "twin": twin}
 
 
 def staircase(x, theta, steps, low=0.0):
@@ -72,13 +73,71 @@ def test_the_twin_leaves_the_others_alone(parts, call):
     assert twin.calls == [] and torch.equal(out, call(x))
 
 
-def test_the_twin_quantises_curves_with_a_sign_where_it_is_asked(parts):
-    x = torch.linspace(-2, 3, 101, dtype=torch.float64)
-    twin = parts["twin"].Twin([torch.tensor(0.125), torch.tensor(2.0)], 4, curves=True)
+class Curves(nn.Module):
+    """GELU before a layer, after a gate that scales; nothing is spiked before the first layer, or
+    after the last.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4).double(), nn.Linear(4, 4).double()
+
+    def forward(self, x):
+        h = self.a(F.silu(x))
+        h = h * torch.sigmoid(h)
+        return F.gelu(self.b(F.gelu(h)))
+
+
+def run(parts, twin, model, x):
     with twin:
-        out, other = F.gelu(x), F.relu(x)
-    assert torch.equal(out, staircase(F.gelu(x), 0.125, 4, low=-1)) and out.min() < 0
-    assert torch.equal(other, staircase(x, 2.0, 4))
+        return model(twin.begin(x))
+
+
+def test_the_twin_quantises_curves_between_layers_with_a_sign(parts):
+    model, x = Curves().eval(), torch.randn(8, 4, dtype=torch.float64)
+    tags = parts["tags"].Tags()
+    assert torch.equal(run(parts, tags, model, x), model(x)) and len(tags.signed()) == 1
+    twin = parts["twin"].Twin([torch.tensor(0.5)], 4, tags.signed())
+    out = run(parts, twin, model, x)
+    h = model.a(F.silu(x))
+    rate = staircase(F.gelu(h * torch.sigmoid(h)), 0.5, 4, low=-1)
+    assert twin.calls == ["gelu"] and torch.equal(out, F.gelu(model.b(rate)))
+
+
+def test_the_twin_quantises_inputs_of_layers_and_products_once(parts):
+    model, x = Curves().eval(), torch.randn(8, 4, dtype=torch.float64)
+
+    def forward(x):
+        h = model.a(x)
+        return (model.b(h) @ h.T)[:, :4] + model.b(h) @ model.a(model.a.weight)
+
+    thetas = [torch.tensor(theta) for theta in (0.5, 0.7, 0.9, 1.1)]
+    twin = parts["twin"].InputsTwin(thetas, 4)
+    out = run(parts, twin, forward, x)
+    h = model.a(x)
+    one = staircase(h, 0.5, 4, low=-1)
+    left = staircase(model.b(one), 0.7, 4, low=-1)
+    right = staircase(h.T, 0.9, 4, low=-1)
+    other = staircase(model.b(one), 1.1, 4, low=-1)
+    assert twin.calls == ["linear", *["matmul"] * 3]
+    torch.testing.assert_close(out, (left @ right)[:, :4] + other @ model.a(model.a.weight))
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_the_twins_attention_is_torchs(parts, need_weights):
+    own = nn.MultiheadAttention(8, 2, batch_first=True).double().eval()
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    twin = parts["twin"].InputsTwin(None, 4)
+
+    def forward(x):
+        return own(x, x, x, need_weights=need_weights)
+
+    out, shown = run(parts, twin, forward, x)
+    expected, weights = forward(x)
+    torch.testing.assert_close(out, expected)
+    assert len(twin.calls) == 4 + need_weights and (weights is None) == (shown is None)
+    if need_weights:
+        torch.testing.assert_close(shown, weights)
 
 
 class Branches(nn.Module):

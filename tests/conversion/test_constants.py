@@ -248,10 +248,17 @@ def test_a_matrix_product_by_its_other_name():
     lossless(Wrapped(forward, scale=nn.Linear(5, 3, bias=False)))
 
 
-def test_spikes_are_not_repeated_to_a_shape():
+def test_spikes_are_repeated_within_samples_alone():
     def forward(self, x):
         h = self.act(self.conv(x))
         return self.head((h.mean((2, 3), keepdim=True).expand_as(h) + h).flatten(1))
 
-    with pytest.raises(ConversionError, match="repeats what is no constant"):
-        convert(Wrapped(forward), timesteps=2, example_input=IMAGES)
+    lossless(Wrapped(forward))
+
+    def flat(self, x):
+        h = self.act(self.conv(x)).flatten(1, 2)
+        return self.head((h.mean(2, keepdim=True).expand_as(h) + h).flatten(1))
+
+    lossless(Wrapped(flat))
+    with pytest.raises(ConversionError, match="may repeat the batch"):
+        convert(Wrapped(flat), timesteps=2)  # how many dimensions there are is not known

@@ -257,8 +257,8 @@ class Repeated(ForEverySample):
 
 @register
 class RepeatedLike(ForEverySample):
-    """c.expand_as(x) of a constant c, and torch.zeros_like(x) and the like: of x it takes the shape
-    alone, with a batch for every step where x spikes.
+    """c.expand_as(x) of a constant c or, with as many dimensions, of a tensor; torch.zeros_like(x)
+    and the like: of x it takes the shape alone, with a batch for every step where x spikes.
     """
 
     functions = (torch.zeros_like, torch.ones_like)
@@ -270,10 +270,14 @@ class RepeatedLike(ForEverySample):
 
     def check(self, call: Call) -> Refusal | None:
         *repeated, like = call.facts.tensors(call.node)
-        batched = call.facts.batched
-        if like in batched and not batched.intersection(repeated):
+        batched, rank = call.facts.batched, call.rank_of(like)
+        within = rank is not None and all(call.rank_of(x) == rank for x in repeated)
+        if like in batched and (within or not batched.intersection(repeated)):
             return None
-        return Refusal("repeats what is no constant", "expand a parameter to the shape of spikes")
+        return Refusal(
+            "may repeat the batch of one tensor along another dimension",
+            "give both the same number of dimensions, and an example_input",
+        )
 
     def rank(self, call: Call) -> int | None:
         return call.rank_of(call.facts.tensors(call.node)[-1])
