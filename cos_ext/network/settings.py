@@ -110,8 +110,8 @@ class Configured(nn.Module):
             for (site, layer), each in zip(layers.items(), checked[1:])
         }
         signed = {"neuron": (neuron or Neuron()).signed}
-        always = dict.fromkeys(self.options.get("signed", ()), signed)
         nodes = self.nodes()
+        always = {s: signed for s in self.options.get("signed", ()) if s in nodes}
         settings = {s: {**own, **always.get(s, {}), **layers.get(s, {})} for s in nodes}
         for site in always:
             _check_signed(site, timesteps, settings[site])

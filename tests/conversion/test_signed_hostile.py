@@ -5,8 +5,9 @@ compute is tested elsewhere.
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as TF
 
-from cos_ext import Neuron, convert
+from cos_ext import Neuron, calibrate_thresholds, convert
 from cos_ext.methods import METHODS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,6 +71,28 @@ def test_every_method_sends_negative_numbers(name):
         model, timesteps=16, rho=rho, method=name, thresholds={"1_spikes": 1.0}, iterations=None
     )
     torch.testing.assert_close(network.rate(X), model(X), rtol=0, atol=0.1)
+
+
+class OfConstants(nn.Module):
+    """A gate that is made of parameters alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+        self.constant = nn.Parameter(torch.rand(8))
+
+    def forward(self, x):
+        gate = TF.gelu(self.second(self.constant))
+        return self.head(TF.gelu(self.first(x)) * gate)
+
+
+def test_an_activation_of_constants_has_no_neurons_and_leaves_settings_alone():
+    model = OfConstants().double()
+    thresholds = calibrate_thresholds(model, [X], progress=False)
+    network = convert(model, timesteps=64, rho=64, thresholds=thresholds, iterations=None)
+    assert len(network.nodes()) == 1 < len(network.options["signed"])
+    network.emission = "even"
+    torch.testing.assert_close(network.rate(X), model(X), rtol=0, atol=0.02)
 
 
 def test_a_gated_ladder_loses_its_gate():
