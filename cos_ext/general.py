@@ -158,9 +158,9 @@ class Neuron:
 
     @functools.cached_property
     def signed(self) -> Neuron:
-        """This neuron with as many levels down as up; a ladder has them."""
+        """This neuron with as many levels down as up; a ladder has them, but where it is gated."""
         if self.ladder is not None:
-            return self
+            return replace(self, gated=False)
         low, most = min(self.levels[0], -self.levels[1]), self.count[1]
         fewest = None if most is None else -most
         lower = 0.0 if self.lower is None else self.lower

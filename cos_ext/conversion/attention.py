@@ -16,6 +16,9 @@ class Attention(nn.Module):
     Where a mask is given, the module itself is called.
     """
 
+    # What torch's transformer layers ask of theirs; the latter, so that they call it.
+    batch_first, in_proj_bias = True, None
+
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
         own, width = attention, attention.embed_dim

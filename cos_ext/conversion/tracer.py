@@ -15,6 +15,12 @@ from ..neuron import IFNode
 from ..qcfs import QCFS
 from .rules.normalisation import BatchNormAny
 
+# torch's own modules that are traced into: others of torch.nn are leaves.
+TRANSFORMERS = (
+    *(nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer),
+    *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
+)
+
 
 class _Proxy(fx.Proxy):
     """fx takes `y += z` for an addition, which hides that it changes whatever else shares y's
@@ -62,7 +68,8 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         own = (QCFS, IFNode, BatchNormAny)
-        return isinstance(module, own) or super().is_leaf_module(module, qualified_name)
+        leaf = isinstance(module, own) or super().is_leaf_module(module, qualified_name)
+        return leaf and not isinstance(module, TRANSFORMERS)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)

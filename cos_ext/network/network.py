@@ -20,7 +20,7 @@ from .checkpointing import Segments
 from .inputs import as_inputs, batch_size, check_shapes, folded, in_dtype_of
 from .outputs import Flat
 from .sequences import Sequenced
-from .settings import OWN, Report
+from .settings import Report
 from .storage import save
 
 
@@ -137,15 +137,14 @@ class SpikingNetwork(Sequenced):
         batch = batch_size(as_inputs(inputs, "inputs"))
         return memory.need(self, inputs, batch).peak
 
-    def _accept(self, own: Mapping[str, Any], layers: Mapping[str, Mapping[str, Any]]) -> None:
+    def _accept(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
         if self._execution == "counts":
-            self._shared_rho = self._check_counts(own, layers)
+            self._shared_rho = self._check_counts(settings)
 
-    def _check_counts(self, own: Mapping[str, Any], layers: Mapping[str, Mapping[str, Any]]) -> int:
+    def _check_counts(self, settings: Mapping[str, Mapping[str, Any]]) -> int:
         """The rho that all layers share under these settings, or ValueError where their counts do
         not decide their spikes.
         """
-        settings = {site: {**own, **layers.get(site, {})} for site in self.nodes()}
         return counts.check_settings(
             {
                 site: (s["rho"], s["emission"], s["calibration"], s["neuron"])
@@ -158,10 +157,7 @@ class SpikingNetwork(Sequenced):
         """The plan by which counts are computed, and the layers' rho; ValueError with the reason
         where there can be none.
         """
-        rho = self._check_counts(
-            {name: getattr(self, f"_{name}") for name in OWN},
-            self._layers,
-        )
+        rho = self._check_counts({site: node._settings for site, node in self.nodes().items()})
         if self._plan is None:
             self._plan = worlds.plan(self.module)
         return self._plan, rho

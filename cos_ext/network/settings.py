@@ -67,8 +67,10 @@ class Configured(nn.Module):
         # What memory.py has found out, until a setting changes.
         self._needs: dict[Any, Any] = {}
 
-    def _accept(self, own: Mapping[str, Any], layers: Mapping[str, Mapping[str, Any]]) -> None:
-        """Refuse settings that do not go with how the network runs: a subclass knows."""
+    def _accept(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse settings, by call site, that do not go with how the network runs: a subclass
+        knows.
+        """
 
     def read_out(self, means: Flat) -> Flat:
         """What the model applies to its outputs last, of the means of all leaves."""
@@ -99,17 +101,20 @@ class Configured(nn.Module):
             "neuron": neuron,
         }
         # First, so that a bad value leaves every node as it was.
-        signed = {"neuron": (neuron or Neuron()).signed}
-        layers_too = [signed] if self.options.get("signed") else []
         checked = [
-            check_settings(timesteps, **{**own, **layer})
-            for layer in ({}, *layers.values(), *layers_too)
+            check_settings(timesteps, **{**own, **layer}) for layer in ({}, *layers.values())
         ]
         steps, (timesteps, own) = max(each.steps for each in checked), checked[0][1:]
         layers = {
             site: {name: each.own[name] for name in layer}
             for (site, layer), each in zip(layers.items(), checked[1:])
         }
+        signed = {"neuron": (neuron or Neuron()).signed}
+        nodes = self.nodes()
+        always = {s: signed for s in self.options.get("signed", ()) if s in nodes}
+        settings = {s: {**own, **always.get(s, {}), **layers.get(s, {})} for s in nodes}
+        for site in always:
+            _check_signed(site, timesteps, settings[site])
         if self.static_calibration is not None and any(
             layer.get("rho", own["rho"]) for layer in ({}, *layers.values())
         ):
@@ -117,12 +122,9 @@ class Configured(nn.Module):
                 "rho must stay 0 with the potentials of fit_v_init: calibration would aim at other "
                 "counts; convert anew"
             )
-        self._accept(own, layers)
-        nodes = self.nodes()
+        self._accept(settings)
         for site, node in nodes.items():
-            always = signed if site in self.options.get("signed", ()) else {}
-            changes = {**own, **always, **layers.get(site, {})}
-            given = self._given.get(site)
+            changes, given = settings[site], self._given.get(site)
             if changes["neuron"] is given and node._settings["neuron"] == bare(given):
                 del changes["neuron"]  # its tensors may have been loaded, or have learned
             else:
@@ -286,6 +288,14 @@ def check_steady(now: tuple[Any, ...], before: tuple[Any, ...]) -> None:
             "the network's settings were changed while it was measured; measure each setting by "
             "itself"
         )
+
+
+def _check_signed(site: str, timesteps: int, settings: Mapping[str, Any]) -> None:
+    """ValueError where the signed neurons of a call site do not go with its other settings."""
+    try:
+        check_settings(timesteps, **settings)
+    except ValueError as error:
+        raise ValueError(f"the signed neurons at {site!r} do not go with that: {error}") from error
 
 
 class Checked(NamedTuple):

@@ -1,0 +1,124 @@
+"""torch's own transformer layers, which are traced into: what they compute, and what is refused."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as TF
+
+from cos_ext import ConversionError, calibrate_thresholds, convert
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+T = 4
+X, Y = (
+    torch.rand(3, n, 8, dtype=torch.float64, generator=torch.manual_seed(n)) - 0.4 for n in (6, 5)
+)
+
+
+def layer(kind=nn.TransformerEncoderLayer, batch_first=True, **options):
+    return kind(8, 2, 16, batch_first=batch_first, **options)
+
+
+class Model(nn.Module):
+    """Layers between two Linear."""
+
+    def __init__(self, middle, **options):
+        super().__init__()
+        self.stem, self.middle, self.head = nn.Linear(8, 8), middle, nn.Linear(8, 3)
+        self.options = options
+
+    def forward(self, x):
+        return self.head(self.middle(self.stem(x), **self.options).mean(1))
+
+
+class Crossed(Model):
+    def forward(self, x, y):
+        return self.head(self.middle(self.stem(x), y).mean(1))
+
+
+class Own(nn.TransformerEncoderLayer):
+    """A layer of a class of the user's."""
+
+
+MODELS = {
+    "layer": lambda: Model(layer()),
+    "norm first": lambda: Model(layer(norm_first=True)),
+    "without bias": lambda: Model(layer(bias=False)),
+    "a class of the user's": lambda: Model(layer(Own)),
+    "encoder": lambda: Model(
+        nn.TransformerEncoder(layer(), 2, norm=nn.LayerNorm(8), enable_nested_tensor=False)
+    ),
+    "decoder": lambda: Crossed(nn.TransformerDecoder(layer(nn.TransformerDecoderLayer), 2)),
+    "both": lambda: Crossed(nn.Transformer(8, 2, 1, 1, 16, batch_first=True)),
+}
+
+
+def made(name):
+    torch.manual_seed(1)
+    model = MODELS[name]().double().eval()
+    return model, (X, Y) if isinstance(model, Crossed) else (X,)
+
+
+class Staircase(nn.Module):
+    """max(x, 0) in T levels of θ / T."""
+
+    def __init__(self, theta):
+        super().__init__()
+        self.theta = theta
+
+    def forward(self, x):
+        return (x * T / self.theta + 0.5).floor().clamp(0, T) * self.theta / T
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_quantised_is_what_the_network_computes(name):
+    model, inputs = made(name)
+    thresholds = calibrate_thresholds(model, [inputs], progress=False)
+    network = convert(
+        model, timesteps=T, rho=T, iterations=None, thresholds=thresholds, example_input=inputs
+    )
+    twin, thetas = copy.deepcopy(model), iter(thresholds.values())
+    for module in twin.modules():
+        if isinstance(getattr(module, "linear1", None), nn.Linear):
+            module.activation = Staircase(next(thetas))
+            module.activation_relu_or_gelu = 0  # torch's fast path has an activation of its own
+    assert next(thetas, None) is None
+    with torch.no_grad():
+        expected = twin(*inputs)
+    torch.testing.assert_close(network(*inputs).mean(0), expected, rtol=0, atol=1e-12)
+    assert not torch.allclose(expected, model(*inputs), atol=1e-3)
+
+
+def test_signed_neurons_stand_inside_of_a_layer():
+    model, inputs = made("layer")
+    thresholds = calibrate_thresholds(model, [inputs], spikes="inputs", progress=False)
+    attention = "middle.self_attn"
+    product = f"{attention}.scaled_dot_product_attention"
+    assert list(thresholds) == [
+        f"{attention}.query_input",
+        *(f"{product}_{which}" for which in ("first", "second", "third")),
+        f"{attention}.out_proj_input",
+        "middle.linear1_input",
+        "middle.linear2_input",
+        "head_input",
+    ]
+    options = {"thresholds": thresholds, "spikes": "inputs", "example_input": inputs}
+    network = convert(model, timesteps=256, rho=256, iterations=None, **options)
+    torch.testing.assert_close(network.rate(*inputs), model(*inputs), rtol=0, atol=0.01)
+
+
+def test_gelu_of_a_layer_is_an_activation():
+    model = Model(layer(activation=TF.gelu)).double()
+    assert list(calibrate_thresholds(model, [X], progress=False)) == ["middle.gelu_spikes"]
+
+
+def test_layers_without_the_batch_in_front_are_refused():
+    model = Model(layer(batch_first=False)).double()
+    with pytest.raises(ConversionError, match="depends on the other samples of the batch"):
+        convert(model, timesteps=T, thresholds={"middle.relu": 1.0}, example_input=X)
+
+
+def test_without_an_example_its_shapes_are_asked_for():
+    with pytest.raises(ConversionError, match="pass example_input"):
+        convert(made("layer")[0], timesteps=T, thresholds={"middle.relu": 1.0})
