@@ -77,7 +77,7 @@ def _figure(rows: dict[str, dict[str, Any]], ann: dict[str, float], cost: str, p
         axes.set_title(family, fontsize="medium", loc="left")
         axes.grid(color="0.94", zorder=0)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="lower right", fontsize="small")
+            axes.legend(loc="best", fontsize="small")
     ticks = _ticks([x for xs, _ in lines.values() for x in xs])
     grid[0, 0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     grid[0, 0].minorticks_off()
