@@ -47,21 +47,23 @@ class Attention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """[B, N, E] of queries, keys and values to [B, N, E] and the weights, [B, N, N] or None."""
+        """[B, N, E] of queries, keys and values to [B, N, E] and the weights, [B, N, N] or None;
+        also [N, E] of one sample, as torch has it.
+        """
         if key_padding_mask is not None or attn_mask is not None or is_causal:
             options = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
             return self.masked(query, key, value, *options)
         q, k, v = (
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(-3, -2)
             for layer, x in ((self.query, query), (self.key, key), (self.value, value))
         )
         if need_weights:
             scale = (self.width // self.heads) ** -0.5
-            weights = TF.softmax((q * scale) @ k.transpose(2, 3), 3)
-            mixed, shown = weights @ v, weights.mean(1) if average_attn_weights else weights
+            weights = TF.softmax((q * scale) @ k.transpose(-2, -1), -1)
+            mixed, shown = weights @ v, weights.mean(-3) if average_attn_weights else weights
         else:
             mixed, shown = TF.scaled_dot_product_attention(q, k, v), None
-        return self.out_proj(mixed.transpose(1, 2).flatten(2)), shown
+        return self.out_proj(mixed.transpose(-3, -2).flatten(-2)), shown
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -122,3 +122,42 @@ def test_layers_without_the_batch_in_front_are_refused():
 def test_without_an_example_its_shapes_are_asked_for():
     with pytest.raises(ConversionError, match="pass example_input"):
         convert(made("layer")[0], timesteps=T, thresholds={"middle.relu": 1.0})
+
+
+class OfTheBatch(nn.Module):
+    """Attention to the other samples of a batch [B, E], before or after an activation."""
+
+    def __init__(self, first, need_weights):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.first, self.need_weights = first, need_weights
+        self.stem, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def mixed(self, x):
+        return self.attention(x, x, x, need_weights=self.need_weights)[0]
+
+    def forward(self, x):
+        x = self.stem(self.mixed(x)) if self.first else self.stem(x)
+        x = torch.relu(x)
+        return self.head(x if self.first else self.mixed(x))
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_attention_without_a_batch_is_that_of_torch(need_weights):
+    x, model = X[0], OfTheBatch(True, need_weights).double()
+    thresholds = calibrate_thresholds(model, [x], progress=False)
+    reached = torch.relu(model.stem(model.mixed(x))).max()
+    torch.testing.assert_close(thresholds["relu"], reached.detach())
+    network = convert(model, timesteps=T, rho=T, iterations=None, thresholds=thresholds)
+    staircase = Staircase(thresholds["relu"])
+    expected = model.head(staircase(model.stem(model.mixed(x)))).detach()
+    torch.testing.assert_close(network(x).mean(0), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize("example", [None, X[0]])
+def test_attention_to_other_samples_that_spike_is_refused(need_weights, example):
+    model = OfTheBatch(False, need_weights).double()
+    thresholds = calibrate_thresholds(model, [X[0]], progress=False)
+    with pytest.raises(ConversionError):
+        convert(model, timesteps=T, thresholds=thresholds, example_input=example)
