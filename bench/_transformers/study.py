@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import cos_ext
-from cos_ext.data import ImageSet
+from cos_ext.data import Batches, ImageSet
 from cos_ext.training import train
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -24,6 +24,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "percentile 99.9": {"method": "percentile", "percentile": 99.9},
     "percentile 99": {"method": "percentile", "percentile": 99.0},
     "mse": {"method": "mse"},
+    "mse, per channel": {"method": "mse", "per_channel": True},
 }
 SPIKES = ("activations", "inputs")
 EMISSIONS = ("calibrated", "even")
@@ -34,7 +35,7 @@ BATCH = 20
 def spiking(
     model: nn.Module, images: ImageSet, method: str, levels: int = 1, **settings: Any
 ) -> cos_ext.SpikingNetwork:
-    """A converted network; thresholds, one a layer, from all `images`, for its own T."""
+    """A converted network; thresholds from all `images`, for its own T."""
     neuron = None if levels == 1 else cos_ext.Neuron(levels=(0, levels))
     thresholds = cos_ext.calibrate_thresholds(
         model,
@@ -61,21 +62,11 @@ def answers(model: nn.Module, images: ImageSet) -> list[tuple[Tensor, Tensor]]:
     return [(x, model(x).argmax(1)) for x, _ in images.batches(BATCH)]
 
 
-def choose(model: nn.Module, images: ImageSet, few: ImageSet, timesteps: int) -> dict[str, Any]:
-    """How often every threshold method gives the ANN's class on `few`, at t = T = rho, by where
-    the neurons stand. Thresholds come from `images`.
-    """
-    wanted = answers(model, few)
-    found: dict[str, Any] = {}
+def tries(timesteps: int) -> Iterator[dict[str, Any]]:
+    """The settings that thresholds are chosen by."""
     for spikes in SPIKES:
-        found[spikes] = {}
         for method in METHODS:
-            network = spiking(
-                model, images, method, timesteps=timesteps, rho=timesteps, spikes=spikes
-            )
-            result = cos_ext.evaluate(network, wanted, progress=False)
-            found[spikes][method] = result.accuracy[-1]
-    return found
+            yield {"spikes": spikes, "method": method, "timesteps": timesteps, "rho": timesteps}
 
 
 def rows(times: Iterable[int], best: dict[str, str]) -> Iterator[dict[str, Any]]:
@@ -92,10 +83,13 @@ def rows(times: Iterable[int], best: dict[str, str]) -> Iterator[dict[str, Any]]
         yield {**inputs, "levels": LEVELS, "timesteps": t, "rho": t}
 
 
-def _answered(task: tuple[nn.Module, ImageSet, ImageSet, dict[str, Any]]) -> dict[str, Any]:
-    model, images, held_out, row = task
+Task = tuple[nn.Module, ImageSet, Batches | list[tuple[Tensor, Tensor]], dict[str, Any]]
+
+
+def _answered(task: Task) -> dict[str, Any]:
+    model, images, batches, row = task
     network = spiking(model, images, **row)
-    result = cos_ext.evaluate(network, held_out.batches(BATCH), progress=False)
+    result = cos_ext.evaluate(network, batches, progress=False)
     return {**row, "spike_rate": result.spike_rate, "accuracy": list(result.accuracy)}
 
 
@@ -119,20 +113,28 @@ def study(
     processes: int = 1,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """The record: the ANN, the choice of the thresholds at times[1], and every row.
+    """The record: the ANN, how often every threshold method gives its class on `few` at
+    t = T = rho = times[1], and every row.
 
-    The thresholds are found and chosen on training images alone.
+    Thresholds are found and chosen on training images alone.
     """
-    times = list(times)
-    chosen = choose(model, images, few, times[1])
-    best = {spikes: max(shares, key=shares.__getitem__) for spikes, shares in chosen.items()}
-    done: list[dict[str, Any]] = []
+    times, tested = list(times), held_out.batches(BATCH)
+    agreement: dict[str, dict[str, float]] = {spikes: {} for spikes in SPIKES}
+    done = []
     with _workers(processes) as each:
-        tasks = ((model, images, held_out, row) for row in rows(times, best))
-        for row in each(_answered, tasks):
+        wanted = answers(model, few)
+        for row in each(_answered, ((model, images, wanted, t) for t in tries(times[1]))):
+            agreement[row["spikes"]][row["method"]] = row["accuracy"][-1]
+            _say(row, progress)
+        best = {spikes: max(found, key=found.__getitem__) for spikes, found in agreement.items()}
+        for row in each(_answered, ((model, images, tested, r) for r in rows(times, best))):
             done.append(row)
-            if progress:
-                settings = {key: value for key, value in row.items() if key != "accuracy"}
-                print(f"{settings}: {row['accuracy'][-1]:.2%}", file=sys.stderr, flush=True)
-    ann = train.accuracy(model, held_out.batches(BATCH))
-    return {"ann_accuracy": ann, "chosen_at": times[1], "agreement": chosen, "rows": done}
+            _say(row, progress)
+    ann = train.accuracy(model, tested)
+    return {"ann_accuracy": ann, "chosen_at": times[1], "agreement": agreement, "rows": done}
+
+
+def _say(row: dict[str, Any], progress: bool) -> None:
+    if progress:
+        settings = {key: value for key, value in row.items() if key != "accuracy"}
+        print(f"{settings}: {row['accuracy'][-1]:.2%}", file=sys.stderr, flush=True)
