@@ -1,5 +1,5 @@
-"""nn.MultiheadAttention and nn.TransformerEncoder written out, so that their layers and products
-can be traced. Nothing is traced here.
+"""nn.MultiheadAttention written out, so that its layers and products can be traced. Nothing is
+traced here.
 """
 
 from __future__ import annotations
@@ -74,84 +74,12 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return made
 
 
-class EncoderLayer(nn.Module):
-    """What an nn.TransformerEncoderLayer with batch_first computes in eval mode, from its own
-    modules. Where a mask is given, the module itself is called.
-    """
-
-    def __init__(self, layer: nn.TransformerEncoderLayer) -> None:
-        super().__init__()
-        self.norm_first = layer.norm_first
-        self.attention = Attention(layer.self_attn)
-        self.norm1, self.norm2 = layer.norm1, layer.norm2
-        self.linear1, self.linear2 = layer.linear1, layer.linear2
-        self.activation = layer.activation
-        self.masked = layer  # the last, so that names are those of its parts
-
-    def forward(
-        self,
-        src: Tensor,
-        src_mask: Tensor | None = None,
-        src_key_padding_mask: Tensor | None = None,
-        is_causal: bool = False,
-    ) -> Tensor:
-        """[B, N, E] to [B, N, E]."""
-        if src_mask is not None or src_key_padding_mask is not None or is_causal:
-            return self.masked(src, src_mask, src_key_padding_mask, is_causal)
-        x = src
-        if self.norm_first:
-            x = x + self._attend(self.norm1(x))
-            return x + self._feed(self.norm2(x))
-        x = self.norm1(x + self._attend(x))
-        return self.norm2(x + self._feed(x))
-
-    def _attend(self, x: Tensor) -> Tensor:
-        return self.attention(x, x, x, need_weights=False)[0]
-
-    def _feed(self, x: Tensor) -> Tensor:
-        return self.linear2(self.activation(self.linear1(x)))
-
-
-class Encoder(nn.Module):
-    """The layers of an nn.TransformerEncoder one after another. Where a mask is given, the module
-    itself is called.
-    """
-
-    def __init__(self, encoder: nn.TransformerEncoder) -> None:
-        super().__init__()
-        self.norm = encoder.norm
-        self.layers = nn.ModuleList(map(EncoderLayer, encoder.layers))
-        self.masked = encoder
-
-    def forward(
-        self,
-        src: Tensor,
-        mask: Tensor | None = None,
-        src_key_padding_mask: Tensor | None = None,
-        is_causal: bool | None = None,
-    ) -> Tensor:
-        """[B, N, E] to [B, N, E]."""
-        if mask is not None or src_key_padding_mask is not None or is_causal:
-            return self.masked(src, mask, src_key_padding_mask, is_causal)
-        x = src
-        for layer in self.layers:
-            x = layer(x)
-        return x if self.norm is None else self.norm(x)
-
-
 def _written_out(module: nn.Module) -> nn.Module | None:
     """What stands for a module of torch's; None: it stays."""
-    if changed(module):
+    if type(module) is not nn.MultiheadAttention or not module.batch_first or changed(module):
         return None
-    if type(module) is nn.MultiheadAttention and module.batch_first:
-        added: Tensor | None = module.bias_k
-        return Attention(module) if added is None and not module.add_zero_attn else None
-    if type(module) is nn.TransformerEncoderLayer:
-        return EncoderLayer(module) if _written_out(module.self_attn) is not None else None
-    if type(module) is nn.TransformerEncoder:
-        own = all(_written_out(layer) is not None for layer in module.layers)
-        return Encoder(module) if own else None
-    return None
+    added: Tensor | None = module.bias_k
+    return Attention(module) if added is None and not module.add_zero_attn else None
 
 
 def write_out(model: nn.Module) -> nn.Module:
