@@ -174,8 +174,8 @@ UNAVAILABLE: dict[str, str] = {
     "st-bif": "image and biases enter once, and the output is a sum; here they enter at every "
     "step, and 'signed' is its neuron",
     "spikellm": "it quantises by token inside language models, for which there is no neuron here",
-    "sta": "its operators for transformers are not built; spikes='inputs' converts those in another "
-    "way",
+    "sta": "its operators for transformers are not built; spikes='inputs' converts those "
+    "in another way",
     "datta": "spikes carry the weights of bits between layers; published code has no spiking "
     "forward",
     "crnn-snn": "no code, and its equations were not to be had",
