@@ -182,7 +182,7 @@ class Contestants:
         network = self.network("cos_ext").to(memory_format=LAYOUTS[layout])
         network.convolution = "dense"  # sums in another order would move spikes
         ours = network(images)
-        plain = self._plain().to(memory_format=LAYOUTS[layout])(images)
+        (plain,) = self._plain().to(memory_format=LAYOUTS[layout])(images)
         plain = plain.unflatten(0, (self.case.steps, -1))[: self.case.timesteps]
         if not torch.equal(ours, plain):
             raise SystemExit(f"{self.case}: cos_ext and plain torch operations differ ({layout})")
