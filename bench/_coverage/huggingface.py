@@ -83,6 +83,8 @@ CONVOLUTIONS: tuple[Row, ...] = (
     ("HGNetV2ForImageClassification", "HGNetV2Config", {}, LARGER, ACTIVATIONS),
     ("TextNetForImageClassification", "TextNetConfig", {}, LARGER, ACTIVATIONS),
 )
+WINDOWS = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2]}
+WINDOWS |= {"num_heads": [2, 4], "window_size": 4}
 VISION: tuple[Row, ...] = (
     ("ViTForImageClassification", "ViTConfig", PATCHES, PIXELS, INPUTS),
     ("DeiTForImageClassification", "DeiTConfig", PATCHES, PIXELS, INPUTS),
@@ -92,28 +94,14 @@ VISION: tuple[Row, ...] = (
     (
         "SwinForImageClassification",
         "SwinConfig",
-        {
-            "image_size": 32,
-            "patch_size": 2,
-            "embed_dim": 16,
-            "depths": [2, 2],
-            "num_heads": [2, 4],
-            "window_size": 4,
-        },
+        WINDOWS,
         PIXELS,
         INPUTS,
     ),
     (
         "Swinv2ForImageClassification",
         "Swinv2Config",
-        {
-            "image_size": 32,
-            "patch_size": 2,
-            "embed_dim": 16,
-            "depths": [2, 2],
-            "num_heads": [2, 4],
-            "window_size": 4,
-        },
+        WINDOWS,
         PIXELS,
         INPUTS,
     ),

@@ -65,18 +65,10 @@ class Places:
         between = node in self.passed and node in self.coming
         if not between or not self._is_activation(node):
             return []
-        if node.op == "call_module":
-            kind = type(called(self.root, node)).__name__
-            wanted = f"{node.target}_spikes"
-        else:
-            kind = label_of(node).strip("_")
-            wanted = _beside(node, f"{kind}_spikes")
-        place = self._put(wanted, f"after {kind}")
+        place = self._put(node, "spikes", "after")
         with node.graph.inserting_after(node):
-            made = node.graph.call_module(place.site, (node,))
-        made.meta["nn_module_stack"] = node.meta.get("nn_module_stack")
+            made = self._call(place, node, node)
         node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
-        self.given.add(made)
         self.passed.add(made)
         return [place]
 
@@ -128,25 +120,25 @@ class Places:
 
     def _place(self, node: fx.Node, source: fx.Node, number: int, count: int) -> Place:
         which = "input" if count == 1 else OPERANDS[min(number, len(OPERANDS) - 1)]
-        if node.op == "call_module":
-            kind, wanted = type(called(self.root, node)).__name__, f"{node.target}_{which}"
-        else:
-            kind = label_of(node)
-            wanted = _beside(node, f"{kind.strip('_')}_{which}")
-        place = self._put(wanted, f"{which} of {kind}")
+        place = self._put(node, which, f"{which} of")
         with node.graph.inserting_before(node):
-            made = node.graph.call_module(place.site, (source,))
-        made.meta["nn_module_stack"] = node.meta.get("nn_module_stack")
-        self.given.add(made)
-        self.spiked[source] = made
+            self.spiked[source] = self._call(place, source, node)
         return place
 
-    def _put(self, wanted: str, origin: str) -> Place:
-        place = Place(free_name(self.root, wanted), Signed(), origin)
+    def _put(self, node: fx.Node, suffix: str, where: str) -> Place:
+        """A site named after a call, in the module in whose forward it stands."""
+        if node.op == "call_module":
+            kind, name = type(called(self.root, node)).__name__, str(node.target)
+        else:
+            kind = label_of(node).strip("_")
+            name = ".".join(filter(None, (owner_of(node), kind)))
+        place = Place(free_name(self.root, f"{name}_{suffix}"), Signed(), f"{where} {kind}")
         set_module(self.root, place.site, place.module)
         return place
 
-
-def _beside(node: fx.Node, label: str) -> str:
-    owner = owner_of(node)
-    return f"{owner}.{label}" if owner else label
+    def _call(self, place: Place, source: fx.Node, beside: fx.Node) -> fx.Node:
+        """The site's call, for what depends on the input."""
+        made = source.graph.call_module(place.site, (source,))
+        made.meta["nn_module_stack"] = beside.meta.get("nn_module_stack")
+        self.given.add(made)
+        return made
