@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as TF
+from untraced import untraced
 from zoo_families import BasicBlock, Bottleneck, DenseNet, MobileNetV2, ResNet, UNet, conv_bn, vgg
 
 
@@ -129,8 +130,7 @@ class Untraceable(nn.Module):
         self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[0] > 10**6:
-            raise ValueError("fewer images only")
+        untraced(x)
         x = self.relu1(self.norm(self.conv(x)))
         for block in self.blocks:
             x = x + block(x)
@@ -220,8 +220,7 @@ class HiddenFunction(nn.Module):
         self.conv, self.relu, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[0] > 10**6:
-            raise ValueError
+        untraced(x)
         y = self.relu(self.conv(x))
         return self.head((y * y).mean((2, 3)))
 

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..network.modules import Walked
 from ..network.over_time import Difference, RunningMean
 from ..network.pooling import MAX_POOLS, average_of
+from .batch_number import BATCH
 from .classify import CHANGED
 from .copying import beside
 from .graphs import changed, set_module
@@ -138,6 +139,9 @@ class ClassifyModules:
         finally:
             for hook in hooks:
                 hook.remove()
+        if BATCH in conversion.traced.why_not:  # what runs here are small ones
+            why = Refusal(BATCH, "treat every sample alike, whatever the batch is")
+            conversion.refuse("forward", conversion.name, why)
         if looked.values:
             why = Refusal(
                 "its control flow or its numbers depend on the values of tensors",

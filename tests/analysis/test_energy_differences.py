@@ -7,6 +7,7 @@ import torch
 from energy_counts import inputs_and_kinds, inputs_of, layers_of, report_of
 from torch import nn
 from torch.nn import functional as TF
+from untraced import untraced
 
 from cos_ext import QCFS, convert
 from cos_ext.network.modules import Walked
@@ -238,8 +239,7 @@ def test_a_sum_with_a_product_counts_its_factors():
             self.bias = nn.Parameter(torch.randn(1, 1, 5))
 
         def forward(self, x):
-            if x.shape[0] > 10**6:  # a batch decides: nothing can be traced
-                return x
+            untraced(x)
             return torch.baddbmm(self.bias, self.act(x)[None], self.weight)[0]
 
     x = TOKENS.flatten(0, 1)
@@ -262,8 +262,7 @@ class Walks(nn.Module):
         self.head = nn.Linear(4, 3)
 
     def forward(self, x):
-        if x.shape[0] > 10**6:
-            raise ValueError("fewer samples")
+        untraced(x)
         return self.head(self.two(self.second(self.gelu(self.act(self.conv(x))))).flatten(1))
 
 

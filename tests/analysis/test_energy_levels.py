@@ -6,6 +6,7 @@ import pytest
 import torch
 from energy_counts import inputs_of, make_net, ones, report_of
 from torch import nn
+from untraced import untraced
 
 from cos_ext import QCFS, Neuron, convert
 
@@ -132,8 +133,7 @@ def test_what_is_written_into_is_levels_no_more():
         def forward(self, x):
             y = self.act(x)
             if written:
-                if x.shape[0] > 10**6:  # no trace
-                    raise ValueError("fewer samples")
+                untraced(x)
                 y[:, 1] *= 0.3
             return self.fc(y)
 

@@ -15,6 +15,7 @@ import torch
 from quantised import LEVELS, Quantised, thresholds_of
 from torch import nn
 from torch.nn import functional as TF
+from untraced import untraced
 
 from cos_ext import ConversionError, convert
 from cos_ext.conversion.tracing import trace
@@ -47,8 +48,7 @@ class Model(nn.Module):
 
 class Untraceable(Model):
     def forward(self, x):
-        if x.shape[0] > 10**6:
-            raise ValueError
+        untraced(x)
         return self.function(self, x)
 
 

@@ -9,6 +9,7 @@ import torch
 from differences import NETS, Net, X, image, made, net, plain, tokens
 from torch import nn
 from torch.nn import functional as TF
+from untraced import untraced
 
 import cos_ext
 from cos_ext import QCFS, ConversionError
@@ -174,8 +175,7 @@ class Walks(nn.Module):
         self.second, self.two, self.head = nn.Conv2d(4, 4, 3), QCFS(4, 0.7), nn.Linear(4, 3)
 
     def forward(self, x):
-        if x.shape[0] > 10**6:
-            raise ValueError("fewer samples")
+        untraced(x)
         h = self.pool(self.norm(self.gelu(self.act(self.conv(x)))))
         return self.head(self.two(self.second(h) + 0.3).flatten(1))
 
@@ -204,8 +204,7 @@ def test_a_model_that_is_walked(tmp_path):
 def test_a_walked_module_that_is_called_twice_is_refused():
     class Twice(Walks):
         def forward(self, x):
-            if x.shape[0] > 10**6:
-                raise ValueError("fewer samples")
+            untraced(x)
             h = self.pool(self.gelu(self.gelu(self.act(self.conv(x)))))
             return self.head(self.two(self.second(h)).flatten(1))
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from untraced import untraced
 
 import cos_ext
 from cos_ext import QCFS, ConversionError, calibrate_thresholds, convert, evaluate
@@ -45,8 +46,8 @@ class Two(nn.Module):
         self.head, self.walk = nn.Linear(8, 3), walk
 
     def forward(self, x, y, *, flip=None):
-        if self.walk and x.shape[0] > 10**6:
-            x = -x
+        if self.walk:
+            untraced(x)
         return self.head(self.act(self.a(x) + self.b(y)))
 
 

@@ -16,6 +16,7 @@ from chains import Chain, TwoInputs, images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from untraced import untraced
 
 import cos_ext
 from cos_ext import SpikingNetwork, convert, evaluate, models
@@ -181,8 +182,7 @@ class Untraceable(nn.Module):
         )
 
     def forward(self, x):
-        if x.shape[0] > 10**6:  # control flow on the batch
-            return x
+        untraced(x)
         return self.act2(self.b(self.act1(self.a(x))))
 
 

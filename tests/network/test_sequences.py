@@ -9,6 +9,7 @@ import torch
 import zoo
 from chains import Chain, TwoInputs
 from torch import nn
+from untraced import untraced
 from zoo_networks import converted
 
 import cos_ext
@@ -181,8 +182,7 @@ def test_a_front_that_is_not_affine_is_averaged():
 
 class Untraced(Chain):
     def forward(self, x):
-        if x.shape[0] > 10**6:
-            raise ValueError("fewer samples")
+        untraced(x)
         return super().forward(x)
 
 
