@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -188,6 +189,18 @@ class Unflatten(Rule):
         return call.rank + len(sizes) - 1
 
 
+def first_of(number: fx.Node) -> fx.Node | None:
+    """The tensor whose first size a number is: x.size(0), x.shape[0]; None: it is another."""
+    if number.target == "size" and number.args[1:] == (0,):
+        return number.args[0]  # type: ignore[return-value]
+    sizes = number.args[0] if number.target is operator.getitem else None
+    if not isinstance(sizes, fx.Node) or number.args[1] != 0:
+        return None
+    all_sizes = sizes.target == "size" and len(sizes.args) == 1
+    shape = sizes.target is getattr and sizes.args[1] == "shape"
+    return sizes.args[0] if all_sizes or shape else None  # type: ignore[return-value]
+
+
 @register
 class View(Rule):
     """x.view(B, ...) and x.reshape(B, ...): the batch stays a dimension of its own.
@@ -212,9 +225,13 @@ class View(Rule):
         return self.shape(call)[:1]
 
     def takes_own_batch(self, call: Call) -> bool:
-        first = self.shape(call)[0]
-        is_batch = isinstance(first, fx.Node) and call.facts.numbers.get(first) is Size.BATCH
-        return is_batch and call.source in call.facts.leading
+        first, facts = self.shape(call)[0], call.facts
+        if not isinstance(first, fx.Node):
+            return False
+        if facts.numbers.get(first) is Size.BATCH and call.source in facts.leading:
+            return True
+        sized, pieces = first_of(first), facts.pieces  # as many pieces of every sample
+        return sized in pieces and pieces[sized] == pieces.get(call.source)  # type: ignore[arg-type]
 
     def check(self, call: Call) -> Refusal | None:
         shape = self.shape(call)
