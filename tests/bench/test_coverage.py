@@ -31,6 +31,12 @@ def parts(script):
     return parts | {"tags": tags, "twin": twin}
 
 
+def test_no_script_hides_a_package(script):
+    """Scripts lie in the folder from which coverage.py imports."""
+    scripts = {path.stem for path in (ROOT / "bench").glob("*.py")}
+    assert not scripts & {name.replace("-", "_") for name in script.PACKAGES}
+
+
 def staircase(x, theta, steps, low=0.0):
     return theta * torch.floor(steps * x / theta + 0.5).div(steps).clamp(low, 1)
 

@@ -1,4 +1,4 @@
-"""bench/transformers.py runs, on a few images, so that the commands in docs/results/transformers.md
+"""bench/no_relu.py runs, on a few images, so that the commands in docs/results/transformers.md
 do not rot.
 
 No accuracy is checked here.
@@ -15,7 +15,7 @@ from conftest import bench_script
 
 @pytest.fixture(scope="module")
 def script():
-    return bench_script("transformers")
+    return bench_script("no_relu")
 
 
 @pytest.fixture

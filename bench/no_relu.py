@@ -1,11 +1,11 @@
 """How well do a vision transformer and a MobileNetV3 convert without retraining?
 
-    python bench/transformers.py train --net vit --data FOLDER --output FILE.safetensors
-    python bench/transformers.py convert --net vit --data FOLDER --weights FILE.safetensors \\
+    python bench/no_relu.py train --net vit --data FOLDER --output FILE.safetensors
+    python bench/no_relu.py convert --net vit --data FOLDER --weights FILE.safetensors \\
         [--samples N] [--calibration-images N] [--json FILE]
 
 FOLDER holds Fashion-MNIST's four IDX files, or those of fashion_split.py --size 28. The networks,
-their training and the settings that are tried are in _transformers/. No time is measured.
+their training and the settings that are tried are in _no_relu/. No time is measured.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from cos_ext import data, models
 from cos_ext.training import train
 
 sys.path.append(str(Path(__file__).parent))  # a test loads this file by its path
+from _no_relu.networks import NETS
+from _no_relu.study import study
+from _no_relu.training import train_net
 from _shared import records
 from _shared import tables as markdown
 from _shared.machine import command_line, facts
-from _transformers.networks import NETS
-from _transformers.study import study
-from _transformers.training import train_net
 
 TIMES = (4, 8, 16, 32)
 
@@ -42,7 +42,7 @@ def _train(args: argparse.Namespace) -> None:
         seed=args.seed,
         progress=not args.quiet,
     )
-    record = {"net": args.net, "command": command_line("transformers", sys.argv[1:]), **found}
+    record = {"net": args.net, "command": command_line("no_relu", sys.argv[1:]), **found}
     train.save_checkpoint(model, args.output, record)
     print(f"{args.net}: test accuracy {found['test_accuracy']:.2%}; wrote {args.output}")
 
@@ -93,7 +93,7 @@ def _convert(args: argparse.Namespace) -> None:
     if args.json is not None:
         head = {
             "net": args.net,
-            "command": command_line("transformers", sys.argv[1:]),
+            "command": command_line("no_relu", sys.argv[1:]),
             "samples": len(held_out),
             "calibration_images": len(images),
             "choice_images": len(few),

@@ -1,4 +1,0 @@
-"""The parts of transformers.py: its two networks, and how they are trained.
-
-Nothing is converted here, and no table is drawn.
-"""
