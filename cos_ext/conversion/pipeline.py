@@ -1,5 +1,5 @@
-"""convert(): the passes that make a spiking network of a trained ANN, in order. What each does is
-in its own file; what may stand between neurons is decided by the rules in rules/.
+"""convert(): its arguments, and what they mean together. The passes that do the work are listed in
+passes.py.
 """
 
 from __future__ import annotations
@@ -8,175 +8,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..general import Neuron
 from ..methods import METHODS, UNAVAILABLE, Method, apply, chosen
 from ..network import counts
-from ..network.inputs import example_of
-from ..network.layout import lay_out, name_of, own_format
+from ..network.layout import name_of
 from ..network.network import SpikingNetwork
 from ..network.settings import check_settings
-from .by_module import ClassifyModules, ReplaceModules
-from .classify import Classify
 from .copying import refuse_wrappers
 from .differences import CHOICES as NONLINEAR
-from .differences import PlaceDifferences
-from .finite import CheckComputed, ShowUnfit, check_finite, check_loaded
-from .fold import FoldBatchNorm
-from .fuse import Fuse, check_fuse
-from .graphs import called
-from .layouts import AnyLayout
-from .max_pooling import CHOICES, ChooseMaxPooling
-from .normalise import NormaliseCalls, Observe
-from .ownership import RefuseWrites
-from .readout import READOUTS, CutReadout
-from .report import ConversionError
-from .rewrite import Rewrite
+from .finite import check_finite, check_loaded
+from .fuse import check_fuse
+from .max_pooling import CHOICES
+from .passes import converted
+from .readout import READOUTS
 from .signed import CHOICES as SPIKES
-from .spiking import FindLayersOfSpikes
-from .state import Conversion, Pass, Settings
-from .tracing import trace
-from .trainable import MakeTrainable, check_fold
-from .verify import VerifyNetwork, VerifyTrace
-from .work import CountWork
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-class Trace:
-    """Traces a copy of the model, or finds that only an example can vouch for it."""
-
-    def apply(self, conversion: Conversion) -> None:
-        name, inputs = conversion.name, conversion.inputs
-        examples = dict(zip(inputs.names, conversion.examples or ()))
-        spikes = conversion.settings.spikes
-        traced = conversion.traced = trace(conversion.source, inputs, examples, spikes=spikes)
-        conversion.outputs = traced.outputs or conversion.outputs
-        if conversion.examples is not None:
-            return
-        if traced.graph is None:
-            raise ConversionError(
-                f"{name} cannot be traced by torch.fx ({traced.why_not}); pass example_input, on "
-                "whose shapes it is run and traced"
-            )
-        if traced.asks:
-            raise ConversionError(
-                f"forward of {', '.join(traced.asks)} asks for types (isinstance, is_tensor), "
-                "which torch.fx answers as for no tensor; pass example_input, on which the traced "
-                "graph is compared with the model"
-            )
-
-
-class RefuseOffenders:
-    """Ends the conversion where anything was refused, with everything that was."""
-
-    def apply(self, conversion: Conversion) -> None:
-        report, sites = conversion.report, conversion.traced.sites
-        offenders = report.unsupported()
-        if offenders:
-            listed = "\n".join(f"  {e.site} ({e.kind}): {e.reason}" for e in offenders)
-            untraced = conversion.traced.why_not
-            listed += f"\nit cannot be traced: {untraced}" if untraced else ""
-            raise ConversionError(
-                f"{conversion.name} cannot be converted; {len(offenders)} offending:\n{listed}",
-                report,
-            )
-        unknown = sorted(set(conversion.settings.thresholds) - set(sites))
-        if unknown:
-            raise ValueError(
-                f"thresholds names {unknown}, which are no activation call sites; those are "
-                f"{list(sites)}"
-            )
-
-
-class Build:
-    """Makes the network of the rewritten model, in eval mode, without gradients."""
-
-    def apply(self, conversion: Conversion) -> None:
-        settings = conversion.settings
-        module: nn.Module | None = conversion.walked
-        if module is None:
-            module = fx.GraphModule(conversion.model, conversion.graph, conversion.name)
-        options = {
-            "nonlinear": settings.nonlinear,
-            "max_pool": settings.max_pool,
-            "fold_batchnorm": settings.fold_batchnorm,
-            "fuse": settings.fuse,
-            "sites": tuple(conversion.traced.sites),
-            "spikes": settings.spikes,
-            "signed": conversion.traced.signed,
-            "copies": conversion.copies,
-            "readout": settings.readout,
-            "memory_format": settings.memory_format,
-            "own_format": own_format(conversion.source),
-            "inputs": conversion.inputs,
-            "outputs": conversion.outputs,
-            "ranks": _ranks(conversion),
-            "shapes": conversion.traced.shapes,
-            "ran_on": conversion.traced.ran_on,
-        }
-        conversion.network = SpikingNetwork(
-            module.eval().requires_grad_(False),
-            conversion.report,
-            settings.timesteps,
-            settings.rho,
-            settings.iterations,
-            options,
-            settings.emission,
-            settings.calibration,
-        ).eval()
-        lay_out(conversion.network)
-        if settings.readout == "mean":
-            conversion.network.readout = conversion.readout
-
-
-def _ranks(conversion: Conversion) -> tuple[tuple[int, int | None] | None, ...]:
-    """The fewest and the most dimensions (None: any) that each input may have for the convolutions
-    and Linear layers that read it.
-    """
-    if conversion.walked is not None:
-        return ()
-    ranks: list[tuple[int, int | None] | None] = []
-    for node in conversion.graph.nodes:
-        if node.op == "placeholder":
-            readers = [called(conversion.model, u) for u in node.users if u.op == "call_module"]
-            convolved = [m.weight.dim() for m in readers if isinstance(m, CONVOLUTIONS)]
-            linear = any(isinstance(m, nn.Linear) for m in readers)
-            of_linear = (2, None) if linear else None
-            ranks.append((convolved[0], convolved[0]) if convolved else of_linear)
-    return tuple(ranks)
-
-
-BEFORE: tuple[Pass, ...] = (Trace(), CheckComputed(), VerifyTrace())
-BY_GRAPH: tuple[Pass, ...] = (
-    NormaliseCalls(),
-    RefuseWrites(),
-    Observe(),
-    FoldBatchNorm(),
-    CutReadout(),
-    Classify(),
-    ChooseMaxPooling(),
-    RefuseOffenders(),
-    Rewrite(),
-    PlaceDifferences(),
-    CountWork(),
-    Fuse(),
-    AnyLayout(),
-    ShowUnfit(),
-    FindLayersOfSpikes(),
-    Build(),
-    VerifyNetwork(),
-    MakeTrainable(),
-)
-BY_MODULE: tuple[Pass, ...] = (
-    ClassifyModules(),
-    RefuseOffenders(),
-    ReplaceModules(),
-    Build(),
-    VerifyNetwork(),
-    MakeTrainable(),
-)
+from .state import Settings
+from .trainable import check_fold
 
 
 def convert(
@@ -332,18 +181,12 @@ def convert(
     refuse_wrappers(model)
     check_loaded(model)
     check_finite(model)  # by the model's own names, and what forward does not use, too
-    conversion = Conversion(model, settings)
-    if example_input is not None:
-        conversion.inputs, conversion.examples = example_of(model, example_input)
-    for step in BEFORE:
-        step.apply(conversion)
-    for step in BY_MODULE if conversion.traced.graph is None else BY_GRAPH:
-        step.apply(conversion)
-    conversion.network.neuron = neuron  # after the checks, which are those of one level
+    network = converted(model, settings, example_input)
+    network.neuron = neuron  # after the checks, which are those of one level
     if recipe is not None:
-        apply(conversion.network, recipe)
-    conversion.network.execution = execution
-    return conversion.network
+        apply(network, recipe)
+    network.execution = execution
+    return network
 
 
 def _check_recipe(

@@ -45,6 +45,8 @@ _OPERATORS = {
     "__div__": operator.truediv,
     "__rdiv__": operator.truediv,
 }
+# Methods whose functions have no name of their own.
+_RENAMED = (Tensor.__pow__, Tensor.__ipow__)
 _PLAIN = (*base_types, type(None), type(Ellipsis))
 
 
@@ -294,7 +296,8 @@ def _spelled(
     function: Callable[..., Any], name: str, args: Any, kwargs: Any
 ) -> tuple[str, Any, Any, Any]:
     """A call as torch.fx has it: operators of Python, methods by name, functions."""
-    if getattr(Tensor, name, None) is not function and not _is_descriptor(function):
+    method = getattr(Tensor, name, None) is function or function in _RENAMED
+    if not method and not _is_descriptor(function):
         return "call_function", function, args, kwargs
     if name in _OPERATORS and len(args) <= 2 and not kwargs:
         swapped = name.startswith("__r")

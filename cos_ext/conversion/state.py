@@ -51,7 +51,8 @@ class Conversion:
     """A conversion on its way. A pass reads what earlier passes left, and adds its own.
 
     source: the user's model, never modified. settings, examples: convert()'s arguments.
-    inputs: which of forward's arguments are inputs.
+    inputs: which of forward's arguments are inputs. runs: it is traced by running it, not by
+    torch.fx.
 
     traced, expected: from Trace, the copy that is rewritten and the leaves of the model's output on
     the example. outputs: their structure, and what becomes of each.
@@ -68,6 +69,7 @@ class Conversion:
     settings: Settings
     examples: tuple[Tensor, ...] | None = None
     inputs: Inputs = None  # type: ignore[assignment]  # set below
+    runs: bool = False
     report: ConversionReport = field(default_factory=ConversionReport)
     traced: Traced = field(init=False)
     expected: tuple[Any, ...] | None = None

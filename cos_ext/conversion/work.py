@@ -38,7 +38,7 @@ class CountWork:
                 "step behind differences. Convert a model whose layers have activations in between "
                 "to save more",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=5,  # who called convert()
             )
 
 

@@ -29,6 +29,25 @@ def test_every_step_is_that_of_a_plain_loop(name):
     assert "difference" in {entry.status for entry in network.report.entries}
 
 
+class Looks(Net):
+    """torch.fx fails on it; a run does not."""
+
+    def forward(self, x):
+        if x.shape[-1] != 6:
+            raise ValueError("6 columns")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("name", NETS)
+@torch.no_grad()
+def test_every_step_where_the_model_is_traced_by_running_it(name):
+    model = net(name)
+    model.__class__ = Looks
+    network = made(model, timesteps=3, example_input=X)
+    assert network.options["ran_on"]
+    torch.testing.assert_close(network(X), plain(model, X, 3), **NEAR)
+
+
 @pytest.mark.parametrize("name", NETS)
 @torch.no_grad()
 def test_the_mean_is_the_models_output_by_steps_and_by_counts(name):

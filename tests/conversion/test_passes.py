@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as TF
 
 from cos_ext import QCFS, ConversionError, IFNode
-from cos_ext.conversion import pipeline
-from cos_ext.conversion.pipeline import BEFORE, BY_GRAPH
+from cos_ext.conversion import passes
+from cos_ext.conversion.passes import BEFORE, BY_GRAPH
 from cos_ext.conversion.rules import Refusal
 from cos_ext.conversion.state import Conversion, Settings
 from cos_ext.network.over_time import TimeBroadcast
@@ -162,7 +162,7 @@ def test_offenders_end_the_conversion_together():
     with pytest.raises(
         ConversionError, match="2 offending:\n  a .A.: no; do\n  b .B.: never; undo"
     ):
-        pipeline.RefuseOffenders().apply(conversion)
+        passes.RefuseOffenders().apply(conversion)
 
 
 def test_unknown_thresholds_are_named():
@@ -198,7 +198,7 @@ def test_build_and_verify():
     with torch.no_grad():
         conversion.network.get_submodule("module.head").weight[0] += 1.0
     with pytest.raises(ConversionError, match="differs from the model on example_input"):
-        pipeline.VerifyNetwork().apply(conversion)
+        passes.VerifyNetwork().apply(conversion)
 
 
 def test_an_offender_whose_source_is_not_to_be_had_has_its_line():

@@ -190,6 +190,42 @@ def test_converts_exactly_for_any_batch(function):
         network(torch.randn(2, 5, 8, dtype=torch.float64))
 
 
+class Computes(nn.Module):
+    """torch.fx traces it, but one size is computed: the rules know no number for it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.a, self.act, self.fc = nn.Linear(8, 8), QCFS(LEVELS, 1.0), head()
+
+    def forward(self, x):
+        h = self.act(self.a(x))
+        return self.fc(h.mean(1, keepdim=True).reshape(h.shape[::2]))
+
+
+@torch.no_grad()
+def test_what_has_offenders_is_run_where_there_is_an_example(tmp_path):
+    model = Computes().double().eval()
+    options = {"timesteps": LEVELS, "rho": LEVELS, "iterations": None}
+    with pytest.raises(ConversionError, match="to computed sizes|to shape"):
+        convert(model, **options)
+    network = convert(model, example_input=X, **options)
+    assert network.options["ran_on"]
+    for x in (X, X[:1], torch.cat([X, -X, X.flip(0)])):
+        torch.testing.assert_close(network.rate(x), model(x), rtol=1e-9, atol=1e-9)
+    network.save(tmp_path / "snn")
+    again = cos_ext.load_network(tmp_path / "snn", Computes().double().eval(), example_input=X)
+    assert torch.equal(again(X), network(X))
+
+
+def test_of_two_attempts_the_first_says_why():
+    model = Computes().double().eval()
+    model.fc = nn.Sequential(head(), nn.RReLU()).double().eval()  # which both refuse
+    with pytest.raises(ConversionError, match=r"to computed sizes|to shape") as caught:
+        convert(model, timesteps=4, example_input=X)
+    assert "fc.1 (RReLU)" in str(caught.value)
+
+
 def test_call_sites_and_lines_are_those_of_the_model():
     model = build(own_calls)
     assert list(thresholds_of(model)) == ["relu", "relu_1", "relu_2"]
