@@ -52,7 +52,7 @@ def writes(root: nn.Module, node: fx.Node) -> bool:
         return False
     name = label_of(node)
     by_name = name.endswith("_") and not name.endswith("__")
-    by_argument = node.kwargs.get("inplace") is True or "out" in node.kwargs
+    by_argument = node.kwargs.get("inplace") is True or node.kwargs.get("out") is not None
     return node.target in IN_PLACE or by_name or by_argument
 
 

@@ -45,6 +45,12 @@ _OPERATORS = {
     "__div__": operator.truediv,
     "__rdiv__": operator.truediv,
 }
+# What these make has numbers, though the tensor that they are asked of has none.
+_NEW: dict[str, Callable[..., Tensor]] = {
+    "new_zeros": torch.zeros,
+    "new_ones": torch.ones,
+    "new_full": torch.full,
+}
 # Methods whose functions have no name of their own.
 _RENAMED = (Tensor.__pow__, Tensor.__ipow__)
 _PLAIN = (*base_types, type(None), type(Ellipsis))
@@ -68,7 +74,9 @@ class Recorder(TorchFunctionMode):
         sizes: what forward was told of shapes, in order.
         looked: one of those was the input's, or of what depends on it.
 
-    Args: sizes: what it was told in two other runs; then it is told numbers that know the batch.
+    Args:
+        sizes: what it was told in two other runs; then it is told numbers that know the batch.
+        news: what x.new_zeros() and the like make has data, and may be written into.
     """
 
     def __init__(
@@ -78,8 +86,10 @@ class Recorder(TorchFunctionMode):
         examples: Mapping[str, Tensor],
         batch: int,
         sizes: Iterable[tuple[Any, Any]] = (),
+        news: bool = True,
     ) -> None:
         super().__init__()
+        self._news = news
         self.graph, self.looked = fx.Graph(), False
         self.sizes: list[Any] = []
         self._batch, self._known = batch, iter(sizes)
@@ -173,7 +183,11 @@ class Recorder(TorchFunctionMode):
             self._refuse_writes(args, kwargs)
         # Before the call, which may write into what it reads.
         read, named = self._argument(args), self._argument(kwargs)
-        result = self._size(args, function(*args, **kwargs))
+        if self._news and name in _NEW and isinstance(args[0], FakeTensor):
+            like = {"dtype": args[0].dtype, "device": args[0].device}
+            result: Any = _NEW[name](*args[1:], **{**like, **kwargs})
+        else:
+            result = self._size(args, function(*args, **kwargs))
         if name == "__setitem__" and isinstance(args[0], FakeTensor):
             self._create("call_function", operator.setitem, read, named)
         elif _has_tensors(result):

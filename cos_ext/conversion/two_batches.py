@@ -48,9 +48,18 @@ def record(model: nn.Module, inputs: Inputs, examples: Mapping[str, Tensor]) -> 
             another way; or a tensor comes from where no call is seen.
     """
 
+    try:
+        return _record(model, inputs, examples, news=True)
+    except TraceError:
+        return _record(model, inputs, examples, news=False)
+
+
+def _record(
+    model: nn.Module, inputs: Inputs, examples: Mapping[str, Tensor], news: bool
+) -> Recorded:
     def run(batch: int, sizes: Iterable[Any] = ()) -> tuple[Recorder, nn.Module]:
         scratch = write_out(copied(model, share=True))
-        return Recorder(scratch, inputs, examples, batch, sizes), scratch
+        return Recorder(scratch, inputs, examples, batch, sizes, news), scratch
 
     first, scratch = run(SIZES[0])
     second, _ = run(SIZES[1])

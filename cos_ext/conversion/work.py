@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as TF
 
@@ -51,10 +52,12 @@ def _multiplications(conversion: Conversion, node: fx.Node) -> int:
         if isinstance(layer, (nn.Linear, *for_dimensions("Conv", "ConvTranspose"))):
             weight = layer.weight
             places = node.all_input_nodes[0] if "Transpose" in type(layer).__name__ else node
-    elif node.target in FUNCTIONS:
-        given = argument(node, 1, "weight")
+    elif node.target in FUNCTIONS or node.target is torch.addmm:
+        added = node.target is torch.addmm  # with its weight [in, out]
+        given = argument(node, 2, "mat2") if added else argument(node, 1, "weight")
         if isinstance(given, fx.Node) and given.op == "get_attr":
             weight = attribute(root, str(given.target))
+            weight = weight.mT if added else weight
     if not isinstance(weight, Tensor) or places not in conversion.shapes:
         return 0
     return conversion.shapes[places].numel() * weight[0].numel()

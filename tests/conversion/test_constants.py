@@ -38,11 +38,20 @@ PRODUCTS = {
     "h by channel": lambda m, h: h @ m.many,
     "a batch of one": lambda m, h: m.many[None] @ h,
     "vector": lambda m, h: (m.line @ h).unsqueeze(2).expand(-1, 4, 6, 6),
+    "addmm": lambda m, h: torch.addmm(m.line, h.reshape(-1, 6), m.right).view(-1, 4, 6, 6),
     "einsum left": lambda m, h: torch.einsum("nm,bcmk->bcnk", m.left, h),
     "einsum right": lambda m, h: torch.einsum("bcnk, km -> bcnm", h, m.right),
     "einsum both": lambda m, h: torch.einsum("nm,bcmk,kl->bcnl", m.left, h, m.right),
     "einsum by channel": lambda m, h: torch.einsum("bcmk,cnm->bcnk", [h, m.many]),
 }
+
+
+def test_what_addmm_multiplies_counts_as_work():
+    model = Linears(lambda m, x: head(m, PRODUCTS["addmm"](m, m.act(m.conv(x)))))
+    behind = 4 * 6 * 6 * 6 + model.head.weight.numel()
+    first = model.conv.weight.numel() * 6 * 6
+    network = convert(model, timesteps=4, example_input=IMAGES[:2])
+    assert network.report.behind == pytest.approx(behind / (behind + first))
 
 
 @pytest.mark.parametrize("product", PRODUCTS.values(), ids=PRODUCTS)

@@ -138,6 +138,11 @@ def test_an_example_of_the_wrong_shape_is_told_so():
             "weights that depend",
         ),
         (
+            lambda m, x: torch.addmm(m.act(m.conv(x)).flatten(1), x.flatten(1), m.head.weight.mT),
+            {},
+            "weights that depend",
+        ),
+        (
             lambda m, x: m.head(TF.pad(m.act(m.conv(x)), (0, 0, 0, 0, 0, 0, 1, 1)).flatten(1)),
             {},
             "may pad the batch",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import fx, nn
 from torch.nn import functional as TF
 
@@ -43,11 +46,24 @@ class WeightedCall(Rule):
     )
     memory = Memory.OWN
 
+    def weights(self, call: Call) -> tuple[Any, ...]:
+        return call.argument(1, "weight"), call.argument(2, "bias")
+
     def check(self, call: Call) -> Refusal | None:
-        weights = (call.argument(1, "weight"), call.argument(2, "bias"))
+        weights = self.weights(call)
         if any(value in call.facts.batched for value in weights if isinstance(value, fx.Node)):
             return Refusal(
                 "has weights that depend on the model's input",
                 "compute them from parameters alone",
             )
         return None
+
+
+@register
+class AddedProduct(WeightedCall):
+    """torch.addmm(b, x, W) = b + x W, of x [B, K]."""
+
+    functions = (torch.addmm,)  # type: ignore[assignment]
+
+    def weights(self, call: Call) -> tuple[Any, ...]:
+        return call.argument(0, "input"), call.argument(2, "mat2")
