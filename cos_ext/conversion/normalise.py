@@ -1,5 +1,5 @@
 """Bringing a traced graph into one form before anything is decided: modules for functional max
-pooling, no dead code, and what an example tells of it.
+pooling, the batch in front where it was second, no dead code, and what an example tells of it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from .facts import Facts, shapes_on
 from .graphs import argument, become_module
 from .state import Conversion
 
+_SUMS, _MEANS = (torch.sum, "sum"), (torch.mean, "mean")
+
 
 class NormaliseCalls:
     """Makes functional max pooling a call of a module, as activations are since tracing."""
@@ -26,6 +28,8 @@ class NormaliseCalls:
         for node in list(conversion.graph.nodes):
             if node.target in (torch.permute, "permute"):
                 self._pieces(node)
+            elif node.target in (*_SUMS, *_MEANS):
+                self._stacked(node)
         for node in list(conversion.graph.nodes):
             made = MAX_POOL_FUNCTIONS.get(node.target) if node.op == "call_function" else None
             if made is None or argument(node, 6, "return_indices", False) is not False:
@@ -66,6 +70,29 @@ class NormaliseCalls:
             graph.erase_node(item)
         for user in (*lists, node):
             graph.erase_node(user)
+
+    @staticmethod
+    def _stacked(node: fx.Node) -> None:
+        """torch.stack(parts).sum(0), where the batch is second: a sum part by part."""
+        source, given = argument(node, 0, "input"), argument(node, 1, "dim")
+        parts: Any = None
+        if isinstance(source, fx.Node) and source.target is torch.stack:
+            parts = argument(source, 0, "tensors")
+        stacked = isinstance(parts, (tuple, list)) and len(parts) > 1 and len(source.users) == 1
+        first = stacked and argument(source, 1, "dim", 0) == 0 and given in (0, (0,), [0])
+        if not first or len(node.args) + len(node.kwargs) > 2:  # keepdim, dtype, out
+            return
+        graph, calls = node.graph, [(operator.add, part) for part in parts[1:]]
+        if node.target in _MEANS:
+            calls.append((operator.truediv, len(parts)))
+        made = parts[0]
+        with graph.inserting_before(node):
+            for function, value in calls:
+                made = graph.call_function(function, (made, value))
+                made.meta = dict(node.meta)
+        node.replace_all_uses_with(made)
+        graph.erase_node(node)
+        graph.erase_node(source)
 
     @staticmethod
     def _maximum(conversion: Conversion, node: fx.Node) -> None:

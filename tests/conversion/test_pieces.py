@@ -45,6 +45,22 @@ def test_pieces_of_the_same_samples_meet(function):
     torch.testing.assert_close(network.rate(x), singly)
 
 
+STACKED = {
+    "sum": lambda parts: torch.stack(parts).sum(dim=0),
+    "mean": lambda parts: torch.mean(torch.stack(tuple(parts), 0), 0),
+}
+
+
+@pytest.mark.parametrize("function", STACKED.values(), ids=STACKED)
+def test_what_is_stacked_before_the_batch_and_summed_at_once(function):
+    def forward(self, x):
+        static = self.conv(x)
+        h = self.act(static)
+        return self.head(function([h, 2 * h, static]).flatten(1))
+
+    lossless(Wrapped(forward))
+
+
 def test_pieces_of_a_batch_that_was_moved_are_refused():
     def forward(self, x):
         static = self.conv(x)
