@@ -4,6 +4,7 @@ traced here.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as TF
 
@@ -13,7 +14,7 @@ from .graphs import changed
 class Attention(nn.Module):
     """What an nn.MultiheadAttention with batch_first computes in eval mode, from the same weights.
 
-    Where a mask is given, the module itself is called.
+    Where a mask of each sample is given, the module itself is called. One for all is added.
     """
 
     # What torch's transformer layers ask of theirs; the latter, so that they call it.
@@ -50,19 +51,25 @@ class Attention(nn.Module):
         """[B, N, E] of queries, keys and values to [B, N, E] and the weights, [B, N, N] or None;
         also [N, E] of one sample, as torch has it.
         """
-        if key_padding_mask is not None or attn_mask is not None or is_causal:
+        masked = attn_mask is not None and attn_mask.dim() == 2
+        if key_padding_mask is not None or ((attn_mask is not None or is_causal) and not masked):
             options = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
             return self.masked(query, key, value, *options)
         q, k, v = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(-3, -2)
             for layer, x in ((self.query, query), (self.key, key), (self.value, value))
         )
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            barred = torch.zeros_like(attn_mask, dtype=q.dtype)
+            attn_mask = barred.masked_fill(attn_mask, float("-inf"))
         if need_weights:
             scale = (self.width // self.heads) ** -0.5
-            weights = TF.softmax((q * scale) @ k.transpose(-2, -1), -1)
+            scores = (q * scale) @ k.transpose(-2, -1)
+            weights = TF.softmax(scores if attn_mask is None else scores + attn_mask, -1)
             mixed, shown = weights @ v, weights.mean(-3) if average_attn_weights else weights
-        else:
-            mixed, shown = TF.scaled_dot_product_attention(q, k, v), None
+        else:  # is_causal says that the mask is the causal one, which is then left out
+            given = None if is_causal else attn_mask
+            mixed, shown = TF.scaled_dot_product_attention(q, k, v, given, 0.0, is_causal), None
         return self.out_proj(mixed.transpose(-3, -2).flatten(-2)), shown
 
 

@@ -37,8 +37,48 @@ class Crossed(Model):
         return self.head(self.middle(self.stem(x), y).mean(1))
 
 
+class Masked(Model):
+    """With a mask for as many tokens as x has."""
+
+    def __init__(self, middle, mask, name, **options):
+        super().__init__(middle, **options)
+        self.register_buffer("mask", mask)
+        self.name = name
+
+    def forward(self, x):
+        mask = self.mask[: x.shape[1], : x.shape[1]]
+        return self.head(self.middle(self.stem(x), **{self.name: mask}, **self.options).mean(1))
+
+
+class Shown(nn.Module):
+    """A layer of attention that gives its weights, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.linear1 = nn.MultiheadAttention(8, 2, batch_first=True), head()
+        self.activation = nn.ReLU()
+
+    def forward(self, x, attn_mask):
+        x = self.activation(self.linear1(x))
+        mixed, weights = self.attention(x, x, x, attn_mask=attn_mask)
+        return torch.cat([mixed, weights], -1)
+
+
+CAUSAL = nn.Transformer.generate_square_subsequent_mask(9, dtype=torch.float64)
+BARRED = torch.ones(9, 9).triu(2).bool()
+
+
 class Own(nn.TransformerEncoderLayer):
     """A layer of a class of the user's."""
+
+
+def head():
+    return nn.Linear(8, 8)
+
+
+def wide(model):
+    model.head = nn.Linear(8 + X.shape[1], 3)
+    return model
 
 
 MODELS = {
@@ -50,6 +90,13 @@ MODELS = {
         nn.TransformerEncoder(layer(), 2, norm=nn.LayerNorm(8), enable_nested_tensor=False)
     ),
     "decoder": lambda: Crossed(nn.TransformerDecoder(layer(nn.TransformerDecoderLayer), 2)),
+    "encoder, causal": lambda: Masked(
+        nn.TransformerEncoder(layer(), 2, enable_nested_tensor=False), CAUSAL, "mask"
+    ),
+    "layer, causal": lambda: Masked(layer(), CAUSAL, "src_mask", is_causal=True),
+    "layer, barred": lambda: Masked(layer(), BARRED, "src_mask"),
+    "weights, added": lambda: wide(Masked(Shown(), CAUSAL.clamp(-2, 0), "attn_mask")),
+    "weights, barred": lambda: wide(Masked(Shown(), BARRED, "attn_mask")),
     "both": lambda: Crossed(nn.Transformer(8, 2, 1, 1, 16, batch_first=True)),
 }
 
@@ -90,8 +137,9 @@ def test_what_is_quantised_is_what_the_network_computes(name):
     assert not torch.allclose(expected, model(*inputs), atol=1e-3)
 
 
-def test_signed_neurons_stand_inside_of_a_layer():
-    model, inputs = made("layer")
+@pytest.mark.parametrize("name", ["layer", "layer, causal", "layer, barred"])
+def test_signed_neurons_stand_inside_of_a_layer(name):
+    model, inputs = made(name)
     thresholds = calibrate_thresholds(model, [inputs], spikes="inputs", progress=False)
     attention = "middle.self_attn"
     product = f"{attention}.scaled_dot_product_attention"
