@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._neuron.finite import unfit
-from .._neuron.runs import frames_now
+from .._neuron.runs import frames_now, portion
 
 
 class Unfit(nn.Module):
@@ -34,7 +34,8 @@ class Shown(nn.Module):
     """`out` [T*B, ...], NaN for the samples that are marked in one of `marks`.
 
     Each mark is bool [B], or [B*k] where samples come in pieces. Of another size, where no sample
-    is known, one marks all. `batch` is B, or T*B of frames.
+    is known, one marks all. `batch` is B, or T*B of frames. Where steps are run in portions, a
+    sample stays marked: neurons have swallowed what it had, so that no later output is right.
 
     inplace: may write over `out`.
     """
@@ -51,6 +52,8 @@ class Shown(nn.Module):
         for mark in marks:
             by_sample = mark.shape[0] % batch == 0
             marked = marked | (mark.view(batch, -1).any(1) if by_sample else mark.any())
+        if (now := portion()) is not None:
+            marked = now.potentials[self] = marked | now.potentials.get(self, False)
         by_step = out.unflatten(0, (-1, batch))
         fill = by_step.masked_fill_ if self.inplace else by_step.masked_fill
         return fill(marked.view(1, batch, *[1] * (out.dim() - 1)), math.nan).flatten(0, 1)

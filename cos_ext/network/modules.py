@@ -45,7 +45,7 @@ class Walked(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.inputs, self.outputs = model, inputs, outputs
-        self.broadcast = TimeBroadcast()
+        self.broadcast, self.shown = TimeBroadcast(), Shown()
         self.sizes = {name: sizes[node] for name, node in model.named_modules() if node in sizes}
 
     def forward(self, *inputs: Tensor) -> Flat:
@@ -64,4 +64,4 @@ class Walked(nn.Module):
                 )
             marks.append(called[0].view(steps_now(self.broadcast.timesteps), -1).any(0))
         flat = self.outputs.flat(out)
-        return self.outputs.each(lambda leaf: Shown()(leaf, batch, *marks), flat)
+        return self.outputs.each(lambda leaf: self.shown(leaf, batch, *marks), flat)

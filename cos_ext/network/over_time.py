@@ -77,15 +77,10 @@ class Difference(Timed):
 
 
 class UnfitOverTime(Timed):
-    """Which samples of [T*B, ...] have NaN or infinity at any step so far; bool [B]. What follows
-    them has kept it.
-    """
+    """Which samples of [T*B, ...] have NaN or infinity at any step; bool [B]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        marks, now = self.by_step(odd(x)).any(0), portion()
-        if now is not None:
-            marks = now.potentials[self] = marks | now.potentials.get(self, False)
-        return marks
+        return self.by_step(odd(x)).any(0)
 
 
 def _times(x: Tensor) -> Tensor:

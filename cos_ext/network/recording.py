@@ -23,7 +23,8 @@ WHAT = ("spikes", "counts", "v")
 class SiteRecord(NamedTuple):
     """What the neurons of one call site did; what was not asked for is None.
 
-    * ``spikes``: bool ``[T, B, ...]``, at steps 1..T.
+    * ``spikes``: bool ``[T, B, ...]``, at steps 1..T. Of neurons with a
+      :class:`cos_ext.Neuron` of their own what they sent, in the dtype of their currents.
     * ``counts``: int32 ``[B, ...]``, the spikes of the T steps.
     * ``v``: the membrane potential after each step and its reset, ``[T, B, ...]``, in the state
       dtype (float64 for float64, else float32).
@@ -90,10 +91,13 @@ class Recording(Mapping[str, SiteRecord]):
         check_steady(self._fixed(node), self._before[node])
         site, steps = self._sites[node], self._network.timesteps
         self._reserve(site, node, x_seq.shape[1:], x_seq.dtype)
-        fired = spikes[:steps] != 0
+        sent = spikes[:steps]
+        fired = sent != 0
         self._chunks[site].append(
             SiteRecord(
-                fired if "spikes" in self._what else None,
+                (fired if node.neuron is None else sent.clone())
+                if "spikes" in self._what
+                else None,
                 fired.sum(0, dtype=torch.int32) if "counts" in self._what else None,
                 potentials(node, x_seq, fired) if "v" in self._what else None,
             )
@@ -104,7 +108,8 @@ class Recording(Mapping[str, SiteRecord]):
 
     def _reserve(self, site: str, node: IFNode, shape: torch.Size, dtype: torch.dtype) -> None:
         steps, state = self._network.timesteps, F.state_dtype(dtype).itemsize
-        each = {"spikes": steps, "counts": 4, "v": steps * state}
+        of_spikes = steps if node.neuron is None else steps * dtype.itemsize
+        each = {"spikes": of_spikes, "counts": 4, "v": steps * state}
         wanted = shape.numel() * sum(each[name] for name in self._what)
         if self._bytes + wanted > self._most:
             raise ValueError(

@@ -158,6 +158,20 @@ def test_levels_are_counted_as_levels():
     assert result.spike_rate == pytest.approx(levels.item(), rel=1e-6)
 
 
+def test_a_record_of_levels_has_their_signs():
+    signed = Neuron(levels=(-1, 3), lower=0.0)
+    network, x = convert(model(), timesteps=4, neuron=signed), images()
+    (node,), sent = network.nodes().values(), []
+    node.register_forward_hook(lambda _m, _i, out: sent.append(out))
+    with network.record() as recording:
+        network(x)
+    (site,) = recording
+    spikes = recording[site].spikes
+    assert torch.equal(spikes.flatten(0, 1), sent[0]) and spikes.shape[:2] == (4, len(x))
+    assert (spikes < 0).any() and len(spikes.unique()) > 3
+    assert recording.nbytes == spikes.numel() * spikes.element_size()
+
+
 def test_what_needs_neurons_of_one_level_says_so():
     network = convert(model(), timesteps=2, neuron=Neuron(levels=(0, 2)))
     x = images()

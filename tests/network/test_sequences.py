@@ -208,6 +208,20 @@ def test_a_frame_that_is_not_finite_shows_in_its_sample(rho, value):
     assert torch.equal(found[:, [0, 2]], expected[:, [0, 2]])
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("model", [Chain, Untraced])
+def test_in_a_stream_it_shows_from_its_step_on(model, value):
+    frames = sequence()
+    network = convert(exact(model()), timesteps=4, rho=0, example_input=frames[0])
+    expected = network.run(frames)
+    frames[2, 1, 0, 4, 4] = value
+    found = torch.stack([network.step(x) for x in frames])
+    assert found[2:, 1].isnan().all() and torch.equal(found[:2], expected[:2])
+    assert torch.equal(found[:, [0, 2]], expected[:, [0, 2]])
+    network.reset()
+    assert network.step(frames[0]).isfinite().all()
+
+
 def test_static_tensors_that_meet_spikes_are_frames_too():
     class Skip(Chain):
         def forward(self, x):
