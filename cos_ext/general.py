@@ -167,6 +167,13 @@ class Neuron:
         return replace(self, levels=(low, self.levels[1]), lower=lower, count=(fewest, most))
 
     @property
+    def falls(self) -> bool:
+        """Whether what it sends may add up to less than 0, as no rectifier's does."""
+        if self.ladder is not None:
+            return not self.gated
+        return self.levels[0] < 0 and (self.count[0] is None or self.count[0] < 0)
+
+    @property
     def goes_on(self) -> bool:
         """Whether its potential is all that it carries from step to step."""
         in_time = self.step_bias is not None or self.step_scale is not None or self.silent > 0

@@ -52,6 +52,9 @@ def make_neuron(
         shown = f"{theta.min().item():.4g}..{theta.max().item():.4g}"
     origin = "from thresholds" if site in thresholds else "learned" if clip is None else "its clip"
     reason = f"{origin}; static input, read once" if static else origin
+    asked = conversion.settings.neuron
+    if asked is not None and asked.falls and kind is None:
+        reason += "; may send less than 0 in all, as no rectifier does"
     neuron.in_network = True
     conversion.neurons[site] = neuron
     conversion.add(site, conversion.traced.origin[site], "converted", reason, shown)

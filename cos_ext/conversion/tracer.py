@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from ..network.outputs import Outputs, flattened
 from ..neuron import IFNode
@@ -61,7 +62,11 @@ class Tracer(fx.Tracer):
         forward, args = super().create_args_for_root(root_fn, is_module, concrete_args)
 
         def flat(*args: Any) -> tuple[Any, ...]:
-            tensors, self.outputs = flattened(forward(*args))
+            result, info = forward(*args), getattr(self.graph._codegen, "pytree_info", None)
+            if info is not None:  # defaults that are tuples or dicts have fx flatten everything
+                result = pytree.tree_unflatten(result, info.out_spec)
+                self.graph.set_codegen(fx.graph.CodeGen())
+            tensors, self.outputs = flattened(result)
             return tensors
 
         return flat, args

@@ -8,6 +8,7 @@ import ast
 import copy
 import inspect
 import operator
+import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -105,11 +106,11 @@ def _graph_of(model: nn.Module, inputs: Inputs, tracer: Tracer) -> fx.Graph:
                 f"forward of {type(module).__name__} asks hasattr, which tracing answers wrongly"
             )
     graph = tracer.trace(model, concrete_args=dict(inputs.fixed) or None)
-    fixed = {*inputs.fixed, *(f"{name}_1" for name in inputs.fixed)}  # as fx names them
     for node in list(graph.nodes):
-        if node.op == "placeholder" and str(node.target) in fixed.difference(inputs.names):
-            _erase_assertions(graph, node)
-            graph.erase_node(node)
+        name = str(node.target)
+        given = {name, re.sub(r"_\d+$", "", name)}  # fx numbers them, the parts of a tuple on
+        if node.op == "placeholder" and name not in inputs.names and given & inputs.fixed.keys():
+            _erase_with_assertions(graph, node)
     return graph
 
 
@@ -199,14 +200,14 @@ def _is_right(
         return False
 
 
-def _erase_assertions(graph: fx.Graph, node: fx.Node) -> None:
-    """Erase what fx adds to assert that an argument has its default."""
-    dead, doomed = [node], [node]
+def _erase_with_assertions(graph: fx.Graph, node: fx.Node) -> None:
+    """Erase an argument, and what fx adds to assert that it has its default."""
+    dead, doomed = [node], {node: None}
     while dead:
         for user in dead.pop().users:
-            doomed.append(user)
+            doomed[user] = None
             dead.append(user)
-    for user in reversed(doomed):
+    for user in reversed(list(doomed)):
         asserts = user.target in (operator.eq, torch._assert, _assert_is_none)
         if user is not node and (user.op != "call_function" or not asserts):
             raise ValueError(f"{node.target} is read although it has its default")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import types
+import warnings
 
 import pytest
 import torch
@@ -183,7 +184,15 @@ def test_defaults_of_forward_are_kept():
             y = self.relu(self.c1(x)) * scale
             return self.head(y) if features is None and not flag else y
 
-    assert exact(build(None, WithDefaults), example=False)(X).shape == (LEVELS, 8, 5)
+    class WithContainers(Model):
+        def forward(self, x, factors=(2.0, 0.5), *, names={"relu": 1.5}):  # noqa: B006
+            return self.head(self.relu(self.c1(x)) * factors[0] * names["relu"])
+
+    for kind in (WithDefaults, WithContainers):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            network = exact(build(None, kind), example=False)
+        assert network(X).shape == (LEVELS, 8, 5)
 
 
 def test_questions_for_types_need_an_example():

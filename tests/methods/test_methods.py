@@ -172,6 +172,24 @@ def test_a_record_of_levels_has_their_signs():
     assert recording.nbytes == spikes.numel() * spikes.element_size()
 
 
+@pytest.mark.parametrize(
+    "falls, neuron",
+    [
+        (True, Neuron(levels=(-1, 1), lower=0.5)),
+        (True, Neuron(levels=(-1, 1), lower=0.5, count=(-2, None))),
+        (True, Neuron(ladder=3)),
+        (False, Neuron(levels=(-1, 1), lower=0.5, count=(0, 9))),
+        (False, Neuron(ladder=3, gated=True)),
+        (False, Neuron(levels=(0, 3))),
+        (False, None),
+    ],
+)
+def test_the_report_says_where_no_rectifier_is_left(falls, neuron):
+    network = convert(model(), timesteps=4, neuron=neuron)
+    reasons = [e.reason for e in network.report.entries if e.status == "converted"]
+    assert reasons and all(("less than 0 in all" in reason) == falls for reason in reasons)
+
+
 def test_what_needs_neurons_of_one_level_says_so():
     network = convert(model(), timesteps=2, neuron=Neuron(levels=(0, 2)))
     x = images()
