@@ -178,6 +178,21 @@ class Inception(nn.Module):
         return self.head(y.amax((2, 3))), self.aux(x.mean((2, 3)))
 
 
+class Lines(nn.Module):
+    """CRNN: convolutions, then a recurrent layer over the columns of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(conv_bn(3, WIDTH, 3, 2), nn.ReLU())
+        self.second, self.relu = conv_bn(WIDTH, WIDTH, 3), nn.ReLU()
+        self.over = nn.GRU(WIDTH * 4, 5, num_layers=2, batch_first=True, bidirectional=True)
+        self.between, self.act, self.head = nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = self.relu(self.second(self.stem(x))).permute(0, 3, 1, 2).flatten(2)
+        return self.head(self.act(self.between(self.over(columns)[0]))[:, -1])
+
+
 IMAGE = (3, 8, 8)
 # By name: the model, the shape of a sample, and where neurons stand. Words are integers below 20.
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
@@ -193,4 +208,5 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "swin": (Windows, IMAGE, "inputs"),
     "bert": (Words, (6,), "inputs"),
     "inception": (Inception, IMAGE, "activations"),
+    "crnn": (Lines, IMAGE, "activations"),
 }

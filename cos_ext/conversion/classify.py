@@ -135,6 +135,8 @@ class Classify:
         call, rule = Call(node, conversion.model, facts), rule_of(node, conversion.model)
         if node not in facts.ranks and (rank := module_rank(call, rule)) is not None:
             facts.ranks[node] = rank
+        if rule is not None and rule.makes_list:
+            facts.lists.add(node)
         activation = site in conversion.traced.sites
         if activation and len(call.sources) == 1 and node not in facts.batched:
             self._keep(conversion, site, module, "of constants, no neurons")

@@ -44,7 +44,7 @@ class CountWork:
 
 
 def _multiplications(conversion: Conversion, node: fx.Node) -> int:
-    """Of a convolution or Linear with its weights, on the example."""
+    """Of a convolution, Linear or recurrent layer with its weights, on the example."""
     root, places = conversion.model, node
     weight = None
     if node.op == "call_module":
@@ -52,6 +52,9 @@ def _multiplications(conversion: Conversion, node: fx.Node) -> int:
         if isinstance(layer, (nn.Linear, *for_dimensions("Conv", "ConvTranspose"))):
             weight = layer.weight
             places = node.all_input_nodes[0] if "Transpose" in type(layer).__name__ else node
+        if isinstance(layer, nn.RNNBase):
+            weights = sum(p.numel() for p in layer.parameters() if p.dim() > 1)
+            return weights * conversion.shapes[node.all_input_nodes[0]][:2].numel()
     elif node.target in FUNCTIONS or node.target is torch.addmm:
         added = node.target is torch.addmm  # with its weight [in, out]
         given = argument(node, 2, "mat2") if added else argument(node, 1, "weight")

@@ -111,7 +111,22 @@ CURVED = [
     (nn.InstanceNorm3d(2), (2, 3, 3, 3)),
     (nn.LPPool1d(2, 2), (2, 6)),
     (nn.LPPool2d(2, 2), (2, 4, 4)),
+    (nn.LSTM(4, 3, batch_first=True), (5, 4)),
+    (nn.GRU(4, 3, 2, batch_first=True, bidirectional=True), (5, 4)),
+    (nn.RNN(4, 3, batch_first=True), (5, 4)),
 ]
+
+
+class First(nn.Module):
+    """The first of what a module gives."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        out = self.module(x)
+        return out[0] if isinstance(out, tuple) else out
 
 
 def with_samples_apart(module, x):
@@ -126,7 +141,7 @@ def test_a_difference_has_the_function_of_the_mean_as_its_mean_at_every_step(mod
     module = module.double().eval()
     rule = rule_for(type(module))
     assert rule.check_module(module) is not None and rule.check_sample_module(module) is None
-    steps = 5
+    steps, module = 5, First(module)
     x = torch.randn(steps, 3, *shape, dtype=torch.float64, generator=torch.manual_seed(0))
     ends = nn.Sequential(RunningMean(steps), module, Difference(steps))
     y = ends(x.flatten(0, 1)).unflatten(0, (steps, 3))

@@ -281,3 +281,27 @@ class LargerOrSmaller(Elementwise, Curved):
 
     def check_sample(self, call: Call) -> Refusal | None:
         return Elementwise.check(self, call)
+
+
+@register
+class Recurrent(Curved):
+    """A sequence [B, N, C] of each sample: its own time is another than the spikes'."""
+
+    modules = (nn.LSTM, nn.GRU, nn.RNN)
+    makes_list = True  # what it gives, and its state [layers, B, H]
+
+    def check_sample_module(self, module: nn.Module) -> Refusal | None:
+        if getattr(module, "batch_first", False):
+            return None
+        return Refusal("has the batch second", "make it with batch_first=True")
+
+    def check_sample(self, call: Call) -> Refusal | None:
+        assert call.module is not None
+        if call.rank == 3:
+            return self.check_sample_module(call.module)
+        return Refusal(
+            "may take the batch for its own time", "give it [B, N, C], and an example_input"
+        )
+
+    def leads(self, call: Call) -> bool:
+        return False  # its state has the batch second

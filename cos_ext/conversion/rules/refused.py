@@ -52,14 +52,3 @@ class Attention(Refused):
 
     def leads(self, call: Call) -> bool:
         return False  # it may have the batch second
-
-
-@register
-class Recurrent(Refused):
-    """Its own time would meet that of the spikes."""
-
-    modules = (nn.LSTM, nn.GRU, nn.RNN)
-    why = Refusal("keeps a state over a time of its own", "keep it before the first activation")
-
-    def leads(self, call: Call) -> bool:
-        return False  # it may have the batch second
