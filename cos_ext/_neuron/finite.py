@@ -15,6 +15,7 @@ def unfit(x: Tensor) -> Tensor:
 
     -inf is below every threshold, for a rectifier, too.
     """
+    x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
     if not x.is_floating_point() or x.numel() == 0:
         return x.new_zeros(x.shape[:1], dtype=torch.bool)
     most = x.amax(tuple(range(1, x.dim()))) if x.dim() > 1 else x

@@ -24,7 +24,7 @@ class Unfit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         marks, frames = unfit(x), frames_now() or 1
-        if self.sums and x.is_floating_point():
+        if self.sums and (x.is_floating_point() or x.is_complex()):
             marks = marks | unfit(-x)
         by_frame = marks.shape[0] % frames == 0
         return marks.view(frames, -1).any(0) if by_frame else marks

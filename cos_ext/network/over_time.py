@@ -27,6 +27,13 @@ def odd(x: Tensor) -> Tensor:
     return unfit(x) | unfit(-x)
 
 
+def wide(x: Tensor) -> Tensor:
+    """In the state dtype, in which sums are kept; complex numbers in that of their parts."""
+    if x.is_complex():
+        return x.to(torch.complex128 if x.dtype == torch.complex128 else torch.complex64)
+    return x.to(F.state_dtype(x.dtype))
+
+
 class Timed(nn.Module):
     """A module that knows how many steps are run; the network's settings set `timesteps`."""
 
@@ -53,8 +60,8 @@ class RunningMean(Timed):
     """The mean of x(1), ..., x(t) at every step t: [T*B, ...] to [T*B, ...]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        wide, now = self.by_step(x).to(F.state_dtype(x.dtype)), portion()
-        total = wide.cumsum(0)
+        steps, now = wide(self.by_step(x)), portion()
+        total = steps.cumsum(0)
         if now is not None:
             before = now.potentials.get(self)
             if before is not None:
@@ -67,8 +74,8 @@ class Difference(Timed):
     """t m(t) - (t-1) m(t-1) of running means m, [T*B, ...] to [T*B, ...]: what comes at step t."""
 
     def forward(self, x: Tensor) -> Tensor:
-        wide, now = self.by_step(x).to(F.state_dtype(x.dtype)), portion()
-        total = wide * _times(wide)
+        steps, now = wide(self.by_step(x)), portion()
+        total = steps * _times(steps)
         before = None if now is None else now.potentials.get(self)
         if now is not None:
             now.potentials[self] = total[-1].clone()
@@ -87,6 +94,5 @@ def _times(x: Tensor) -> Tensor:
     """The number of every step of [T, ...], which broadcasts to it."""
     now = portion()
     first = 1 if now is None else now.first
-    return torch.arange(first, first + x.shape[0], device=x.device, dtype=x.dtype).view(
-        -1, *[1] * (x.dim() - 1)
-    )
+    times = torch.arange(first, first + x.shape[0], device=x.device, dtype=x.real.dtype)
+    return times.view(-1, *[1] * (x.dim() - 1))

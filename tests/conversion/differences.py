@@ -126,6 +126,11 @@ NETS = {
     "amin": (lambda m, h, x: h + m.second(h).amin((2, 3), keepdim=True), {}),
     "norm": (lambda m, h, x: h + m.second(h).norm(dim=1, keepdim=True), {}),
     "var": (lambda m, h, x: h + m.second(h).var((2, 3), keepdim=True), {}),
+    "a spectrum": (lambda m, h, x: torch.fft.fft2(h).abs() - h, {}),
+    "waves that meet": (
+        lambda m, h, x: torch.fft.ifft2(torch.fft.fft2(h) * torch.fft.fft2(m.second(h))).real,
+        {},
+    ),
     "powers": (lambda m, h, x: m.second(h) ** 2 - 2**h, {}),
     "normalize": (lambda m, h, x: TF.normalize(m.second(h) + 0.1), {}),
     "maximum": (lambda m, h, x: torch.maximum(m.second(h), m.skip(x)), {}),

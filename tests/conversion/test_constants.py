@@ -22,6 +22,7 @@ class Linears(Wrapped):
         self.right = nn.Parameter(RIGHT.clone())
         self.register_buffer("many", MANY.clone())
         self.register_buffer("line", torch.linspace(-1, 1, 6))
+        self.register_buffer("waves", torch.complex(MANY[..., :4], -MANY[..., 2:]))
 
 
 def head(m, h):
@@ -39,6 +40,10 @@ PRODUCTS = {
     "a batch of one": lambda m, h: m.many[None] @ h,
     "vector": lambda m, h: (m.line @ h).unsqueeze(2).expand(-1, 4, 6, 6),
     "addmm": lambda m, h: torch.addmm(m.line, h.reshape(-1, 6), m.right).view(-1, 4, 6, 6),
+    "turned": lambda m, h: (m.left @ h.mT).mT,
+    "Fourier, lines": lambda m, h: torch.fft.fft(h).real - torch.fft.ifft(h, dim=1).imag,
+    "Fourier, planes": lambda m, h: torch.fft.irfft2(torch.fft.rfft2(h) * m.waves, s=(6, 6)),
+    "Fourier, spaces": lambda m, h: torch.fft.ifftn(torch.fft.fftn(h, dim=(1, 2)), dim=(2,)).real,
     "einsum left": lambda m, h: torch.einsum("nm,bcmk->bcnk", m.left, h),
     "einsum right": lambda m, h: torch.einsum("bcnk, km -> bcnm", h, m.right),
     "einsum both": lambda m, h: torch.einsum("nm,bcmk,kl->bcnl", m.left, h, m.right),
@@ -73,6 +78,9 @@ REFUSED = {
         lambda m, h: torch.einsum("bcmk,bn->cmkn", h, m.left[:2, :4]),
         "dimension of",
     ),
+    "all that is there": (lambda m, h: torch.fft.fftn(h).real, "dim .None. may be the batch"),
+    "waves over the batch": (lambda m, h: torch.fft.fft(h, dim=0).real, "may be the batch"),
+    "the batch turned": (lambda m, h: h.T, "no rule converts the attribute T"),
     "the batch last": (lambda m, h: torch.einsum("bcmk->cmkb", h), "dimension of its own"),
     "matrices for the batch": (
         lambda m, h: m.many[:2].unsqueeze(1) @ h,

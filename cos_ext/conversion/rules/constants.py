@@ -14,7 +14,7 @@ from torch.nn import functional as TF
 from ..graphs import attribute
 from ..sizes import Size
 from .base import Call, Memory, Refusal, Rule, register
-from .shapes import FOLDED
+from .shapes import FOLDED, per_sample
 
 ONE_CONSTANT = Refusal(
     "multiplies tensors that both depend on the model's input",
@@ -188,6 +188,22 @@ class Einsum(Rule):
 
     def leads(self, call: Call) -> bool:
         return self.check_sample(call) is None
+
+
+@register
+class Fourier(Rule):
+    """A discrete Fourier transform: a product with a fixed matrix, along dimensions of a sample."""
+
+    lines = (torch.fft.fft, torch.fft.ifft, torch.fft.rfft, torch.fft.irfft)
+    planes = (torch.fft.fft2, torch.fft.ifft2, torch.fft.rfft2, torch.fft.irfft2)
+    spaces = (torch.fft.fftn, torch.fft.ifftn, torch.fft.rfftn, torch.fft.irfftn)
+    functions = (*lines, *planes, *spaces)
+    memory = Memory.OWN
+
+    def check(self, call: Call) -> Refusal | None:
+        usual = -1 if call.node.target in self.lines else (-2, -1)
+        dims = call.argument(2, "dim", None if call.node.target in self.spaces else usual)
+        return per_sample(call, dims)
 
 
 class ForEverySample(Rule):

@@ -10,7 +10,7 @@ import operator
 from torch import fx
 
 from ..sizes import Size, computed, dimension
-from .base import NO_RULE, WRITE_ONE, Call, Refusal, Rule, register
+from .base import NO_RULE, WRITE_ONE, Call, Memory, Refusal, Rule, register
 
 # Functions that make numbers of numbers.
 ARITHMETIC = (
@@ -95,9 +95,12 @@ class Elements(Number):
 
 @register
 class Attribute(Number):
-    """x.shape, x.ndim, x.dtype and x.device; no other attribute has a rule."""
+    """x.shape, x.ndim, x.dtype and x.device, which are numbers; the parts of complex numbers, and
+    matrices turned. No other attribute has a rule.
+    """
 
     functions = (getattr,)
+    memory = Memory.INPUT
 
     def number(self, call: Call) -> Size | None:
         name = call.node.args[1]
@@ -106,7 +109,10 @@ class Attribute(Number):
         return of_tensor(call, Size.PLAIN) if name in PLAIN_ATTRIBUTES else None
 
     def check(self, call: Call) -> Refusal | None:
-        return Refusal(f"no rule converts the attribute {call.node.args[1]}", WRITE_ONE)
+        name = call.node.args[1]
+        if name in ("real", "imag") or (name == "mT" and (call.rank or 0) >= 3):
+            return None
+        return Refusal(f"no rule converts the attribute {name}", WRITE_ONE)
 
 
 @register
