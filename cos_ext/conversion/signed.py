@@ -15,6 +15,7 @@ from .rules.constants import Attention, Einsum, MatrixProduct
 from .rules.curves import Gate, InPlace, OtherActivation
 from .rules.linear import Convolution, Linear, WeightedCall
 from .rules.rectifiers import Rectifier, Signed, is_rectifier
+from .rules.sizes import is_size
 from .rules.sums import Product
 
 # Where neurons stand: after all activations; after those that are max(x, 0), clipped or not; or
@@ -111,6 +112,8 @@ class Places:
     def _pass(self, node: fx.Node) -> None:
         if node.op != "placeholder" and not self.given.intersection(node.all_input_nodes):
             return
+        if is_size(node):
+            return  # what is repeated as often as there are samples does not depend on them
         self.given.add(node)
         if self._begins(node) or self.passed.intersection(node.all_input_nodes):
             self.passed.add(node)

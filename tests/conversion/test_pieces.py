@@ -131,9 +131,17 @@ def test_attention_of_encoder_layers_is_written_out(norm_first, layers):
     assert network.rate(WORDS).shape == (3, 5, 3)
 
 
-def test_layers_of_constants_have_no_neurons_before_them():
+REPEATED = {
+    "added": lambda line, x: line,
+    "as often as there are samples": lambda line, x: line.expand(x.shape[0], -1),
+    "by another name": lambda line, x: line.repeat(x.size(0), 1),
+}
+
+
+@pytest.mark.parametrize("repeated", REPEATED.values(), ids=REPEATED)
+def test_layers_of_constants_have_no_neurons_before_them(repeated):
     def forward(self, x):
-        bias = self.second(self.first(self.line))
+        bias = self.second(self.first(repeated(self.line, x)))
         return self.head(self.second(self.conv(x)).flatten(1) + bias.repeat(1, 24))
 
     model = Wrapped(forward, first=nn.Linear(6, 6), second=nn.Linear(6, 6))

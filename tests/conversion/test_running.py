@@ -41,9 +41,7 @@ def thresholds_of(model, x=X):
 def test_converts_exactly_for_any_batch(function):
     model = build(function)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(
-        ConversionError, match=r"cannot be traced.*looking.py:\d+.*example_input"
-    ):
+    with pytest.raises(ConversionError, match=r"cannot be traced.*looking.py:\d+.*example_input"):
         convert(model, timesteps=LEVELS)
     thresholds = thresholds_of(model)
     options = {"timesteps": LEVELS, "rho": LEVELS, "iterations": None}

@@ -54,6 +54,13 @@ def batch_of(call: Call, tensor: fx.Node) -> Size:
     return Size.BATCH if tensor in call.facts.leading else Size.MIXED
 
 
+def is_size(node: fx.Node) -> bool:
+    """Whether a node reads of a tensor what no number in it changes."""
+    if node.op == "call_method":
+        return node.target in (*Shape.methods, *Dimensions.methods, *Elements.methods)
+    return node.target is getattr and node.args[1] in ("shape", *PLAIN_ATTRIBUTES)
+
+
 class Number(Rule):
     """Makes numbers. One that knows the batch is refused where it is used, not where it is made."""
 
