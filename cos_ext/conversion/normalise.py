@@ -73,26 +73,17 @@ class NormaliseCalls:
 
     @staticmethod
     def _stacked(node: fx.Node) -> None:
-        """torch.stack(parts).sum(0), where the batch is second: a sum part by part."""
+        """torch.stack(parts).sum(0): the parts are stacked behind the batch, and summed there."""
         source, given = argument(node, 0, "input"), argument(node, 1, "dim")
-        parts: Any = None
-        if isinstance(source, fx.Node) and source.target is torch.stack:
-            parts = argument(source, 0, "tensors")
-        stacked = isinstance(parts, (tuple, list)) and len(parts) > 1 and len(source.users) == 1
-        first = stacked and argument(source, 1, "dim", 0) == 0 and given in (0, (0,), [0])
-        if not first or len(node.args) + len(node.kwargs) > 2:  # keepdim, dtype, out
+        if not isinstance(source, fx.Node) or source.target is not torch.stack:
             return
-        graph, calls = node.graph, [(operator.add, part) for part in parts[1:]]
-        if node.target in _MEANS:
-            calls.append((operator.truediv, len(parts)))
-        made = parts[0]
-        with graph.inserting_before(node):
-            for function, value in calls:
-                made = graph.call_function(function, (made, value))
-                made.meta = dict(node.meta)
-        node.replace_all_uses_with(made)
-        graph.erase_node(node)
-        graph.erase_node(source)
+        parts, dim = argument(source, 0, "tensors"), argument(source, 1, "dim", 0)
+        keeps = argument(node, 2, "keepdim", False)
+        if (dim, keeps) != (0, False) or given not in (0, (0,), [0]) or len(source.users) != 1:
+            return
+        others = {name: value for name, value in node.kwargs.items() if name in ("dtype", "out")}
+        source.args, source.kwargs = (parts, 1), {}
+        node.args, node.kwargs = (source, 1), others
 
     @staticmethod
     def _maximum(conversion: Conversion, node: fx.Node) -> None:

@@ -48,6 +48,8 @@ def test_pieces_of_the_same_samples_meet(function):
 STACKED = {
     "sum": lambda parts: torch.stack(parts).sum(dim=0),
     "mean": lambda parts: torch.mean(torch.stack(tuple(parts), 0), 0),
+    "how many": lambda parts: torch.stack([parts[2] > 0, parts[2] > 0.1]).sum(0) + parts[0],
+    "by name": lambda parts: torch.stack(dim=0, tensors=parts).sum(dim=[0], dtype=torch.float64),
 }
 
 
