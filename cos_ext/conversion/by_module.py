@@ -30,6 +30,10 @@ NO_ORDER = Refusal(
     "max pooling does not commute with the mean over time",
     'in a model that cannot be traced choose max_pool="difference", "avg" or "spike"',
 )
+SEVERAL = Refusal(
+    "gives several tensors in a model that cannot be traced",
+    "make the model one that can: see why it cannot be traced",
+)
 OFTEN = Refusal(
     "is not linear in the spikes, and is not called once",
     "give every call a module of its own; running means are kept by module",
@@ -83,9 +87,8 @@ class ClassifyModules:
                 return
             refusal = why
             if conversion.settings.nonlinear == "difference":
-                refusal = rule.check_sample_module(module) or self._on_means(
-                    conversion, name, module, times
-                )
+                refusal = SEVERAL if rule.makes_list else rule.check_sample_module(module)
+                refusal = refusal or self._on_means(conversion, name, module, times)
         if refusal is not None:
             conversion.refuse(name, kind, refusal)
 

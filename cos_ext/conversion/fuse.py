@@ -202,7 +202,7 @@ def pooling_of(node: fx.Node) -> nn.Module | None:
 
 
 def pair(size: Any) -> tuple[int, int]:
-    return size if isinstance(size, tuple) else (size, size)
+    return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
 
 
 def _per_channel(values: Tensor, space: int) -> Tensor:

@@ -127,7 +127,7 @@ def _skeleton(model: nn.Module) -> nn.Module:
         x
         for name, x in (*model.named_parameters(), *model.named_buffers())
         if x.is_meta
-        or (x.is_floating_point() and not x.isfinite().all())
+        or (x.is_floating_point() and _unfit(name, x))
         or (name.endswith("running_var") and not (x > 0).all())
     ]
     if not odd:
@@ -138,6 +138,12 @@ def _skeleton(model: nn.Module) -> nn.Module:
         for key, x in ((id(x), x) for x in odd)
     }
     return copy.deepcopy(model, made)
+
+
+def _unfit(name: str, x: Tensor) -> bool:
+    """Whether convert() would refuse it; a mask that is a buffer may have infinity."""
+    masks = not isinstance(x, nn.Parameter) and not name.endswith(("running_mean", "running_var"))
+    return bool((x.isnan() if masks else x.isfinite().logical_not()).any())
 
 
 def _check_complete(path: Any, model: nn.Module) -> None:

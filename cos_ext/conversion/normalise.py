@@ -78,7 +78,7 @@ class NormaliseCalls:
         if not isinstance(source, fx.Node) or source.target is not torch.stack:
             return
         parts, dim = argument(source, 0, "tensors"), argument(source, 1, "dim", 0)
-        keeps = argument(node, 2, "keepdim", False)
+        keeps = argument(node, 2, "keepdim", False) or "out" in source.kwargs
         if (dim, keeps) != (0, False) or given not in (0, (0,), [0]) or len(source.users) != 1:
             return
         others = {name: value for name, value in node.kwargs.items() if name in ("dtype", "out")}

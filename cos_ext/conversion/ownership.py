@@ -27,6 +27,8 @@ IN_PLACE = (
     operator.setitem,
 )
 
+IN_PLACE_METHODS = ("__setitem__", *(f"__{each.__name__}__" for each in IN_PLACE[:-1]))
+
 
 def owned(root: nn.Module, node: fx.Node) -> bool:
     """Whether one reader alone sees this tensor's memory, so that it may be overwritten."""
@@ -51,7 +53,7 @@ def writes(root: nn.Module, node: fx.Node) -> bool:
     if node.op not in ("call_function", "call_method"):
         return False
     name = label_of(node)
-    by_name = name.endswith("_") and not name.endswith("__")
+    by_name = name.endswith("_") and (not name.endswith("__") or name in IN_PLACE_METHODS)
     by_argument = node.kwargs.get("inplace") is True or node.kwargs.get("out") is not None
     return node.target in IN_PLACE or by_name or by_argument
 
@@ -63,12 +65,12 @@ class RefuseWrites:
 
     def apply(self, conversion: Conversion) -> None:
         for node in conversion.graph.nodes:
-            first = node.args[0] if node.args else node.kwargs.get("input")
-            if not writes(conversion.model, node) or not isinstance(first, fx.Node):
+            if not writes(conversion.model, node) or not node.all_input_nodes:
                 continue
-            if first.op == "get_attr" and not node.users:
+            first, out = node.all_input_nodes[0], node.kwargs.get("out")
+            if first.op == "get_attr" and not node.users and out is None:
                 continue  # a counter of the model's own, which nothing reads
-            if owned(conversion.model, first):
+            if owned(conversion.model, first) and out is None:
                 continue
             adds = node.target in (operator.iadd, "add_")
             why = Refusal(

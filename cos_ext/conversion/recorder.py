@@ -235,6 +235,9 @@ class Recorder(TorchFunctionMode):
         if isinstance(result, Tensor):
             self._enter(result, self._create(op, target, args, kwargs))
         elif isinstance(result, (tuple, list)) and _has_tensors(result):
+            # How many there are may be a size, which forward is told so; not of max() and the like.
+            plain = op != "call_module" and type(result) in (tuple, list)
+            self.looked |= plain and any(isinstance(part, FakeTensor) for part in result)
             node = self._create(op, target, args, kwargs)
             self._take_apart(result, node)
             if all(part in self.real for part in node.users):

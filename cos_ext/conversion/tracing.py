@@ -106,10 +106,14 @@ def _graph_of(model: nn.Module, inputs: Inputs, tracer: Tracer) -> fx.Graph:
                 f"forward of {type(module).__name__} asks hasattr, which tracing answers wrongly"
             )
     graph = tracer.trace(model, concrete_args=dict(inputs.fixed) or None)
+    wanted = set(inputs.names)
     for node in list(graph.nodes):
         name = str(node.target)
+        if node.op == "placeholder" and name in wanted:
+            wanted.remove(name)
+            continue
         given = {name, re.sub(r"_\d+$", "", name)}  # fx numbers them, the parts of a tuple on
-        if node.op == "placeholder" and name not in inputs.names and given & inputs.fixed.keys():
+        if node.op == "placeholder" and given & inputs.fixed.keys():
             _erase_with_assertions(graph, node)
     return graph
 

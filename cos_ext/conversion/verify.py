@@ -29,7 +29,7 @@ from .report import ConversionError
 from .state import Conversion
 
 LEVELS = 2  # of the quantised ANN, and steps of the network, in the check
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError)
+FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AssertionError)
 
 
 class VerifyTrace:

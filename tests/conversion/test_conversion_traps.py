@@ -188,7 +188,11 @@ def test_defaults_of_forward_are_kept():
         def forward(self, x, factors=(2.0, 0.5), *, names={"relu": 1.5}):  # noqa: B006
             return self.head(self.relu(self.c1(x)) * factors[0] * names["relu"])
 
-    for kind in (WithDefaults, WithContainers):
+    class WithItsName(Model):
+        def forward(self, factors_1, factors=(2.0, 0.5)):
+            return self.head(self.relu(self.c1(factors_1)) * factors[1])
+
+    for kind in (WithDefaults, WithContainers, WithItsName):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             network = exact(build(None, kind), example=False)

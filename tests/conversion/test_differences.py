@@ -199,6 +199,20 @@ class Walks(nn.Module):
         return self.head(self.two(self.second(h) + 0.3).flatten(1))
 
 
+def test_recurrent_layers_are_not_walked():
+    class Sequence(Walks):
+        def __init__(self):
+            super().__init__()
+            self.over = nn.GRU(6, 6, batch_first=True)
+
+        def forward(self, x):
+            untraced(x)
+            return self.over(self.act(self.conv(x)).flatten(1, 2))[0]
+
+    with pytest.raises(ConversionError, match=r"over \(GRU\): gives several tensors"):
+        made(Sequence().double().eval(), timesteps=4, example_input=X)
+
+
 def test_a_model_that_is_walked(tmp_path):
     model = Walks().double().eval()
     network = made(model, timesteps=7, example_input=X)

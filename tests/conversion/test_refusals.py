@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import fx, nn
 from torch.nn import functional as TF
-from wrapped import IMAGES, InPlace, Wrapped
+from wrapped import IMAGES, InPlace, Wrapped, lossless
 
 from cos_ext import QCFS, ConversionError, IFNode, convert
 
@@ -136,6 +136,18 @@ def test_an_example_of_the_wrong_shape_is_told_so():
             lambda m, x: TF.linear(m.act(m.conv(x)).flatten(1), m.head(m.conv(x).flatten(1))),
             {},
             "weights that depend",
+        ),
+        (
+            lambda m, x: torch.addmm(
+                torch.ones(4, 3), m.act(m.conv(x)).flatten(1), m.head.weight.mT
+            ),
+            {},
+            "would meet the batch",
+        ),
+        (
+            lambda m, x: m.head(m.f(m.act(m.conv(x)).flatten(2))[1].flatten(1)),
+            {"f": nn.GRU(36, 36, batch_first=True)},
+            "hands on its state",
         ),
         (
             lambda m, x: torch.addmm(m.act(m.conv(x)).flatten(1), x.flatten(1), m.head.weight.mT),
@@ -295,3 +307,44 @@ def test_a_non_positive_learned_threshold_is_refused():
         model.act.threshold.fill_(-0.1)
     with pytest.raises(ConversionError, match=r"act \(QCFS\): v_threshold must be positive"):
         convert(model, timesteps=4)
+
+
+def into_out(m, x):
+    z = x.clone()
+    torch.tanh(3 * x, out=z)
+    return m.head(m.act(m.conv(z)).flatten(1))
+
+
+def into_a_list(m, x):
+    z = x + 0.0
+    torch._foreach_mul_([z], 3.0)
+    return m.head(m.act(m.conv(z)).flatten(1))
+
+
+def by_another_name(m, x):
+    z = x.clone()
+    nn.init.constant_(z, 1.0)
+    return m.head(m.act(m.conv(z)).flatten(1))
+
+
+def by_the_method(m, x):
+    z = x.clone()
+    z.__setitem__((slice(None), 0), 1.0)
+    return m.head(m.act(m.conv(z)).flatten(1))
+
+
+@pytest.mark.parametrize("function", [into_out, into_a_list, by_another_name, by_the_method])
+def test_writes_that_nobody_reads_by_their_name_are_refused(function):
+    with pytest.raises(ConversionError, match="in place on a tensor that others may read"):
+        convert(Wrapped(function), timesteps=2)
+
+
+@pytest.mark.parametrize("function", [into_a_list, by_another_name])
+def test_a_run_sees_what_such_writes_give(function):
+    lossless(Wrapped(function))
+
+
+@pytest.mark.parametrize("function", [into_out, by_the_method])
+def test_a_run_refuses_such_writes(function):
+    with pytest.raises(ConversionError, match="in place on a tensor that others may read"):
+        convert(Wrapped(function), timesteps=2, example_input=IMAGES)

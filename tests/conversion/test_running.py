@@ -84,6 +84,15 @@ def test_what_has_offenders_is_run_where_there_is_an_example(tmp_path):
     assert torch.equal(again(X), network(X))
 
 
+@torch.no_grad()
+def test_how_many_parts_there_are_is_a_shape():
+    model = build(lambda m, x: m.fc(sum(m.relu(t) for t in m.a(x).unbind(1))))
+    thresholds = thresholds_of(model)
+    network = convert(model, timesteps=4, thresholds=thresholds, example_input=X)
+    with pytest.raises(ValueError, match=r"must be \[B, 6, 8\]"):
+        network(torch.randn(2, 7, 8, dtype=torch.float64))
+
+
 def test_of_two_attempts_the_first_says_why():
     model = Computes().double().eval()
     model.fc = nn.Sequential(head(), nn.RReLU()).double().eval()  # which both refuse

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as TF
 
-from cos_ext import ConversionError, calibrate_thresholds, convert
+from cos_ext import ConversionError, calibrate_thresholds, convert, load_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 T = 4
@@ -154,6 +154,15 @@ def test_signed_neurons_stand_inside_of_a_layer(name):
     options = {"thresholds": thresholds, "spikes": "inputs", "example_input": inputs}
     network = convert(model, timesteps=256, rho=256, iterations=None, **options)
     torch.testing.assert_close(network.rate(*inputs), model(*inputs), rtol=0, atol=0.01)
+
+
+def test_a_mask_with_infinity_is_loaded(tmp_path):
+    model, inputs = made("encoder, causal")
+    thresholds = calibrate_thresholds(model, [inputs], progress=False)
+    network = convert(model, timesteps=T, thresholds=thresholds, example_input=inputs)
+    network.save(tmp_path / "snn")
+    again = load_network(tmp_path / "snn", model, example_input=inputs)
+    assert torch.equal(again(*inputs), network(*inputs))
 
 
 def test_gelu_of_a_layer_is_an_activation():

@@ -297,11 +297,13 @@ class Recurrent(Curved):
 
     def check_sample(self, call: Call) -> Refusal | None:
         assert call.module is not None
+        used = [user for user in call.node.users if user.users or user.op == "output"]
+        if any(user.target is not operator.getitem or user.args[1] != 0 for user in used):
+            return Refusal(
+                "hands on its state, which has the batch second", "use its output: out[:, -1]"
+            )
         if call.rank == 3:
             return self.check_sample_module(call.module)
         return Refusal(
             "may take the batch for its own time", "give it [B, N, C], and an example_input"
         )
-
-    def leads(self, call: Call) -> bool:
-        return False  # its state has the batch second

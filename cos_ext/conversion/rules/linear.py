@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.nn import functional as TF
 
 from .base import Call, Memory, Refusal, Rule, for_dimensions, register, space_of
+from .constants import constant
 
 
 @register
@@ -67,3 +68,13 @@ class AddedProduct(WeightedCall):
 
     def weights(self, call: Call) -> tuple[Any, ...]:
         return call.argument(0, "input"), call.argument(2, "mat2")
+
+    def check(self, call: Call) -> Refusal | None:
+        added = constant(call, call.argument(0, "input"))
+        if added is not None and added.dim() > 1 and added.shape[0] != 1:
+            return Refusal(
+                f"adds a constant of shape {tuple(added.shape)}, whose first dimension would meet "
+                "the batch",
+                "give it the shape of one sample, or a first dimension of 1",
+            )
+        return super().check(call)
